@@ -1,0 +1,31 @@
+"""ddpm_edu: diffusion models from first noise to Stable Diffusion XL, small enough to read.
+
+Start with `schedule.py`, then `diffusion.py`; `unet.py` is the network. The names below are loaded with
+the package; the rest (`data`, `metrics`, `plot`, `widgets`, ...) is imported when first touched, so that
+`import ddpm_edu` stays quick.
+"""
+import importlib
+
+from .diffusion import (Cond, Step, class_cond, ddpm, generators, guided, karras_timesteps, last, loss, noise,
+                        sample, spaced_timesteps)
+from .errors import (CheckpointError, DataError, DdpmEduError, OptionError, ScheduleError, ShapeError,
+                     TrainingError)
+from .schedule import Schedule
+from .solvers import SAMPLERS
+
+__version__ = "0.1.0"
+_SUBMODULES = ("check", "checkpoint", "cli", "data", "diffusion", "errors", "exercises", "metrics", "mlp", "plot",
+               "schedule", "solvers", "train", "unet", "unet_classic", "widgets")
+__all__ = ["Schedule", "Cond", "Step", "class_cond", "loss", "sample", "ddpm", "guided", "last", "noise", "generators",
+           "spaced_timesteps", "karras_timesteps", "SAMPLERS", "DdpmEduError", "ScheduleError", "ShapeError",
+           "OptionError", "DataError", "CheckpointError", "TrainingError"]
+
+
+def __getattr__(name):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_SUBMODULES})

@@ -1,0 +1,262 @@
+"""Training loss and the two basic samplers: Algorithm 1 and 2 of DDPM, and DDIM.
+
+A denoiser is any callable (x_t, t, cond) -> prediction: an MLP, a UNet, a formula, or one wrapped in another.
+Loops are generators: progress bars, films and early stopping belong to the caller.
+DDPM = Ho et al. 2020 (arXiv 2006.11239), DDIM = Song et al. 2020 (arXiv 2010.02502),
+guidance = Ho & Salimans 2022 (arXiv 2207.12598).
+"""
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import DataError, OptionError, ScheduleError, ShapeError
+from .schedule import Schedule
+
+
+class Cond(NamedTuple):
+    """What the denoiser is told besides x_t and t. None means nothing of that kind."""
+    context: Tensor | None = None  # (B, L, D) tokens for cross-attention
+    vector: Tensor | None = None   # (B, V) added to the time embedding: one-hot class, pooled text, sizes
+
+    def map(self, f: Callable) -> "Cond":
+        """f applied to each part that is there."""
+        return Cond(*(None if part is None else f(part) for part in self))
+
+
+Denoiser = Callable[[Tensor, Tensor, Cond], Tensor]
+
+
+class Step(NamedTuple):
+    """One step of a sampler: x_t went in at time t, the model saw x0_hat in it, x_prev came out."""
+    t: float
+    x_t: Tensor
+    x0_hat: Tensor
+    eps: Tensor
+    x_prev: Tensor
+
+
+def class_cond(labels, classes: int = 10) -> Cond:
+    """Labels (B,) as one-hot rows (B, classes); label -1 is "no class", all zeros. Raises DataError outside -1..classes-1."""
+    labels = torch.as_tensor(labels)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ShapeError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}: pass whole numbers, one a picture, (B,)")
+    if len(labels) and not (-1 <= int(labels.min()) and int(labels.max()) < classes):
+        raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} classes: "
+                        f"allowed are 0 to {classes - 1}, and -1 for no class")
+    return Cond(vector=(labels[:, None] == torch.arange(classes, device=labels.device)).float())
+
+
+# ---------------------------------------------------------------- noise
+
+def generators(seeds: Iterable[int]) -> list[torch.Generator]:
+    """One CPU generator a picture, so that a picture depends on its own seed and not on the batch around it."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def noise(shape: Sequence[int], seeds: Iterable[int]) -> Tensor:
+    """Standard normal noise, (len(seeds), *shape) float32, one seed a picture."""
+    gens = generators(seeds)
+    return torch.stack([torch.randn(*shape, generator=g) for g in gens]) if gens else torch.empty(0, *shape)
+
+
+def randn_like(x: Tensor, generator=None) -> Tensor:
+    """Standard normal noise shaped like x, from nothing, one generator, a list of one a picture, or a function of x."""
+    if callable(generator):
+        return generator(x)
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    if isinstance(generator, Sequence):
+        if len(generator) != len(x):
+            raise ShapeError(f"{len(generator)} generators for a batch of {len(x)}: pass one a picture")
+        draws = [torch.randn(x.shape[1:], generator=g, dtype=dtype, device=g.device) for g in generator]
+        return torch.stack(draws).to(x)
+    device = "cpu" if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=dtype, device=device).to(x)
+
+
+# ---------------------------------------------------------------- training
+
+def loss(model: Denoiser, schedule: Schedule, x_0: Tensor, cond: Cond | None = None, *, t: Tensor | None = None,
+         eps: Tensor | None = None, predict: str = "eps", generator=None, reduction: str = "mean") -> Tensor:
+    """L_simple = E ||target - model(x_t, t)||^2, mean over all numbers (DDPM eq. 14, Algorithm 1).
+
+    x_0: (B, ...). t: (B,) whole numbers, drawn uniformly unless given; eps likewise from N(0, I).
+    predict: what the model outputs, "eps", "x_0" or "v". reduction "none" returns one number a picture, (B,).
+    """
+    if reduction not in ("mean", "none"):
+        raise OptionError(f"reduction = {reduction!r} is not known: choose 'mean' or 'none'")
+    if len(x_0) == 0:
+        raise DataError("x_0 holds no pictures: the loss needs a batch of at least one")
+    if t is None:
+        single = generator if isinstance(generator, torch.Generator) else None
+        t = torch.randint(schedule.T, (len(x_0),), generator=single)
+    eps = randn_like(x_0, generator) if eps is None else eps
+    x_t = schedule.q_sample(x_0, t, eps)
+    prediction = model(x_t, t.to(x_0.device), cond or Cond())
+    target = schedule.target(x_0, eps, t, predict)
+    if prediction.shape != target.shape:
+        raise ShapeError(f"the model returned shape {tuple(prediction.shape)} for x_t of {tuple(x_t.shape)}: they must be equal")
+    squared = (prediction - target) ** 2
+    return squared.mean() if reduction == "mean" else squared.flatten(1).mean(1)
+
+
+# ---------------------------------------------------------------- which timesteps to visit
+
+def spaced_timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> Tensor:
+    """`steps` whole timesteps out of 0..T-1, falling, (steps,) float64.
+
+    "trailing" starts at T-1; "leading" ends at `offset` (Stable Diffusion: 1) and may start well below T-1;
+    "linspace" does both (names and flaws: Lin et al. 2023, arXiv 2305.08891, table 2).
+    """
+    _whole("steps", steps, 1, T, "one model call each, and no more than the schedule has")
+    _whole("offset", offset, 0, T - 1, "it shifts the leading timesteps up")
+    i = torch.arange(steps, dtype=torch.float64)
+    if spacing == "trailing":
+        return ((steps - i) * T / steps).round() - 1
+    if spacing == "leading":
+        first = i.flip(0) * (T // steps)
+        return first + min(offset, T - 1 - int(first[0]))  # 1000 of 1000 steps leave no room to shift
+    if spacing == "linspace":
+        return (i * ((T - 1) / (steps - 1))).round().flip(0) if steps > 1 else i + T - 1
+    raise OptionError(f"spacing = {spacing!r} is not known: choose 'trailing', 'leading' or 'linspace'")
+
+
+def karras_timesteps(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
+    """Fractional timesteps whose sigmas fall as in Karras et al. 2022 (arXiv 2206.00364) eq. 5, (steps,) float64.
+
+    sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, ends at the schedule's own.
+    """
+    _whole("steps", steps, 1, schedule.T, "one model call each, and no more than the schedule has")
+    low, high = schedule.sigma[0] ** (1 / rho), schedule.sigma[-1] ** (1 / rho)
+    sigma = (high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)) ** rho
+    right = torch.searchsorted(schedule.sigma, sigma).clamp(max=schedule.T - 1)
+    left = (right - 1).clamp(min=0)
+    width = (schedule.sigma[right] - schedule.sigma[left]).clamp(min=1e-30)  # right = left at t = 0: nothing to add
+    return left + ((sigma - schedule.sigma[left]) / width).clamp(0, 1)
+
+
+def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, float]]:
+    """Pairs (t, t_prev) a sampler walks through; a whole number means that many trailing timesteps.
+
+    The last t_prev is `end`: -1 is the clean picture; Stable Diffusion's own DDIM stops at 0.
+    Raises OptionError or ScheduleError unless timesteps fall strictly, inside the schedule and above `end`.
+    """
+    if isinstance(timesteps, (int, bool)):
+        timesteps = spaced_timesteps(schedule.T, timesteps)
+    times = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu")
+    if times.ndim != 1 or len(times) == 0:
+        raise OptionError(f"timesteps have shape {tuple(times.shape)}: pass a number of steps, or a falling row of at least one time")
+    if not (times >= 0).all() or not (times <= schedule.T - 1).all():
+        raise ScheduleError(f"timesteps run from {times.min():g} to {times.max():g}, outside this schedule: allowed are 0 to {schedule.T - 1}")
+    path = [*times.tolist(), float(end)]
+    if not -1 <= path[-1] or any(a <= b for a, b in zip(path, path[1:])):
+        raise OptionError(f"timesteps must fall strictly and stay above end = {end:g}: sampling goes from noise (large t) to picture "
+                          f"(got {', '.join(f'{t:g}' for t in path[:4])}, ... {path[-2]:g})")
+    return list(zip(path, path[1:]))
+
+
+# ---------------------------------------------------------------- sampling
+
+def evaluate(model: Denoiser, schedule: Schedule, x_t: Tensor, t: float, cond: Cond | None, predict: str,
+             clip: float | None) -> tuple[Tensor, Tensor]:
+    """One call of the model: (x0_hat, eps_hat). With `clip`, x0_hat is held in [-clip, clip] and eps_hat follows it."""
+    with torch.no_grad():
+        prediction = model(x_t, torch.full((len(x_t),), t, device=x_t.device), cond or Cond())
+        x0_hat, eps = schedule.split(x_t, prediction, t, predict)
+        if clip is not None:
+            x0_hat = x0_hat.clamp(-clip, clip)
+            eps = schedule.split(x_t, x0_hat, t, "x_0")[1]
+    return x0_hat, eps
+
+
+def ddpm(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond | None = None, *,
+         variance: str = "small", predict: str = "eps", clip: float | None = None, end: float = -1,
+         generator=None) -> Iterator[Step]:
+    """Algorithm 2 of DDPM: draw x_{t-1} from the posterior q(x_{t-1} | x_t, x0_hat).
+
+    variance "small" is the posterior's own beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), right when the data is
+    one point; "large" is beta_t, right when the data is N(0, I) (section 3.2). Skipped timesteps: alpha_t spans the gap.
+    """
+    if variance not in ("small", "large"):
+        raise OptionError(f"variance = {variance!r} is not known: choose 'small' or 'large'")
+    path = visit(schedule, timesteps, end)
+
+    def steps(x):
+        for t, t_prev in path:
+            x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
+            mean, var = schedule.posterior(x0_hat, x, t, t_prev)
+            if variance == "large":
+                var = torch.as_tensor(1 - schedule.alpha_bar_at(t) / schedule.alpha_bar_at(t_prev)).to(x)
+            x_prev = mean if t_prev < 0 else mean + var.sqrt() * randn_like(x, generator)  # z = 0 at the last step
+            yield Step(t, x, x0_hat, eps, x_prev)
+            x = x_prev
+    return steps(x_T)
+
+
+def sample(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond | None = None, *, eta: float = 0.0,
+           predict: str = "eps", clip: float | None = None, end: float = -1, generator=None) -> Iterator[Step]:
+    """DDIM (eq. 12 and 16): eta = 0 is deterministic, eta = 1 is DDPM with the small variance.
+
+    x_prev = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma z,
+    sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_prev).
+
+    x_T: (B, ...) noise. timesteps: a number of steps or a falling row of times. predict: the model's output.
+    clip: hold x0_hat in [-clip, clip]. end: see `visit`. generator: see `randn_like`. Yields one Step a model call.
+    """
+    in_range("eta", eta, 0, 1, "0 is deterministic, 1 adds as much noise as DDPM")
+    path = visit(schedule, timesteps, end)
+
+    def steps(x):
+        for t, t_prev in path:
+            x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
+            now, before = schedule.alpha_bar_at(t), schedule.alpha_bar_at(t_prev)
+            sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)) ** 0.5
+            x_prev = before ** 0.5 * x0_hat + max(1 - before - sigma ** 2, 0.0) ** 0.5 * eps
+            if sigma > 0:
+                x_prev = x_prev + sigma * randn_like(x, generator)
+            yield Step(t, x, x0_hat, eps, x_prev)
+            x = x_prev
+    return steps(x_T)
+
+
+def last(steps: Iterable[Step]) -> Tensor:
+    """Run a sampler to its end and return the picture, x_prev of the last step."""
+    step = None
+    for step in steps:
+        pass
+    if step is None:
+        raise OptionError("the sampler gave no steps: pass a fresh one (a generator can be run only once)")
+    return step.x_prev
+
+
+def guided(model: Denoiser, scale: float, uncond: Cond | None = None) -> Denoiser:
+    """Classifier-free guidance: uncond + scale (cond - uncond), one batched call (Ho & Salimans eq. 6, scale = 1 + w).
+
+    scale 1 is the plain conditional model, 0 the unconditional one. `uncond` defaults to zeros (no class).
+    """
+    in_range("guidance scale", scale, 0, 100, "1 is no guidance, 2 to 8 are usual")
+    if scale == 1:
+        return model
+
+    def denoise(x_t, t, cond):
+        cond = cond or Cond()
+        other = uncond or cond.map(torch.zeros_like)
+        both = Cond(*(None if c is None else torch.cat([c, u.expand_as(c)]) for c, u in zip(cond, other)))
+        with_cond, without = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return without + scale * (with_cond - without)
+    return denoise
+
+
+def in_range(name, value, low, high, hint) -> None:
+    """Raise OptionError unless value is a finite number in [low, high]."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):
+        raise OptionError(f"{name} = {value!r} is out of range: pass a number from {low} to {high} ({hint})")
+
+
+def _whole(name, value, low, high, hint) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionError(f"{name} = {value!r} is not a whole number: pass {low} to {high} ({hint})")
+    in_range(name, value, low, high, hint)

@@ -1,0 +1,200 @@
+"""The noise schedule: how fast a picture turns into noise, and every number that follows from it.
+
+Papers count t = 1..T. In code t = 0..T-1 indexes the arrays, so code t is the paper's t + 1, and
+t = -1 is the clean picture (alpha_bar = 1). References: DDPM = Ho et al. 2020 (arXiv 2006.11239),
+iDDPM = Nichol & Dhariwal 2021 (arXiv 2102.09672), v = Salimans & Ho 2022 (arXiv 2202.00512).
+"""
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .errors import OptionError, ScheduleError, ShapeError
+
+PREDICTIONS = ("eps", "x_0", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """beta_1..beta_T and what follows from them, kept in float64.
+
+    beta: (T,) tensor, every value strictly between 0 and 1. Raises ScheduleError otherwise.
+    """
+    beta: Tensor
+
+    def __post_init__(self):
+        beta = torch.as_tensor(self.beta)
+        if beta.ndim != 1 or len(beta) == 0:
+            raise ScheduleError(f"beta has shape {tuple(beta.shape)}, but a schedule is one row of T numbers: pass (T,)")
+        beta = beta.detach().to("cpu", torch.float64).clone()
+        bad = ~((beta > 0) & (beta < 1))  # written so that NaN is bad too
+        if bad.any():
+            t = int(bad.nonzero()[0])
+            raise ScheduleError(f"beta[{t}] = {beta[t].item():g} is not between 0 and 1 (both excluded): beta is the "
+                                "variance of the noise added in one step, choose a value such as 0.02")
+        object.__setattr__(self, "beta", beta)
+
+    @classmethod
+    def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02) -> "Schedule":
+        """beta rises on a straight line from `start` to `end` (DDPM section 4)."""
+        return cls(torch.linspace(start, end, _count(T), dtype=torch.float64))
+
+    @classmethod
+    def sqrt_linear(cls, T: int = 1000, start: float = 0.00085, end: float = 0.012) -> "Schedule":
+        """sqrt(beta) rises on a straight line: the schedule of Stable Diffusion, where it is called "linear"."""
+        return cls(torch.linspace(start ** 0.5, end ** 0.5, _count(T), dtype=torch.float64) ** 2)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> "Schedule":
+        """alpha_bar falls like a squared cosine, beta cut off at `max_beta` (iDDPM eq. 17)."""
+        u = torch.arange(_count(T) + 1, dtype=torch.float64) / T
+        f = torch.cos((u + s) / (1 + s) * torch.pi / 2) ** 2
+        return cls((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+    @classmethod
+    def from_alpha_bar(cls, alpha_bar: Tensor) -> "Schedule":
+        """The schedule with these alpha_bar, (T,), strictly falling inside (0, 1): beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}."""
+        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        if alpha_bar.ndim != 1 or len(alpha_bar) == 0:
+            raise ScheduleError(f"alpha_bar has shape {tuple(alpha_bar.shape)}: pass one row of T numbers, (T,)")
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        bad = ~((alpha_bar > 0) & (alpha_bar < previous))
+        if bad.any():
+            t = int(bad.nonzero()[0])
+            raise ScheduleError(f"alpha_bar[{t}] = {alpha_bar[t].item():g} does not decrease from {previous[t].item():g} "
+                                "(or is not above 0): each step adds noise, so alpha_bar must fall, from below 1, and stay positive")
+        return cls(1 - alpha_bar / previous)
+
+    @property
+    def T(self) -> int:
+        """Number of steps."""
+        return len(self.beta)
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        """alpha_t = 1 - beta_t, (T,)."""
+        return 1 - self.beta
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """alpha_bar_t = alpha_1 * ... * alpha_t, up to t and not to T, (T,) (DDPM section 2)."""
+        return self.alpha.cumprod(0)
+
+    @cached_property
+    def alpha_bar_prev(self) -> Tensor:
+        """alpha_bar_{t-1}, with alpha_bar_0 = 1 before the first step, (T,)."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+
+    @cached_property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), (T,)."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """Noise per unit of signal, sqrt((1 - alpha_bar_t) / alpha_bar_t), (T,): the x-axis of Euler and Heun."""
+        return self.snr ** -0.5
+
+    def alpha_bar_at(self, t: float) -> float:
+        """alpha_bar at any time in [-1, T-1]: 1 at t = -1 (clean); between two steps sigma is interpolated linearly."""
+        t = float(t)
+        if not -1 <= t <= self.T - 1:
+            raise ScheduleError(f"t = {t:g} lies outside this schedule: t runs from 0 to {self.T - 1} (and -1 means clean)")
+        low = int(t // 1)
+        if t == low:
+            return 1.0 if low < 0 else self.alpha_bar[low].item()
+        below = 0.0 if low < 0 else self.sigma[low].item()
+        sigma = below + (t - low) * (self.sigma[low + 1].item() - below)
+        return 1 / (1 + sigma ** 2)
+
+    def sigma_at(self, t: float) -> float:
+        """sigma at any time in [-1, T-1]; 0 at t = -1."""
+        return (1 / self.alpha_bar_at(t) - 1) ** 0.5
+
+    def q_step(self, x_prev: Tensor, t, eps: Tensor) -> Tensor:
+        """One step of the chain, x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps (DDPM eq. 2). Shapes as q_sample."""
+        _same_shape("x_{t-1}", x_prev, "eps", eps)
+        return self._at(self.alpha.sqrt(), t, x_prev) * x_prev + self._at(self.beta.sqrt(), t, x_prev) * eps
+
+    def q_sample(self, x_0: Tensor, t, eps: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: any t in one jump (DDPM eq. 4).
+
+        x_0, eps: (B, ...); t: a whole number or a (B,) tensor of them, 0..T-1. Returns (B, ...).
+        Raises ScheduleError for t outside the schedule, ShapeError where shapes differ.
+        """
+        _same_shape("x_0", x_0, "eps", eps)
+        signal, scale = self._signal_noise(t, x_0)
+        return signal * x_0 + scale * eps
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, t, t_prev: float | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 6 and 7). The variance broadcasts over the mean.
+
+        mean = [sqrt(alpha_bar_{t-1}) beta_t x_0 + sqrt(alpha_t) (1 - alpha_bar_{t-1}) x_t] / (1 - alpha_bar_t)
+        variance = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)
+        For a number t, `t_prev` may name an earlier time than t - 1: the same formulas with
+        alpha_t = alpha_bar_t / alpha_bar_{t_prev} and beta_t = 1 - alpha_t then jump several steps at once.
+        """
+        _same_shape("x_0", x_0, "x_t", x_t)
+        if t_prev is None:
+            now, before, at = self.alpha_bar, self.alpha_bar_prev, lambda c: self._at(c, t, x_0)
+        else:
+            now, before = (torch.tensor(self.alpha_bar_at(s), dtype=torch.float64) for s in (t, t_prev))
+            at = lambda c: c.to(x_0)
+        alpha = now / before
+        beta = 1 - alpha
+        mean = at(before.sqrt() * beta / (1 - now)) * x_0 + at(alpha.sqrt() * (1 - before) / (1 - now)) * x_t
+        return mean, at(beta * (1 - before) / (1 - now))
+
+    def target(self, x_0: Tensor, eps: Tensor, t, predict: str = "eps") -> Tensor:
+        """What the network is asked for: eps, x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
+        c_0, c_eps = _coefficients(predict, *self._signal_noise(t, x_0))
+        return c_0 * x_0 + c_eps * eps
+
+    def split(self, x_t: Tensor, prediction: Tensor, t, predict: str = "eps") -> tuple[Tensor, Tensor]:
+        """(x0_hat, eps_hat) from x_t and the network's prediction: two equations, two unknowns.
+
+        x_t = s x_0 + n eps and prediction = c_0 x_0 + c_eps eps, with s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t).
+        t may be fractional here (a number, or a (B,) tensor of whole numbers).
+        """
+        _same_shape("x_t", x_t, "the prediction", prediction)
+        s, n = self._signal_noise(t, x_t)
+        c_0, c_eps = _coefficients(predict, s, n)
+        det = s * c_eps - n * c_0
+        return (c_eps * x_t - n * prediction) / det, (s * prediction - c_0 * x_t) / det
+
+    def _signal_noise(self, t, x):
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t): floats for a number t, (B, 1, ...) tensors for a tensor t."""
+        if isinstance(t, Tensor) and t.ndim > 0:
+            return self._at(self.alpha_bar.sqrt(), t, x), self._at((1 - self.alpha_bar).sqrt(), t, x)
+        alpha_bar = self.alpha_bar_at(t)
+        return alpha_bar ** 0.5, (1 - alpha_bar) ** 0.5
+
+    def _at(self, values: Tensor, t, x: Tensor) -> Tensor:
+        """values[t] in the type of x, shaped (B, 1, ..., 1), after checking t."""
+        t = torch.as_tensor(t, device="cpu")
+        if t.is_floating_point() and bool((t != t.floor()).any()):
+            raise ScheduleError(f"t = {t.tolist()} is not whole: this formula needs a step of the schedule, 0 to {self.T - 1}")
+        if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):
+            raise ShapeError(f"t has shape {tuple(t.shape)} for a batch of {len(x)}: pass one number, or one a picture, ({len(x)},)")
+        if len(t.reshape(-1)) and not (0 <= int(t.min()) and int(t.max()) < self.T):
+            raise ScheduleError(f"t runs from {int(t.min())} to {int(t.max())}, outside this schedule: allowed are 0 to {self.T - 1}")
+        return values[t.long()].to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _coefficients(predict, s, n):
+    """(c_0, c_eps) with prediction = c_0 x_0 + c_eps eps: the three formulations differ by these two numbers only."""
+    if predict not in PREDICTIONS:
+        raise OptionError(f"predict = {predict!r} is not known: choose one of {', '.join(PREDICTIONS)}")
+    return {"eps": (0.0, 1.0), "x_0": (1.0, 0.0), "v": (-n, s)}[predict]
+
+
+def _count(T) -> int:
+    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
+        raise ScheduleError(f"T = {T!r} is not a number of steps: pass a whole number of at least 1, such as 1000")
+    return T
+
+
+def _same_shape(name_a, a, name_b, b):
+    if a.shape != b.shape:
+        raise ShapeError(f"{name_a} has shape {tuple(a.shape)} but {name_b} has {tuple(b.shape)}: they must be equal")

@@ -1,0 +1,189 @@
+"""Weights on disk: read safely, write atomically, and say plainly what is wrong with a file.
+
+Only safetensors files are read: a header in JSON and raw numbers, nothing that could run code. A training
+checkpoint and a shipped model are both one such file; settings travel in its metadata as JSON.
+"""
+import dataclasses
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .schedule import Schedule
+from .unet import SpaceToDepth, UNet, UNetConfig
+
+WEIGHTS = Path(os.environ.get("DDPM_EDU_DATA", Path(__file__).parent.parent / "data")) / "weights"
+
+
+def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
+    """Write {name: tensor} and `meta` (JSON-able) to a safetensors file, all or nothing.
+
+    The file is written beside its place and then renamed over it: whoever is interrupted, by an error or by
+    kill -9, finds the previous file whole. Raises CheckpointError if the folder cannot be written.
+    """
+    path = Path(path)
+    cpu = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
+        os.close(handle)
+        save_file(cpu, part, metadata={"ddpm_edu": json.dumps(meta or {})})
+        with open(part, "rb") as f:
+            os.fsync(f.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{path}: could not be written ({e}): is the folder writable and the disk not full?") from e
+    finally:
+        if part and os.path.exists(part):
+            os.unlink(part)
+
+
+def load_tensors(path) -> tuple[dict[str, Tensor], dict]:
+    """({name: tensor}, meta) from a safetensors file. Raises CheckpointError, saying what the file looks like."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected weights in the .safetensors format there")
+    try:
+        with safe_open(path, framework="pt") as f:
+            tensors = {name: f.get_tensor(name) for name in f.keys()}
+            meta = json.loads((f.metadata() or {}).get("ddpm_edu", "{}"))
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(f"{path}: {looks_like(path)}") from e
+    return tensors, meta
+
+
+def looks_like(path) -> str:
+    """One sentence: what a file that is no sound safetensors file seems to be, and what to do about it."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as f:
+        head = f.read(512)
+    text = head.lstrip().lower()
+    if size == 0:
+        return "the file is empty; fetch or save it again"
+    if head[:2] == b"\x80\x02" or head[:1] == b"\x80" or head[:2] == b"PK":
+        return ("this looks like a pickle (.ckpt, .pt, .pth); reading one can run any code hidden in it, so it is refused. "
+                "Use the .safetensors file of the same model")
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "this looks like a web page, probably an error page saved by a download; fetch the file itself"
+    if text.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the weights; run `git lfs pull` or fetch the file itself"
+    header = int.from_bytes(head[:8], "little")
+    if 8 < header <= 100_000_000 and head[8:9] == b"{":
+        expected = _expected_size(path, header, size)
+        if expected and size < expected:
+            return f"the file is cut short: {size:,} of {expected:,} bytes; fetch or save it again"
+        return "the safetensors header does not fit the data (damaged file); fetch or save it again"
+    return f"this is not a safetensors file (it begins with {head[:8]!r}); fetch or save it again"
+
+
+def _expected_size(path, header, size):
+    """Bytes the header promises, or None if the header itself is not all there."""
+    if size < 8 + header:
+        return 8 + header
+    with open(path, "rb") as f:
+        f.seek(8)
+        try:
+            entries = json.loads(f.read(header))
+            return 8 + header + max((e["data_offsets"][1] for k, e in entries.items() if k != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return None
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -> None:
+    """Fill `model` from {name: tensor}, strictly: CheckpointError counts and names what is missing, extra or mis-shaped."""
+    own = model.state_dict()
+    problems = []
+    for label, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys()),
+                         ("of another shape", {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape})):
+        if names:
+            problems.append(f"{len(names)} {label} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})")
+    if problems:
+        raise CheckpointError(f"{source} does not fit this {type(model).__name__}: {'; '.join(problems)}. Is it for another model or config?")
+    model.load_state_dict(state, strict=True, assign=next(iter(own.values())).is_meta)
+
+
+# ---------------------------------------------------------------- models that ship
+
+class Pretrained(NamedTuple):
+    """A trained model with what is needed to sample it: model(x_t, t, cond), its schedule, what it predicts, and its card."""
+    model: nn.Module
+    schedule: Schedule
+    predict: str
+    meta: dict
+
+
+def save_pretrained(path, model: nn.Module, schedule: Schedule, predict: str, meta: dict | None = None, dtype=torch.float32) -> None:
+    """Write a UNet (or SpaceToDepth of one) with its config, schedule and `meta` in one file. See load_pretrained."""
+    factor, unet = (model.factor, model.model) if isinstance(model, SpaceToDepth) else (1, model)
+    tensors = {f"model.{k}": v.to(dtype) for k, v in unet.state_dict().items()}
+    save_tensors(path, {**tensors, "schedule.beta": schedule.beta},
+                 {**(meta or {}), "config": dataclasses.asdict(unet.config), "space_to_depth": factor, "predict": predict})
+
+
+def load_pretrained(name) -> Pretrained:
+    """The model in a file that `save_pretrained` wrote, or one that ships with the course by name ("mnist", "cifar10")."""
+    path = Path(name) if str(name).endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
+    if not path.is_file():
+        known = sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+        raise CheckpointError(f"{name}: no such weights (looked at {path}). Shipped with the course: {', '.join(known) or 'none found'}")
+    tensors, meta = load_tensors(path)
+    try:
+        config, factor, predict = UNetConfig(**meta["config"]), int(meta["space_to_depth"]), meta["predict"]
+        schedule = Schedule(tensors.pop("schedule.beta"))
+    except (KeyError, TypeError) as e:
+        raise CheckpointError(f"{path}: a safetensors file, but not a model of this course ({e!r} in its metadata)") from e
+    with torch.device("meta"):
+        unet = UNet(config)
+    load_state(unet, {k.removeprefix("model."): v.float() for k, v in tensors.items()}, str(path))
+    model = SpaceToDepth(unet, factor) if factor > 1 else unet
+    return Pretrained(model.eval().requires_grad_(False), schedule, predict, meta)
+
+
+# ---------------------------------------------------------------- names of the original checkpoints
+
+def _one_less(match):
+    return f"down.{int(match[1]) - 1}."
+
+
+ORIGINAL_UNET = [  # original single-file key, after "model.diffusion_model." -> ours; each row is one idea
+    (r"^time_embed\.", "time."),
+    (r"^label_emb\.0\.", "vector."),
+    (r"^input_blocks\.0\.0\.", "conv_in."),
+    (r"^input_blocks\.(\d+)\.", _one_less),
+    (r"^middle_block\.", "mid."),
+    (r"^output_blocks\.", "up."),
+    (r"^out\.0\.", "norm_out."),
+    (r"^out\.2\.", "conv_out."),
+    (r"\.op\.", ".conv."),
+    (r"\.in_layers\.0\.", ".norm1."),
+    (r"\.in_layers\.2\.", ".conv1."),
+    (r"\.emb_layers\.1\.", ".time."),
+    (r"\.out_layers\.0\.", ".norm2."),
+    (r"\.out_layers\.3\.", ".conv2."),
+    (r"\.skip_connection\.", ".skip."),
+    (r"\.transformer_blocks\.", ".blocks."),
+    (r"\.to_out\.0\.", ".out."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.ff\.net\.0\.proj\.", ".ff.proj."),
+    (r"\.ff\.net\.2\.", ".ff.out."),
+]
+
+
+def rename(state: dict[str, Tensor], rows: list) -> dict[str, Tensor]:
+    """Every key through every row of a rename table; 1x1 convolutions (O, I, 1, 1) of proj_in/out become matrices (O, I)."""
+    out = {}
+    for key, value in state.items():
+        for pattern, new in rows:
+            key = re.sub(pattern, new, key)
+        out[key] = value.flatten(1) if "proj_" in key and value.ndim == 4 else value
+    return out

@@ -1,0 +1,55 @@
+# Needs Python 3.11 to 3.14, make and git. Everything else goes into .venv, from constraints.txt.
+PYTHON ?= python3
+EXTRAS := lab,train,test
+VENV   := .venv
+PY     := $(VENV)/bin/python
+# Written last, so a broken-off install is taken up again. The folder is part of the name: an environment
+# that was moved or copied would still import the package from its old place.
+STAMP  := $(VENV)/installed-$(shell pwd | cksum | cut -d ' ' -f 1)
+# A browser is opened only where somebody sits in front of it.
+BROWSER := $(shell if [ -n "$$SSH_CONNECTION" ]; then echo --no-browser; \
+    elif [ "$$(uname)" != Darwin ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY" ]; then echo --no-browser; fi)
+ROOT    := $(shell [ "$$(id -u)" != 0 ] || echo --allow-root)
+
+.PHONY: help install lab test test-package test-notebooks quick clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1|/p' Makefile | while IFS='|' read -r name text; do \
+	    printf '%-22s %s\n' "$$name" "$$text"; done
+	@echo; echo "Another Python: make lab PYTHON=python3.12 (after make clean). Options for JupyterLab: make lab ARGS=--port=9000"
+
+install: $(STAMP)  ## make .venv and install the pinned environment (lab and test do this themselves)
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab; with no display, print the address
+	@echo "Starting JupyterLab on notebooks/. Control-C, twice, stops it."
+	@$(PY) -m jupyterlab $(BROWSER) $(ROOT) --ServerApp.log_level=ERROR --LabApp.log_level=ERROR $(ARGS) notebooks
+
+test: test-package test-notebooks  ## run every test, then every notebook
+
+test-package: $(STAMP)  ## run the tests of the package only
+	MPLBACKEND=Agg $(PY) -m pytest $(ARGS)
+
+test-notebooks: $(STAMP)  ## run the notebooks only, with seconds and memory; ARGS=03 runs one
+	$(PY) tests/run_notebooks.py $(ARGS)
+
+quick: $(STAMP)  ## run the tests that are not marked slow
+	MPLBACKEND=Agg $(PY) -m pytest -m "not slow" $(ARGS)
+
+clean:  ## remove the environment and what the tests left
+	rm -rf $(VENV) .pytest_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@rm -f $(VENV)/installed-*
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
+	    echo "ddpm_edu needs Python 3.11 to 3.14 (the pinned torch has no wheels for others)," \
+	         "but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | tail -n 1)"; \
+	    echo "Install one of these, or name the one you have: make lab PYTHON=python3.12"; exit 1; }
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	    rm -rf $(VENV); \
+	    echo "'$(PYTHON)' cannot make virtual environments. On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(PY) -m jupyterlab.labextensions disable "@jupyterlab/apputils-extension:announcements"  # no pop-up, no network
+	@touch $@

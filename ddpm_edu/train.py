@@ -1,0 +1,224 @@
+"""The training loop: Algorithm 1 of DDPM with the things every real run needs, written as a generator.
+
+    for step in progress(train(model, schedule, dataset, TrainConfig(steps=1000)), 1000):
+        ...                                    # step.loss, step.lr; step.ema is the model to sample from
+
+Every random number of a run comes from one seed, so a run is repeatable on the CPU, can be resumed bit for bit,
+and gives the same losses whether one process or several share the batch (`accelerate launch`).
+"""
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import load_state, load_tensors, save_tensors
+from .diffusion import Cond, in_range, loss
+from .errors import CheckpointError, DataError, OptionError, TrainingError
+from .schedule import PREDICTIONS, Schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    steps: updates.  batch_size: pictures an update, over all processes together.  lr: peak learning rate of AdamW,
+    reached after `warmup` updates, then falling to 0 along half a cosine.  ema: decay of the averaged weights.
+    clip_norm: longest gradient allowed.  p_uncond: share of conditions dropped, for guidance.  predict: "eps", "x_0"
+    or "v".  seconds: if above 0, stop after that much wall time instead and let lr follow the clock (not repeatable).
+    """
+    steps: int = 1000
+    batch_size: int = 128
+    lr: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.0
+    ema: float = 0.995
+    clip_norm: float = 1.0
+    p_uncond: float = 0.1
+    predict: str = "eps"
+    seed: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        for name, low, high in (("steps", 1, 10 ** 9), ("batch_size", 1, 10 ** 6), ("lr", 0, 10), ("warmup", 0, 10 ** 9), ("ema", 0, 1),
+                                ("weight_decay", 0, 10), ("clip_norm", 0, math.inf), ("p_uncond", 0, 1), ("seconds", 0, 10 ** 9)):
+            in_range(f"TrainConfig.{name}", getattr(self, name), low, high, "see its docstring")
+        if self.predict not in PREDICTIONS:
+            raise OptionError(f"TrainConfig.predict = {self.predict!r} is not known: choose one of {', '.join(PREDICTIONS)}")
+
+    def lr_at(self, step: int, progress: float) -> float:
+        """lr: a straight rise over `warmup` steps, then lr (1 + cos(pi progress)) / 2 down to 0 at progress = 1."""
+        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        return self.lr * rise * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+class TrainStep(NamedTuple):
+    """What `train` yields after each update: its number (from 1), the batch's loss, the rate used, both models."""
+    step: int
+    loss: float
+    lr: float
+    model: nn.Module
+    ema: nn.Module
+
+
+class EMA:
+    """Exponential moving average of the weights: avg <- d avg + (1 - d) weights (Polyak averaging; DDPM appendix B).
+
+    d starts small and rises to `decay`, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
+    `model` is the averaged copy, without gradients.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        d = min(self.decay, (1 + step) / (10 + step))
+        own = list(self.model.state_dict().values())
+        new = list(model.state_dict().values())
+        torch._foreach_lerp_(own, new, 1 - d)
+
+
+def train(model: nn.Module, schedule: Schedule, dataset, config: TrainConfig, *, checkpoint=None, save_every: int = 0,
+          accelerator=None) -> Iterator[TrainStep]:
+    """Minimise L_simple over `dataset`, one TrainStep an update.
+
+    dataset: len() and dataset[indices] -> (x_0, Cond), such as `data.ImageDataset`.
+    checkpoint: a file. If it is there, the run goes on from it; it is written every `save_every` steps and at the end.
+    accelerator: an `accelerate.Accelerator` to share each batch among its processes.
+    Raises DataError for an empty dataset, CheckpointError if the checkpoint is of another run, TrainingError if the loss
+    is not a number (raised before the update: weights and checkpoint stay as they were).
+    """
+    run = _Run(model, schedule, dataset, config, accelerator)
+    if checkpoint is not None and Path(checkpoint).exists():
+        run.load(checkpoint)
+    return _steps(run, checkpoint, save_every)
+
+
+def _steps(run, checkpoint, save_every):
+    started = time.perf_counter()
+    done = run.step / run.config.steps
+    while done < 1:
+        value, lr = run.update(done)
+        elapsed = time.perf_counter() - started
+        done = elapsed / run.config.seconds if run.config.seconds else run.step / run.config.steps
+        if checkpoint is not None and (done >= 1 or (save_every and run.step % save_every == 0)):
+            run.save(checkpoint)
+        yield TrainStep(run.step, value, lr, run.model, run.ema.model)
+
+
+class _Run:
+    """All that a run carries from one step to the next, which is also all that a checkpoint holds."""
+
+    def __init__(self, model, schedule, dataset, config, accelerator):
+        if len(dataset) == 0:
+            raise DataError("the dataset is empty: training needs at least one picture")
+        self.schedule, self.dataset, self.config, self.accelerator = schedule, dataset, config, accelerator
+        self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        if config.batch_size % self.world:
+            raise OptionError(f"batch_size = {config.batch_size} cannot be shared by {self.world} processes: choose a multiple")
+        self.step = 0
+        self.model, self.ema = model, EMA(model, config.ema)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+        self.wrapped = model
+        if accelerator:
+            self.wrapped, self.optimizer = accelerator.prepare(model, self.optimizer)
+            self.ema.model.to(accelerator.device)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+
+    def update(self, progress):
+        x_0, cond, t, eps = self.batch()
+        self.model.train()
+        value = loss(self.wrapped, self.schedule, x_0, cond, t=t, eps=eps, predict=self.config.predict)
+        mean = self.accelerator.reduce(value.detach(), "mean") if self.accelerator else value.detach()
+        if not math.isfinite(mean.item()):
+            raise TrainingError(f"the loss is {mean.item()} at step {self.step + 1}: stopped before the update, the last checkpoint is kept. "
+                                f"Try a lower lr than {self.config.lr:g}, or look for NaN in the data")
+        lr = self.config.lr_at(self.step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(value) if self.accelerator else value.backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.model, self.step)
+        return mean.item(), lr
+
+    def batch(self):
+        """The whole batch is drawn in every process, from the same seed, and each keeps its share."""
+        size = self.config.batch_size
+        first = self.step * size
+        x_0, cond = self.dataset[torch.cat([self.order(epoch, first, size) for epoch in self.epochs(first, size)])]
+        t = torch.randint(self.schedule.T, (size,), generator=self.generator)
+        eps = torch.randn(x_0.shape, generator=self.generator)
+        keep = torch.rand(size, generator=self.generator) >= self.config.p_uncond
+        cond = (cond or Cond()).map(lambda c: c * keep.view(-1, *[1] * (c.ndim - 1)))
+        share = slice(self.rank * size // self.world, (self.rank + 1) * size // self.world)
+        return (x_0[share].to(self.device), cond.map(lambda c: c[share].to(self.device)), t[share], eps[share].to(self.device))
+
+    def epochs(self, first, size):
+        return range(first // len(self.dataset), (first + size - 1) // len(self.dataset) + 1)
+
+    def order(self, epoch, first, size):
+        """The part of this epoch's shuffled order that falls into pictures first..first+size-1 of the run."""
+        n = len(self.dataset)
+        if getattr(self, "_epoch", None) != epoch:
+            seed = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(n, generator=seed)
+        return self._order[max(first - epoch * n, 0):first + size - epoch * n]
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save(self, path):
+        if self.rank:
+            return
+        tensors = {"schedule.beta": self.schedule.beta, "random.generator": self.generator.get_state(), "random.torch": torch.get_rng_state()}
+        tensors |= {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+        save_tensors(path, tensors, {"kind": "training", "step": self.step, "config": dataclasses.asdict(self.config)})
+
+    def load(self, path):
+        tensors, meta = load_tensors(path)
+        if meta.get("kind") != "training":
+            raise CheckpointError(f"{path}: weights, but not a training checkpoint: give another file name to start a new run")
+        mine = dataclasses.asdict(self.config)
+        changed = [f"{k} was {meta['config'].get(k)!r}, now {v!r}" for k, v in mine.items() if meta["config"].get(k) != v]
+        if changed or not torch.equal(tensors["schedule.beta"], self.schedule.beta):
+            raise CheckpointError(f"{path}: this checkpoint is of another run ({'; '.join(changed) or 'another noise schedule'}): "
+                                  "go on with the same settings, or give another file name to start a new run")
+        part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        load_state(self.model, part("model."), str(path))
+        load_state(self.ema.model, part("ema."), str(path))
+        state = {}
+        for key, value in part("optimizer.").items():
+            i, name = key.split(".", 1)
+            state.setdefault(int(i), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.generator.set_state(tensors["random.generator"])
+        torch.set_rng_state(tensors["random.torch"])
+        self.step = meta["step"]
+
+
+def progress(steps: Iterable[TrainStep], total: int | None = None, every: int = 10) -> Iterator[TrainStep]:
+    """The same steps behind a progress bar that shows a smoothed loss."""
+    from tqdm.auto import tqdm
+    smooth = None
+    with tqdm(total=total, unit="step", desc="training") as bar:
+        for step in steps:
+            smooth = step.loss if smooth is None else 0.95 * smooth + 0.05 * step.loss
+            bar.update()
+            if step.step % every == 0:
+                bar.set_postfix_str(f"loss {smooth:.4f}", refresh=False)
+            yield step

@@ -1,0 +1,223 @@
+"""Every kind of widget in a real JupyterLab: moved by keyboard and by mouse, its pixels compared, its speed measured."""
+
+import base64
+import statistics
+
+import numpy as np
+import pytest
+import samples
+from labdriver import after, drawn, film_rate, latencies, new_page, open_and_run, picture, write_notebook
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def opened(lab, browser):
+    """The sample notebook, run once; yields {kind: [root, ...]} and checks at the end that the page behaved."""
+    url, root = lab
+    write_notebook(root / "samples.ipynb", *samples.ALL)
+    with new_page(browser) as page:
+        open_and_run(page, url, "samples.ipynb")
+        page.locator(".ddpm-widget").nth(len(samples.ALL) - 3).wait_for()
+        yield page
+        assert page.outside == [], f"the page asked for something outside: {page.outside}"
+        assert page.problems == [], f"errors in the page: {page.problems}"
+
+
+def widget(page, kind: str, nth: int = 0):
+    root = page.locator(f'.ddpm-widget[data-kind="{kind}"]').nth(nth)
+    root.scroll_into_view_if_needed()
+    return root
+
+
+def test_lab_shows_the_live_widget_instead_of_its_still_picture(opened):
+    assert opened.locator(".ddpm-widget").count() == 7
+    assert opened.locator('.jp-OutputArea-output img[src^="data:"]').count() == 1  # only the plain figure
+
+
+def test_a_still_figure_keeps_its_alt_text_and_caption(opened):
+    figure = opened.locator("figure:not(.ddpm-widget)")
+    assert figure.get_by_role("img", name="A rising line").is_visible()
+    assert figure.inner_text().strip() == "It rises."
+
+
+@pytest.mark.parametrize("kind, nth, name", [("slider-picture", 0, "t"), ("slider-picture", 1, "sigma"), ("slider-image", 0, "t")])
+def test_a_slider_by_keyboard_and_by_mouse(opened, kind, nth, name):
+    root = widget(opened, kind, nth)
+    slider = root.locator(f'input[type=range][data-name="{name}"]')
+    seen = [picture(root)]
+    slider.focus()
+    for key in "PageUp", "ArrowRight", "End", "Home":
+        seen.append(after(root, lambda: opened.keyboard.press(key)))
+        assert root.evaluate("root => root.contains(document.activeElement)"), f"{key} took the focus away"
+    box = slider.bounding_box()
+    opened.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
+    opened.mouse.down()
+    seen.append(after(root, lambda: opened.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + box["height"] / 2, steps=4)))
+    opened.mouse.up()
+    assert len(set(seen)) == len(seen), "two positions of the slider show the same picture"
+
+
+def test_menu_and_switch_redraw_too(opened):
+    root = widget(opened, "slider-picture")
+    seen = [picture(root), after(root, lambda: root.locator("select").select_option("straight")), after(root, lambda: root.locator("[type=checkbox]").click())]
+    assert len(set(seen)) == 3
+    assert "straight" in root.locator("figcaption").inner_text()
+
+
+def test_alt_text_and_names_follow_the_slider(opened):
+    root = widget(opened, "slider-picture")
+    slider = root.get_by_role("slider", name="t", exact=True)
+    slider.focus()
+    after(root, lambda: opened.keyboard.press("End"))
+    assert root.locator("img").get_attribute("alt") == "Signal and noise at t = 999"
+    assert slider.get_attribute("aria-valuetext") == "999"
+    image = widget(opened, "slider-image")
+    assert image.get_by_role("img").get_attribute("aria-label").startswith("Forty squares at t = ")
+    for root in opened.locator(".ddpm-widget").all():
+        assert all(root.locator("[role=img], img, svg.ddpm-plane").evaluate_all("nodes => nodes.map(n => (n.alt || n.getAttribute('aria-label') || '').length > 5)"))
+
+
+def test_focus_can_be_seen(opened):
+    root = widget(opened, "slider-image")
+    root.locator("input").focus()
+    opened.keyboard.press("ArrowRight")
+    assert root.locator("input").evaluate("n => getComputedStyle(n).outlineWidth") == "3px"
+
+
+def test_events_that_pile_up_end_with_the_last_one(opened):
+    root = widget(opened, "slider-picture", 1)
+    moves = 40
+    count = drawn(root)
+    root.evaluate("""(root, moves) => { const input = root.querySelector('input');
+        for (let i = 0; i <= moves; i++) { input.value = i; input.dispatchEvent(new Event('input')); } }""", moves)
+    root.locator("img[alt*='sigma = 4.00'], img[alt*='sigma = 4 '], img[alt$='sigma = 4.01']").or_(root.locator("img")).first.wait_for()
+    opened.wait_for_timeout(1500)
+    shown = root.locator("output").inner_text()
+    assert root.locator("img").get_attribute("alt") == f"Curves at sigma = {shown}"
+    assert drawn(root) - count < moves / 2, "old positions were drawn although newer ones waited"
+
+
+@pytest.mark.parametrize("kind, nth, name", [("slider-picture", 0, "t"), ("slider-picture", 1, "sigma"), ("slider-image", 0, "t")])
+def test_slider_to_picture_is_quick(opened, kind, nth, name):
+    root = widget(opened, kind, nth)
+    latencies(root, name, 3)
+    median = statistics.median(latencies(root, name, 20))
+    print(f"{kind} {nth}: median {median:.0f} ms from slider to picture")
+    assert median <= 250  # the goal is 100 on a quiet machine, which benchmarks/widget_latency.py measures; this machine may be shared
+
+
+def test_an_error_while_drawing_is_shown_and_goes_away(opened):
+    root = widget(opened, "slider-image", 1)
+    root.locator("input").focus()
+    opened.keyboard.press("End")
+    root.get_by_role("alert").filter(has_text="RuntimeError: t is too large for this picture").wait_for()
+    after(root, lambda: opened.keyboard.press("Home"))
+    assert root.get_by_role("alert").count() == 0
+
+
+def test_a_film_by_keyboard_mouse_and_play(opened):
+    root = widget(opened, "film")
+    slider = root.get_by_role("slider", name="a ramp that moves")
+    slider.focus()
+    seen = [picture(root), after(root, lambda: opened.keyboard.press("ArrowRight"))]
+    assert root.locator(".ddpm-legend").inner_text() == "t = 1"
+    box = slider.bounding_box()
+    seen.append(after(root, lambda: opened.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + box["height"] / 2)))
+    button = root.get_by_role("button", name="Play: a ramp that moves")
+    button.focus()
+    seen.append(after(root, lambda: opened.keyboard.press("Space")))
+    root.get_by_role("button", name="Pause: a ramp that moves").click()
+    assert len(set(seen)) == 4
+    assert "frame" in root.get_by_role("img").get_attribute("aria-label")
+
+
+def test_films_play_at_thirty_frames_a_second(opened):
+    root = widget(opened, "film")
+    root.get_by_role("slider").focus()
+    opened.keyboard.press("Home")
+    rate = film_rate(root)
+    print(f"film: {rate:.1f} frames a second")
+    assert 24 <= rate <= 33
+
+
+def test_a_coloured_film_loops(opened):
+    root = widget(opened, "film", 1)
+    assert after(root, lambda: (root.get_by_role("slider").focus(), opened.keyboard.press("End"))) != after(root, lambda: opened.keyboard.press("Home"))
+    opened.keyboard.press("End")
+    root.locator(".ddpm-play").click()
+    opened.wait_for_timeout(400)
+    root.locator(".ddpm-play").click()
+    assert 0 < int(root.get_attribute("data-index")) < 39
+
+
+def paths(root) -> dict:
+    return dict(root.locator(".ddpm-path").evaluate_all("nodes => nodes.map(n => [n.dataset.name, n.getAttribute('d')])"))
+
+
+def test_a_drag_point_by_keyboard_and_mouse(opened):
+    root = widget(opened, "drag-point")
+    dot = root.get_by_role("slider", name="start point")
+    first, before = paths(root), picture(root)
+    assert list(first) == ["straight", "curved"]
+    dot.focus()
+    assert after(root, lambda: opened.keyboard.press("Shift+ArrowRight")) != before
+    second = paths(root)
+    assert all(second[name] != first[name] for name in first)
+    assert dot.get_attribute("aria-valuetext") == "x 1.40, y -1.00"
+    box = root.locator(".ddpm-plane").bounding_box()
+    at = dot.bounding_box()
+    opened.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    opened.mouse.down()
+    after(root, lambda: opened.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4, steps=6))
+    opened.mouse.up()
+    opened.wait_for_function("root => /x -1.5., y 1.5|x -1.49, y 1.5|x -1.50, y 1.49/.test(root.querySelector('.ddpm-dot').getAttribute('aria-valuetext'))", arg=root.element_handle())
+    root.locator(".ddpm-legend").filter(has_text="straight ends at (0.00, 0.00)").wait_for()
+    assert paths(root)["straight"] not in (first["straight"], second["straight"])
+
+
+def test_paths_can_be_hidden_and_the_point_cannot_leave(opened):
+    root = widget(opened, "drag-point")
+    shown = picture(root)
+    assert after(root, lambda: root.get_by_label("curved").uncheck()) != shown
+    assert list(paths(root)) == ["straight"]
+    after(root, lambda: root.get_by_label("curved").check())
+    root.get_by_role("slider").focus()
+    for _ in range(20):
+        opened.keyboard.press("Shift+ArrowLeft")
+    opened.wait_for_timeout(300)
+    assert root.get_by_role("slider").get_attribute("aria-valuetext").startswith("x -3.00")
+
+
+def test_drag_point_by_touch(lab, browser):
+    url, root = lab
+    write_notebook(root / "touch.ipynb", samples.SETUP, samples.DRAG_POINT)
+    with new_page(browser, has_touch=True) as page:
+        open_and_run(page, url, "touch.ipynb")
+        plane = widget(page, "drag-point")
+        before, box = paths(plane), plane.locator(".ddpm-plane").bounding_box()
+        after(plane, lambda: page.touchscreen.tap(box["x"] + 60, box["y"] + 60))
+        assert paths(plane) != before
+
+
+STATIC = """async ([code, state, frames]) => {
+    const values = { ...state, frames: new DataView(Uint8Array.from(atob(frames), c => c.charCodeAt(0)).buffer) }, listeners = {};
+    const model = { get: name => values[name], save_changes() {}, off() {}, on: (event, f) => { (listeners[event] ||= []).push(f); },
+        set(name, value) { values[name] = value; (listeners['change:' + name] || []).forEach(f => f()); } };
+    const module = await import(URL.createObjectURL(new Blob([code], { type: 'text/javascript' })));
+    module.default.render({ model, el: document.body }); }"""
+
+
+def test_a_film_needs_no_kernel(page):
+    """The film's page code on a stand-in for the saved state: no server, no kernel."""
+    from ddpm_edu.widgets import Film
+
+    film = Film((np.arange(60)[:, None, None] * 4 + np.zeros((60, 8, 8))).astype(np.uint8), label="brighter", caption="Up.", loop=True)
+    state = {name: getattr(film, name) for name in ("shape", "captions", "label", "index", "fps", "scale", "loop", "caption", "error", "alt")}
+    page.goto("about:blank")
+    page.evaluate(STATIC, [film._esm, state, base64.b64encode(film.frames).decode()])
+    root = page.locator(".ddpm-widget")
+    first = picture(root)
+    root.get_by_role("slider").focus()
+    assert after(root, lambda: page.keyboard.press("End")) != first
+    assert film_rate(root, 1) > 20

@@ -6,6 +6,7 @@ Importing this module reads and downloads nothing.
 import gzip
 import hashlib
 import http.client
+import io
 import math
 import os
 import zipfile
@@ -197,17 +198,17 @@ def _cifar10_torchvision(folder: Path, split: str, download: bool) -> ImageDatas
 
 
 def _cifar10_jpeg(path: Path, split: str) -> ImageDataset:
-    """The pictures of picture i are the bytes jpeg[offset[i]:offset[i+1]]; JPEG loses a little, labels are the same."""
-    from torchvision.io import ImageReadMode, decode_jpeg
+    """Picture i is the bytes jpeg[offset[i]:offset[i+1]]; JPEG loses a little, labels are the same."""
+    from PIL import Image
     try:
         with np.load(path, allow_pickle=False) as file:
-            jpeg, offset, labels = (torch.from_numpy(file[f"{split}_{key}"]) for key in ("jpeg", "offset", "label"))
-        ends = offset.tolist()
-        images = torch.stack([decode_jpeg(jpeg[a:b], ImageReadMode.RGB) for a, b in zip(ends, ends[1:])])
-    except (OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+            jpeg, offset, labels = (file[f"{split}_{key}"] for key in ("jpeg", "offset", "label"))
+        files = (io.BytesIO(jpeg[a:b]) for a, b in zip(offset, offset[1:]))
+        images = np.stack([np.asarray(Image.open(file, formats=["JPEG"]).convert("RGB")) for file in files])
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is damaged or of another kind ({type(error).__name__}: {error}): it must hold the arrays "
                         f"{split}_jpeg, {split}_offset and {split}_label; make it anew or remove it") from None
-    return ImageDataset(images, labels.long())
+    return ImageDataset(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long())
 
 
 # ---------------------------------------------------------------- 2-D toys

@@ -51,5 +51,6 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	    rm -rf $(VENV); \
 	    echo "'$(PYTHON)' cannot make virtual environments. On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
-	@$(PY) -m jupyterlab.labextensions disable "@jupyterlab/apputils-extension:announcements"  # no pop-up, no network
+	@# no pop-up about news, no request for them
+	@$(PY) -m jupyterlab.labextensions disable --log-level=ERROR "@jupyterlab/apputils-extension:announcements"
 	@touch $@

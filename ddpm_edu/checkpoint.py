@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .schedule import Schedule
+from .schedule import Schedule, known_prediction
 from .unet import SpaceToDepth, UNet, UNetConfig
 
 WEIGHTS = Path(os.environ.get("DDPM_EDU_DATA", Path(__file__).parent.parent / "data")) / "weights"
@@ -30,8 +30,11 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
     kill -9, finds the previous file whole. Raises CheckpointError if the folder cannot be written.
     """
     path = Path(path)
-    cpu = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-    part = None
+    cpu, seen, part = {}, set(), None
+    for name, t in tensors.items():
+        t = t.detach().to("cpu").contiguous()
+        cpu[name] = t.clone() if t.untyped_storage().data_ptr() in seen else t  # tied weights are written twice
+        seen.add(cpu[name].untyped_storage().data_ptr())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
@@ -57,9 +60,20 @@ def load_tensors(path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, framework="pt") as f:
             tensors = {name: f.get_tensor(name) for name in f.keys()}
             meta = json.loads((f.metadata() or {}).get("ddpm_edu", "{}"))
+        with open(path, "rb") as f:  # safetensors itself lets a name stand twice in the header
+            json.loads(f.read(int.from_bytes(f.read(8), "little")), object_pairs_hook=_once)
+        if not isinstance(meta, dict):
+            raise ValueError("the metadata is no JSON object")
     except (SafetensorError, OSError, ValueError) as e:
         raise CheckpointError(f"{path}: {looks_like(path)}") from e
     return tensors, meta
+
+
+def _once(pairs):
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return out
 
 
 def looks_like(path) -> str:
@@ -70,19 +84,19 @@ def looks_like(path) -> str:
     text = head.lstrip().lower()
     if size == 0:
         return "the file is empty; fetch or save it again"
-    if head[:2] == b"\x80\x02" or head[:1] == b"\x80" or head[:2] == b"PK":
+    header = int.from_bytes(head[:8], "little")
+    if 8 < header <= 100_000_000 and head[8:9] == b"{":  # before the pickle: a header of 640 bytes begins like one
+        expected = _expected_size(path, header, size)
+        if expected and size < expected:
+            return f"the file is cut short: {size:,} of {expected:,} bytes; fetch or save it again"
+        return "the safetensors header does not fit the data (damaged file); fetch or save it again"
+    if head[:1] == b"\x80" or head[:2] == b"PK":
         return ("this looks like a pickle (.ckpt, .pt, .pth); reading one can run any code hidden in it, so it is refused. "
                 "Use the .safetensors file of the same model")
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "this looks like a web page, probably an error page saved by a download; fetch the file itself"
     if text.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer, not the weights; run `git lfs pull` or fetch the file itself"
-    header = int.from_bytes(head[:8], "little")
-    if 8 < header <= 100_000_000 and head[8:9] == b"{":
-        expected = _expected_size(path, header, size)
-        if expected and size < expected:
-            return f"the file is cut short: {size:,} of {expected:,} bytes; fetch or save it again"
-        return "the safetensors header does not fit the data (damaged file); fetch or save it again"
     return f"this is not a safetensors file (it begins with {head[:8]!r}); fetch or save it again"
 
 
@@ -100,7 +114,13 @@ def _expected_size(path, header, size):
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -> None:
-    """Fill `model` from {name: tensor}, strictly: CheckpointError counts and names what is missing, extra or mis-shaped."""
+    """Fill `model` from {name: tensor}, strictly: CheckpointError as `check_state` does, and then nothing is filled."""
+    check_state(model, state, source)
+    model.load_state_dict(state, strict=True, assign=any(v.is_meta for v in model.state_dict().values()))
+
+
+def check_state(model: nn.Module, state: dict[str, Tensor], source="the state") -> None:
+    """CheckpointError unless {name: tensor} fits `model`; it counts and names what is missing, extra or mis-shaped."""
     own = model.state_dict()
     problems = []
     for label, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys()),
@@ -109,7 +129,6 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -
             problems.append(f"{len(names)} {label} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})")
     if problems:
         raise CheckpointError(f"{source} does not fit this {type(model).__name__}: {'; '.join(problems)}. Is it for another model or config?")
-    model.load_state_dict(state, strict=True, assign=next(iter(own.values())).is_meta)
 
 
 # ---------------------------------------------------------------- models that ship
@@ -139,9 +158,14 @@ def load_pretrained(name) -> Pretrained:
     tensors, meta = load_tensors(path)
     try:
         config, factor, predict = UNetConfig(**meta["config"]), int(meta["space_to_depth"]), meta["predict"]
+        known_prediction(predict)
         schedule = Schedule(tensors.pop("schedule.beta"))
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, ValueError) as e:  # ValueError: also our own OptionError and ScheduleError
         raise CheckpointError(f"{path}: a safetensors file, but not a model of this course ({e!r} in its metadata)") from e
+    broken = [k for k, v in tensors.items() if not v.float().isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path}: {len(broken)} tensors hold NaN or infinity ({', '.join(broken[:3])}): "
+                              "the training diverged or the file is damaged, use another one")
     with torch.device("meta"):
         unet = UNet(config)
     load_state(unet, {k.removeprefix("model."): v.float() for k, v in tensors.items()}, str(path))

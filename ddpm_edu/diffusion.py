@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, OptionError, ScheduleError, ShapeError
-from .schedule import Schedule
+from .schedule import Schedule, known_prediction
 
 
 class Cond(NamedTuple):
@@ -85,6 +85,7 @@ def loss(model: Denoiser, schedule: Schedule, x_0: Tensor, cond: Cond | None = N
     x_0: (B, ...). t: (B,) whole numbers, drawn uniformly unless given; eps likewise from N(0, I).
     predict: what the model outputs, "eps", "x_0" or "v". reduction "none" returns one number a picture, (B,).
     """
+    _check_cond(cond, x_0)
     if reduction not in ("mean", "none"):
         raise OptionError(f"reduction = {reduction!r} is not known: choose 'mean' or 'none'")
     if len(x_0) == 0:
@@ -92,6 +93,7 @@ def loss(model: Denoiser, schedule: Schedule, x_0: Tensor, cond: Cond | None = N
     if t is None:
         single = generator if isinstance(generator, torch.Generator) else None
         t = torch.randint(schedule.T, (len(x_0),), generator=single)
+    t = torch.as_tensor(t) if torch.as_tensor(t).ndim else torch.full((len(x_0),), t)
     eps = randn_like(x_0, generator) if eps is None else eps
     x_t = schedule.q_sample(x_0, t, eps)
     prediction = model(x_t, t.to(x_0.device), cond or Cond())
@@ -110,8 +112,8 @@ def spaced_timesteps(T: int, steps: int, spacing: str = "trailing", offset: int 
     "trailing" starts at T-1; "leading" ends at `offset` (Stable Diffusion: 1) and may start well below T-1;
     "linspace" does both (names and flaws: Lin et al. 2023, arXiv 2305.08891, table 2).
     """
-    _whole("steps", steps, 1, T, "one model call each, and no more than the schedule has")
-    _whole("offset", offset, 0, T - 1, "it shifts the leading timesteps up")
+    whole("steps", steps, 1, T, "one model call each, and no more than the schedule has")
+    whole("offset", offset, 0, T - 1, "it shifts the leading timesteps up")
     i = torch.arange(steps, dtype=torch.float64)
     if spacing == "trailing":
         return ((steps - i) * T / steps).round() - 1
@@ -128,7 +130,8 @@ def karras_timesteps(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor
 
     sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, ends at the schedule's own.
     """
-    _whole("steps", steps, 1, schedule.T, "one model call each, and no more than the schedule has")
+    whole("steps", steps, 1, schedule.T, "one model call each, and no more than the schedule has")
+    in_range("rho", rho, 1, 100, "1 is even steps in sigma, 7 is usual")
     low, high = schedule.sigma[0] ** (1 / rho), schedule.sigma[-1] ** (1 / rho)
     sigma = (high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)) ** rho
     right = torch.searchsorted(schedule.sigma, sigma).clamp(max=schedule.T - 1)
@@ -159,6 +162,28 @@ def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, f
 
 # ---------------------------------------------------------------- sampling
 
+def check_call(x_T: Tensor, cond: Cond | None, predict: str, clip: float | None, generator) -> None:
+    """Raise at the call of a sampler what would otherwise come up in the middle of its run."""
+    if x_T.ndim == 0 or not x_T.is_floating_point():
+        raise ShapeError(f"x_T has shape {tuple(x_T.shape)} and type {x_T.dtype}: pass a batch of noise as floats, (B, ...)")
+    _check_cond(cond, x_T)
+    known_prediction(predict)
+    if clip is not None:
+        in_range("clip", clip, 0, 1e9, "1 for pictures in [-1, 1], None for none")
+    if isinstance(generator, Sequence) and len(generator) != len(x_T):
+        raise ShapeError(f"{len(generator)} generators for a batch of {len(x_T)}: pass one a picture")
+
+
+def _check_cond(cond, x):
+    if cond is None:
+        return
+    if not isinstance(cond, Cond):
+        raise OptionError(f"cond is a {type(cond).__name__}: pass a Cond, such as class_cond(labels)")
+    for name, part in zip(Cond._fields, cond):
+        if part is not None and len(part) != len(x):
+            raise ShapeError(f"cond.{name} has shape {tuple(part.shape)} for a batch of {len(x)}: pass one row a picture")
+
+
 def evaluate(model: Denoiser, schedule: Schedule, x_t: Tensor, t: float, cond: Cond | None, predict: str,
              clip: float | None) -> tuple[Tensor, Tensor]:
     """One call of the model: (x0_hat, eps_hat). With `clip`, x0_hat is held in [-clip, clip] and eps_hat follows it."""
@@ -181,6 +206,7 @@ def ddpm(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond
     """
     if variance not in ("small", "large"):
         raise OptionError(f"variance = {variance!r} is not known: choose 'small' or 'large'")
+    check_call(x_T, cond, predict, clip, generator)
     path = visit(schedule, timesteps, end)
 
     def steps(x):
@@ -206,6 +232,7 @@ def sample(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Co
     clip: hold x0_hat in [-clip, clip]. end: see `visit`. generator: see `randn_like`. Yields one Step a model call.
     """
     in_range("eta", eta, 0, 1, "0 is deterministic, 1 adds as much noise as DDPM")
+    check_call(x_T, cond, predict, clip, generator)
     path = visit(schedule, timesteps, end)
 
     def steps(x):
@@ -234,7 +261,7 @@ def last(steps: Iterable[Step]) -> Tensor:
 def guided(model: Denoiser, scale: float, uncond: Cond | None = None) -> Denoiser:
     """Classifier-free guidance: uncond + scale (cond - uncond), one batched call (Ho & Salimans eq. 6, scale = 1 + w).
 
-    scale 1 is the plain conditional model, 0 the unconditional one. `uncond` defaults to zeros (no class).
+    scale 1 is the plain conditional model, 0 the unconditional one. `uncond`, or a part of it, defaults to zeros (no class).
     """
     in_range("guidance scale", scale, 0, 100, "1 is no guidance, 2 to 8 are usual")
     if scale == 1:
@@ -242,11 +269,21 @@ def guided(model: Denoiser, scale: float, uncond: Cond | None = None) -> Denoise
 
     def denoise(x_t, t, cond):
         cond = cond or Cond()
-        other = uncond or cond.map(torch.zeros_like)
-        both = Cond(*(None if c is None else torch.cat([c, u.expand_as(c)]) for c, u in zip(cond, other)))
+        both = Cond(*map(_beside, Cond._fields, cond, uncond or Cond()))
         with_cond, without = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return without + scale * (with_cond - without)
     return denoise
+
+
+def _beside(name, cond, uncond):
+    """One part of both conditions in one batch; uncond (1, ...) is repeated."""
+    if cond is None:
+        return None
+    if uncond is None:
+        return torch.cat([cond, torch.zeros_like(cond)])
+    if uncond.shape[1:] != cond.shape[1:] or len(uncond) not in (1, len(cond)):
+        raise ShapeError(f"uncond.{name} has shape {tuple(uncond.shape)} but cond.{name} {tuple(cond.shape)}: make them equal")
+    return torch.cat([cond, uncond.expand_as(cond)])
 
 
 def in_range(name, value, low, high, hint) -> None:
@@ -256,7 +293,8 @@ def in_range(name, value, low, high, hint) -> None:
         raise OptionError(f"{name} = {value!r} is out of range: pass a number from {low} to {high} ({hint})")
 
 
-def _whole(name, value, low, high, hint) -> None:
+def whole(name, value, low, high, hint) -> None:
+    """Raise OptionError unless value is a whole number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionError(f"{name} = {value!r} is not a whole number: pass {low} to {high} ({hint})")
     in_range(name, value, low, high, hint)

@@ -19,7 +19,7 @@ PREDICTIONS = ("eps", "x_0", "v")
 class Schedule:
     """beta_1..beta_T and what follows from them, kept in float64.
 
-    beta: (T,) tensor, every value strictly between 0 and 1. Raises ScheduleError otherwise.
+    beta: (T,) tensor, every value strictly between 0 and 1, alpha_bar above 0 to the end. Raises ScheduleError otherwise.
     """
     beta: Tensor
 
@@ -34,6 +34,10 @@ class Schedule:
             raise ScheduleError(f"beta[{t}] = {beta[t].item():g} is not between 0 and 1 (both excluded): beta is the "
                                 "variance of the noise added in one step, choose a value such as 0.02")
         object.__setattr__(self, "beta", beta)
+        if self.alpha_bar[-1] < 1e-300:  # sigma would be infinite, and x0_hat 0 / 0
+            t = int((self.alpha_bar < 1e-300).nonzero()[0])
+            raise ScheduleError(f"alpha_bar reaches 0 at t = {t}: beta is so large that nothing of the picture is left long before "
+                                f"T = {len(beta)}; choose a smaller beta or fewer steps")
 
     @classmethod
     def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02) -> "Schedule":
@@ -43,6 +47,8 @@ class Schedule:
     @classmethod
     def sqrt_linear(cls, T: int = 1000, start: float = 0.00085, end: float = 0.012) -> "Schedule":
         """sqrt(beta) rises on a straight line: the schedule of Stable Diffusion, where it is called "linear"."""
+        if not (0 < start < 1 and 0 < end < 1):
+            raise ScheduleError(f"beta from {start:g} to {end:g}: both ends must lie between 0 and 1, such as 0.00085 and 0.012")
         return cls(torch.linspace(start ** 0.5, end ** 0.5, _count(T), dtype=torch.float64) ** 2)
 
     @classmethod
@@ -124,7 +130,7 @@ class Schedule:
         Raises ScheduleError for t outside the schedule, ShapeError where shapes differ.
         """
         _same_shape("x_0", x_0, "eps", eps)
-        signal, scale = self._signal_noise(t, x_0)
+        signal, scale = self._signal_noise(self._whole(t), x_0)
         return signal * x_0 + scale * eps
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t, t_prev: float | None = None) -> tuple[Tensor, Tensor]:
@@ -139,6 +145,8 @@ class Schedule:
         if t_prev is None:
             now, before, at = self.alpha_bar, self.alpha_bar_prev, lambda c: self._at(c, t, x_0)
         else:
+            if not float(t_prev) < float(t):
+                raise ScheduleError(f"t_prev = {t_prev:g} is not earlier than t = {t:g}: the posterior goes from noise to picture, so t_prev < t")
             now, before = (torch.tensor(self.alpha_bar_at(s), dtype=torch.float64) for s in (t, t_prev))
             at = lambda c: c.to(x_0)
         alpha = now / before
@@ -148,7 +156,8 @@ class Schedule:
 
     def target(self, x_0: Tensor, eps: Tensor, t, predict: str = "eps") -> Tensor:
         """What the network is asked for: eps, x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
-        c_0, c_eps = _coefficients(predict, *self._signal_noise(t, x_0))
+        _same_shape("x_0", x_0, "eps", eps)
+        c_0, c_eps = _coefficients(predict, *self._signal_noise(self._whole(t), x_0))
         return c_0 * x_0 + c_eps * eps
 
     def split(self, x_t: Tensor, prediction: Tensor, t, predict: str = "eps") -> tuple[Tensor, Tensor]:
@@ -170,23 +179,33 @@ class Schedule:
         alpha_bar = self.alpha_bar_at(t)
         return alpha_bar ** 0.5, (1 - alpha_bar) ** 0.5
 
+    def _whole(self, t):
+        """t itself, after checking that it holds steps of the schedule only: whole, 0 to T-1."""
+        times = torch.as_tensor(t, device="cpu")
+        if times.is_floating_point() and bool((times != times.floor()).any()):  # NaN too
+            raise ScheduleError(f"t = {times.tolist()} is not whole: this formula needs a step of the schedule, 0 to {self.T - 1}")
+        if times.numel() and not (0 <= times.min() and times.max() < self.T):
+            raise ScheduleError(f"t runs from {times.min():g} to {times.max():g}, outside this schedule: allowed are 0 to {self.T - 1}")
+        return t
+
     def _at(self, values: Tensor, t, x: Tensor) -> Tensor:
         """values[t] in the type of x, shaped (B, 1, ..., 1), after checking t."""
-        t = torch.as_tensor(t, device="cpu")
-        if t.is_floating_point() and bool((t != t.floor()).any()):
-            raise ScheduleError(f"t = {t.tolist()} is not whole: this formula needs a step of the schedule, 0 to {self.T - 1}")
+        t = torch.as_tensor(self._whole(t), device="cpu")
         if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):
             raise ShapeError(f"t has shape {tuple(t.shape)} for a batch of {len(x)}: pass one number, or one a picture, ({len(x)},)")
-        if len(t.reshape(-1)) and not (0 <= int(t.min()) and int(t.max()) < self.T):
-            raise ScheduleError(f"t runs from {int(t.min())} to {int(t.max())}, outside this schedule: allowed are 0 to {self.T - 1}")
         return values[t.long()].to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _coefficients(predict, s, n):
     """(c_0, c_eps) with prediction = c_0 x_0 + c_eps eps: the three formulations differ by these two numbers only."""
+    known_prediction(predict)
+    return {"eps": (0.0, 1.0), "x_0": (1.0, 0.0), "v": (-n, s)}[predict]
+
+
+def known_prediction(predict) -> None:
+    """Raise OptionError unless `predict` names one of PREDICTIONS."""
     if predict not in PREDICTIONS:
         raise OptionError(f"predict = {predict!r} is not known: choose one of {', '.join(PREDICTIONS)}")
-    return {"eps": (0.0, 1.0), "x_0": (1.0, 0.0), "v": (-n, s)}[predict]
 
 
 def _count(T) -> int:
@@ -198,3 +217,5 @@ def _count(T) -> int:
 def _same_shape(name_a, a, name_b, b):
     if a.shape != b.shape:
         raise ShapeError(f"{name_a} has shape {tuple(a.shape)} but {name_b} has {tuple(b.shape)}: they must be equal")
+    if not a.is_floating_point():  # sqrt(alpha_bar) as a whole number is 0
+        raise ShapeError(f"{name_a} holds whole numbers ({a.dtype}): scale pictures to floats in [-1, 1] first")

@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from .diffusion import Cond, Denoiser, Step, ddpm, evaluate, in_range, randn_like, sample, visit
+from .diffusion import Cond, Denoiser, Step, check_call, ddpm, evaluate, in_range, randn_like, sample, visit, whole
 from .errors import OptionError
 from .schedule import Schedule
 
@@ -24,11 +24,13 @@ def _solver(rule: Callable) -> Callable:
     def sampler(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond | None = None, *,
                 predict: str = "eps", clip: float | None = None, end: float = -1, generator=None, **options) -> Iterator[Step]:
         path = visit(schedule, timesteps, end)
-        unknown = set(options) - set(rule.__kwdefaults__ or {})
-        if unknown:
-            raise OptionError(f"{rule.__name__} has no option {', '.join(sorted(unknown))}")
+        check_call(x_T, cond, predict, clip, generator)
+        known = rule.__kwdefaults__ or {}
         for name, value in options.items():
-            in_range(name, value, *RANGES[name])
+            if name not in known:
+                raise OptionError(f"{rule.__name__} has no option {name}: it knows {', '.join(known) or 'none'} besides those of sample()")
+            check, *limits = RANGES[name]
+            check(name, value, *limits)
 
         def call(x_bar, t):
             return evaluate(model, schedule, x_bar * schedule.alpha_bar_at(t) ** 0.5, t, cond, predict, clip)[1]
@@ -101,14 +103,14 @@ def ipndm(x_bar, sigma, sigma_next, eps, again, noise, memory, *, order=4):
     Weights are those of equal steps, as in the paper; the first steps use as many slopes as there are.
     """
     memory.append(eps)
-    del memory[:-int(order)]
+    del memory[:-order]
     weights = ADAMS_BASHFORTH[len(memory)]
     slope = sum(w * e for w, e in zip(weights, reversed(memory)))
     return x_bar + (sigma_next - sigma) * slope
 
 
 ADAMS_BASHFORTH = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
-RANGES = {"eta": (0, 1, "0 is Euler, 1 adds as much noise as DDPM"), "order": (1, 4, "number of slopes combined")}
+RANGES = {"eta": (in_range, 0, 1, "0 is Euler, 1 adds as much noise as DDPM"), "order": (whole, 1, 4, "number of slopes combined")}
 
 SAMPLERS: dict[str, Callable] = {
     "ddpm": ddpm, "ddim": sample, "euler": euler, "euler_ancestral": euler_ancestral,

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_state, load_tensors, save_tensors
-from .diffusion import Cond, in_range, loss
+from .checkpoint import check_state, load_state, load_tensors, save_tensors
+from .diffusion import Cond, in_range, loss, whole
 from .errors import CheckpointError, DataError, OptionError, TrainingError
-from .schedule import PREDICTIONS, Schedule
+from .schedule import Schedule, known_prediction
+from .unet import SpaceToDepth
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class TrainConfig:
     seconds: float = 0.0
 
     def __post_init__(self):
-        for name, low, high in (("steps", 1, 10 ** 9), ("batch_size", 1, 10 ** 6), ("lr", 0, 10), ("warmup", 0, 10 ** 9), ("ema", 0, 1),
-                                ("weight_decay", 0, 10), ("clip_norm", 0, math.inf), ("p_uncond", 0, 1), ("seconds", 0, 10 ** 9)):
-            in_range(f"TrainConfig.{name}", getattr(self, name), low, high, "see its docstring")
-        if self.predict not in PREDICTIONS:
-            raise OptionError(f"TrainConfig.predict = {self.predict!r} is not known: choose one of {', '.join(PREDICTIONS)}")
+        for check, name, low, high in ((whole, "steps", 1, 10 ** 9), (whole, "batch_size", 1, 10 ** 6), (in_range, "lr", 0, 10),
+                                       (whole, "warmup", 0, 10 ** 9), (in_range, "ema", 0, 1), (in_range, "weight_decay", 0, 10),
+                                       (in_range, "clip_norm", 0, math.inf), (in_range, "p_uncond", 0, 1),
+                                       (in_range, "seconds", 0, 10 ** 9), (whole, "seed", 0, 2 ** 40)):
+            check(f"TrainConfig.{name}", getattr(self, name), low, high, "see its docstring")
+        known_prediction(self.predict)
 
     def lr_at(self, step: int, progress: float) -> float:
         """lr: a straight rise over `warmup` steps, then lr (1 + cos(pi progress)) / 2 down to 0 at progress = 1."""
@@ -81,9 +83,12 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         d = min(self.decay, (1 + step) / (10 + step))
-        own = list(self.model.state_dict().values())
-        new = list(model.state_dict().values())
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))
+        own, new = zip(*(p for p in pairs if p[0].is_floating_point()))
         torch._foreach_lerp_(own, new, 1 - d)
+        for mine, its in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(its)  # a counter has no average
 
 
 def train(model: nn.Module, schedule: Schedule, dataset, config: TrainConfig, *, checkpoint=None, save_every: int = 0,
@@ -94,7 +99,7 @@ def train(model: nn.Module, schedule: Schedule, dataset, config: TrainConfig, *,
     checkpoint: a file. If it is there, the run goes on from it; it is written every `save_every` steps and at the end.
     accelerator: an `accelerate.Accelerator` to share each batch among its processes.
     Raises DataError for an empty dataset, CheckpointError if the checkpoint is of another run, TrainingError if the loss
-    is not a number (raised before the update: weights and checkpoint stay as they were).
+    or its gradient is not a number (raised before the update: weights and checkpoint stay as they were).
     """
     run = _Run(model, schedule, dataset, config, accelerator)
     if checkpoint is not None and Path(checkpoint).exists():
@@ -103,12 +108,11 @@ def train(model: nn.Module, schedule: Schedule, dataset, config: TrainConfig, *,
 
 
 def _steps(run, checkpoint, save_every):
-    started = time.perf_counter()
-    done = run.step / run.config.steps
-    while done < 1:
+    started = time.perf_counter() - run.elapsed
+    while (done := run.progress()) < 1:
         value, lr = run.update(done)
-        elapsed = time.perf_counter() - started
-        done = elapsed / run.config.seconds if run.config.seconds else run.step / run.config.steps
+        run.elapsed = run.mean(torch.tensor(time.perf_counter() - started)).item()  # one clock for all processes
+        done = run.progress()
         if checkpoint is not None and (done >= 1 or (save_every and run.step % save_every == 0)):
             run.save(checkpoint)
         yield TrainStep(run.step, value, lr, run.model, run.ema.model)
@@ -124,35 +128,49 @@ class _Run:
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         if config.batch_size % self.world:
             raise OptionError(f"batch_size = {config.batch_size} cannot be shared by {self.world} processes: choose a multiple")
-        self.step = 0
+        self.step, self.elapsed = 0, 0.0
         self.model, self.ema = model, EMA(model, config.ema)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
         self.wrapped = model
         if accelerator:
             self.wrapped, self.optimizer = accelerator.prepare(model, self.optimizer)
-            self.ema.model.to(accelerator.device)
+            self.ema.model.to(accelerator.device).load_state_dict(model.state_dict())  # rank 0's weights are everybody's now
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
+
+    def progress(self):
+        """Share of the run that is done, by the clock or by the steps."""
+        return self.elapsed / self.config.seconds if self.config.seconds else self.step / self.config.steps
 
     def update(self, progress):
         x_0, cond, t, eps = self.batch()
         self.model.train()
         value = loss(self.wrapped, self.schedule, x_0, cond, t=t, eps=eps, predict=self.config.predict)
-        mean = self.accelerator.reduce(value.detach(), "mean") if self.accelerator else value.detach()
-        if not math.isfinite(mean.item()):
-            raise TrainingError(f"the loss is {mean.item()} at step {self.step + 1}: stopped before the update, the last checkpoint is kept. "
-                                f"Try a lower lr than {self.config.lr:g}, or look for NaN in the data")
+        mean = self.mean(value.detach()).item()
+        self.finite("loss", mean)
         lr = self.config.lr_at(self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(value) if self.accelerator else value.backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        clip = self.accelerator.clip_grad_norm_ if self.accelerator else nn.utils.clip_grad_norm_
+        norm = clip(self.parameters, self.config.clip_norm)
+        if not getattr(self.accelerator, "scaler", None):  # in float16 an overflow is usual, and its step is skipped
+            self.finite("gradient", norm.item())
         self.optimizer.step()
         self.step += 1
         self.ema.update(self.model, self.step)
-        return mean.item(), lr
+        return mean, lr
+
+    def mean(self, value):
+        """Mean over the processes."""
+        return self.accelerator.reduce(value.to(self.device), "mean") if self.accelerator else value
+
+    def finite(self, name, value):
+        if not math.isfinite(value):
+            raise TrainingError(f"the {name} is {value} at step {self.step + 1}: stopped before the update, the last checkpoint is kept. "
+                                f"Try a lower lr than {self.config.lr:g}, or look for NaN in the data")
 
     def batch(self):
         """The whole batch is drawn in every process, from the same seed, and each keeps its share."""
@@ -187,28 +205,52 @@ class _Run:
         tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-        save_tensors(path, tensors, {"kind": "training", "step": self.step, "config": dataclasses.asdict(self.config)})
+        save_tensors(path, tensors, {"kind": "training", "step": self.step, "elapsed": self.elapsed, "model": describe(self.model),
+                                     "config": dataclasses.asdict(self.config)})
 
     def load(self, path):
+        """Go on from a checkpoint: everything is checked first, so that a refused one leaves the run as it was."""
         tensors, meta = load_tensors(path)
         if meta.get("kind") != "training":
             raise CheckpointError(f"{path}: weights, but not a training checkpoint: give another file name to start a new run")
-        mine = dataclasses.asdict(self.config)
-        changed = [f"{k} was {meta['config'].get(k)!r}, now {v!r}" for k, v in mine.items() if meta["config"].get(k) != v]
-        if changed or not torch.equal(tensors["schedule.beta"], self.schedule.beta):
-            raise CheckpointError(f"{path}: this checkpoint is of another run ({'; '.join(changed) or 'another noise schedule'}): "
-                                  "go on with the same settings, or give another file name to start a new run")
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        now, before = dataclasses.asdict(self.config) | {"model": describe(self.model)}, {**meta.get("config", {}), "model": meta.get("model")}
+        changed = [f"{k} was {before.get(k)}, now {v}" for k, v in now.items() if before.get(k) != v]
+        if not torch.equal(tensors.get("schedule.beta", torch.empty(0)), self.schedule.beta):
+            changed.append("another noise schedule")
+        if changed:
+            raise CheckpointError(f"{path}: this checkpoint is of another run ({'; '.join(changed)}): "
+                                  "go on with the same settings, or give another file name to start a new run")
+        for name in ("model.", "ema."):
+            check_state(self.model, part(name), str(path))
+        try:
+            optimizer, step, elapsed = self.optimizer_state(part("optimizer.")), int(meta["step"]), float(meta["elapsed"])
+            random = [torch.Generator().set_state(tensors[f"random.{k}"]).get_state() for k in ("generator", "torch")]
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
+            raise CheckpointError(f"{path}: a training checkpoint with parts missing or damaged ({e!r}): "
+                                  "use an earlier one, or give another file name to start a new run") from e
         load_state(self.model, part("model."), str(path))
         load_state(self.ema.model, part("ema."), str(path))
-        state = {}
-        for key, value in part("optimizer.").items():
+        self.optimizer.load_state_dict(optimizer)
+        self.generator.set_state(random[0])
+        torch.set_rng_state(random[1])
+        self.step, self.elapsed = step, elapsed
+
+    def optimizer_state(self, tensors):
+        """The optimizer's own state dict, filled from "<number>.<name>" tensors."""
+        state, parameters = {}, list(self.model.parameters())
+        for key, value in tensors.items():
             i, name = key.split(".", 1)
+            if name != "step" and value.shape != parameters[int(i)].shape:
+                raise ValueError(f"optimizer.{key} has shape {tuple(value.shape)}")
             state.setdefault(int(i), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.generator.set_state(tensors["random.generator"])
-        torch.set_rng_state(tensors["random.torch"])
-        self.step = meta["step"]
+        return {**self.optimizer.state_dict(), "state": state}
+
+
+def describe(model: nn.Module) -> str:
+    """Class and config of a model in one line: two models of equal shapes may still differ, in their heads for example."""
+    inner = f" of {describe(model.model)}" if isinstance(model, SpaceToDepth) else ""
+    return f"{type(model).__name__}({getattr(model, 'config', getattr(model, 'factor', ''))}){inner}"
 
 
 def progress(steps: Iterable[TrainStep], total: int | None = None, every: int = 10) -> Iterator[TrainStep]:

@@ -38,6 +38,9 @@ class UNetConfig:
 
     def __post_init__(self):
         levels = len(self.mult)
+        for size in (self.channels, self.groups, *self.mult, *self.heads):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise OptionError(f"{size!r} in {self}: channels, groups and every mult and heads are whole numbers of at least 1")
         for name in ("mult", "depth", "heads"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists come out of JSON
             if len(getattr(self, name)) != levels or levels == 0:
@@ -63,7 +66,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     half = dim // 2
     w = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angle = t.float()[:, None] * w
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
+    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))  # an odd dim ends in a 0
 
 
 class ResBlock(nn.Module):

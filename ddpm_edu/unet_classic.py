@@ -72,6 +72,8 @@ class ClassicUNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or min(x_t.shape[2:]) < 8:
             raise ShapeError(f"x_t has shape {tuple(x_t.shape)}: this UNet takes (B, {self.in_channels}, H, W), H and W at least 8")
+        if t.shape != (len(x_t),):
+            raise ShapeError(f"t has shape {tuple(t.shape)}: pass one time a picture, ({len(x_t)},)")
         emb = timestep_embedding(t, self.emb).to(x_t.dtype)
         if self.vector is not None:
             if cond.vector is None or cond.vector.shape != (len(x_t), self.n_vector):

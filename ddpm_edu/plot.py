@@ -15,10 +15,12 @@ import html
 import io
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -42,7 +44,6 @@ def axes(width: float = 7, height: float = 3, *, rows: int = 1, columns: int = 1
     >>> fig, (left, right) = axes(8, 3, columns=2, sharey=True)
     """
     fig = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(fig)
     ax = fig.subplots(rows, columns, **subplots)
     for one in np.ravel(ax):
         tidy(one)
@@ -55,6 +56,7 @@ def tidy(ax: Axes) -> Axes:
     ax.grid(True, color="#DDDDDD", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=9, length=3)
+    ax.locator_params(nbins=5)  # most of the time of drawing goes into ticks
     ax.xaxis.label.set_size(10)
     ax.yaxis.label.set_size(10)
     ax.title.set_size(11)
@@ -81,8 +83,6 @@ def figure(fig: Figure, *, alt: str, caption: str) -> Picture:
     >>> fig, ax = axes(); _ = ax.plot([1, 2]); figure(fig, alt="A rising line", caption="It rises.").alt
     'A rising line'
     """
-    require_text("alt", alt)
-    require_text("caption", caption)
     picture = Picture(small_png(pixels(fig)), alt=alt, caption=caption)
     if "matplotlib.pyplot" in sys.modules:  # a pyplot figure left open would be drawn a second time under the cell
         sys.modules["matplotlib.pyplot"].close(fig)
@@ -124,9 +124,8 @@ def label_lines(ax: Axes, lines) -> None:
     ends = []
     for line in lines:
         x, y = line.get_data()
-        seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-        if len(seen):
-            ends.append((x[seen[-1]], y[seen[-1]], line))
+        for last in np.flatnonzero(np.isfinite(x) & np.isfinite(y))[-1:]:
+            ends.append((x[last], y[last], line))
     points_high = ax.get_position().height * ax.figure.get_size_inches()[1] * 72
     to_points = lambda x, y: ax.transAxes.inverted().transform(ax.transData.transform((x, y)))[1] * points_high
     ends.sort(key=lambda end: to_points(*end[:2]))
@@ -140,8 +139,6 @@ def label_lines(ax: Axes, lines) -> None:
 
 def darker(color) -> tuple:
     """The same hue dark enough to read as small text on white."""
-    from matplotlib.colors import to_rgb
-
     rgb = np.array(to_rgb(color))
     while 0.2126 * rgb[0] ** 2.2 + 0.7152 * rgb[1] ** 2.2 + 0.0722 * rgb[2] ** 2.2 > 0.18:  # contrast 4.5 : 1
         rgb = rgb * 0.95
@@ -168,9 +165,7 @@ def loss_curve(ax: Axes, losses: Mapping[str, Sequence[float]] | Sequence[float]
         steps = every * np.arange(1, len(run) + 1)
         ax.plot(steps, run, color=color, alpha=0.22, linewidth=0.8)
         lines += ax.plot(steps, running_mean(run, smooth), color=color, linestyle=dash, linewidth=1.9, label=name)
-    ax.set(xlabel="training step", ylabel=ylabel)
-    if logy:
-        ax.set_yscale("log")
+    ax.set(xlabel="training step", ylabel=ylabel, yscale="log" if logy else "linear")
     if len(runs) > 1:
         label_lines(ax, lines)
     return lines
@@ -178,11 +173,8 @@ def loss_curve(ax: Axes, losses: Mapping[str, Sequence[float]] | Sequence[float]
 
 def running_mean(values, decay: float) -> np.ndarray:
     """Exponential running mean m_k = sum_i decay^(k-i) v_i / sum_i decay^(k-i): exact for a constant from the first value on."""
-    mean, weight, out = 0.0, 0.0, []
-    for value in np.asarray(values, dtype=float):
-        mean, weight = decay * mean + value, decay * weight + 1
-        out.append(mean / weight)
-    return np.array(out)
+    sums = accumulate(((v, 1.0) for v in np.asarray(values, dtype=float)), lambda m, v: (decay * m[0] + v[0], decay * m[1] + 1))
+    return np.array([total / weight for total, weight in sums])
 
 
 def plane(ax: Axes, points=None, *, limits: tuple[float, float] = (-3, 3), color: str = "#8A8A8A", size: float = 3, label: str = ""):
@@ -232,8 +224,6 @@ def image_grid(x, *, alt: str, caption: str, columns: int = 10, labels: Sequence
     >>> image_grid(np.zeros((4, 1, 28, 28)), columns=4, labels="abcd", alt="Four grey squares", caption="Nothing yet.").alt
     'Four grey squares'
     """
-    require_text("alt", alt)
-    require_text("caption", caption)
     columns = min(columns, len(x))
     rows = -(-len(x) // columns) if columns > 0 else 0
     for name, given, wanted in ("labels", labels, len(x)), ("row_labels", row_labels, rows), ("column_labels", column_labels, columns):
@@ -248,20 +238,19 @@ def image_grid(x, *, alt: str, caption: str, columns: int = 10, labels: Sequence
 
 def labelled(sheet, size, gap, zoom, columns, labels, row_labels, column_labels) -> np.ndarray:
     """Put a tiled sheet on a white page with its texts; everything is measured in screen pixels."""
-    (h, w), step = size, gap
+    h, w = size
     left = 8 + 7 * max(map(len, row_labels)) if row_labels is not None else 0
     top = 18 if column_labels is not None or labels is not None else 0
     page_h, page_w = sheet.shape[0] * zoom + top, sheet.shape[1] * zoom + left
     fig = Figure(figsize=(page_w / DPI, page_h / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(fig)
     fig.figimage(np.repeat(enlarge(sheet, zoom)[..., None], 3, -1) if sheet.ndim == 2 else enlarge(sheet, zoom), left, 0)
     write = lambda x, y, text, **kw: fig.text(x / page_w, 1 - y / page_h, text, fontsize=8.5, color="#222222", **kw)
     for i, text in enumerate(labels if labels is not None else ()):
-        write(left + (i % columns * (w + step) + w / 2) * zoom, top + i // columns * (h + step) * zoom - 3, text, ha="center", va="bottom")
+        write(left + (i % columns * (w + gap) + w / 2) * zoom, top + i // columns * (h + gap) * zoom - 3, text, ha="center", va="bottom")
     for i, text in enumerate(column_labels if column_labels is not None else ()):
-        write(left + (i * (w + step) + w / 2) * zoom, top - 4, text, ha="center", va="bottom")
+        write(left + (i * (w + gap) + w / 2) * zoom, top - 4, text, ha="center", va="bottom")
     for i, text in enumerate(row_labels if row_labels is not None else ()):
-        write(left - 6, top + (i * (h + step) + h / 2) * zoom, text, ha="right", va="center")
+        write(left - 6, top + (i * (h + gap) + h / 2) * zoom, text, ha="right", va="center")
     return pixels(fig)
 
 

@@ -42,6 +42,7 @@ class Widget(anywidget.AnyWidget):
             redraw()
             self.error = ""
         except Exception as problem:
+            self.error = ""  # so that the same failure twice is news to the page
             self.error = f"{type(problem).__name__}: {problem}"
 
 

@@ -26,7 +26,7 @@ class DragPoint(Widget):
     """
 
     _esm = static("common.js") + static("drag.js")
-    xy = tr.List().tag(sync=True)
+    xy = tr.List().tag(sync=True, echo_update=False)
     paths = tr.Dict().tag(sync=True)
     styles = tr.Dict().tag(sync=True)
     points = tr.List().tag(sync=True)

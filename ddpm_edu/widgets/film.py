@@ -8,7 +8,7 @@ import numpy as np
 import traitlets as tr
 
 from .. import plot
-from ..errors import OptionError
+from ..errors import OptionError, ShapeError
 from .base import Widget, static, uint8, zoom
 
 
@@ -31,7 +31,7 @@ class Film(Widget):
     shape = tr.List().tag(sync=True)
     captions = tr.List().tag(sync=True)
     label = tr.Unicode().tag(sync=True)
-    index = tr.Int(0).tag(sync=True)
+    index = tr.Int(0).tag(sync=True, echo_update=False)
     fps = tr.Float(30).tag(sync=True)
     scale = tr.Int(1).tag(sync=True)
     loop = tr.Bool(False).tag(sync=True)
@@ -43,7 +43,11 @@ class Film(Widget):
         if len(frames) == 0:
             raise OptionError("frames is empty: a film needs at least one picture")
         if not isinstance(frames, np.ndarray) and not hasattr(frames, "detach"):
-            frames = np.stack([np.asarray(frame) for frame in frames])
+            frames = [np.asarray(frame) for frame in frames]
+            sizes = {frame.shape for frame in frames}
+            if len(sizes) > 1:
+                raise ShapeError(f"frames have different shapes ({', '.join(map(str, sorted(sizes)))}): all must be of one size")
+            frames = np.stack(frames)
         frames = uint8(frames, "frames", (3, 4))
         n, h, w = frames.shape[:3]
         if captions is not None and len(captions) != n:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable
 
 import numpy as np
 import traitlets as tr
+from PIL import Image
 
 from .. import plot
 from ..errors import OptionError
 from .base import Widget, static, uint8, zoom
-from .controls import Choice, Slider, Toggle, show
+from .controls import Choice, Slider, Toggle, show  # noqa: F401 (the doctests use them)
 
 
 class _Panel(Widget):
@@ -19,7 +21,7 @@ class _Panel(Widget):
 
     _esm = static("common.js") + static("panel.js")
     controls = tr.List().tag(sync=True)
-    position = tr.Dict().tag(sync=True)
+    position = tr.Dict().tag(sync=True, echo_update=False)
     picture = tr.Bytes().tag(sync=True)
     shape = tr.List([0, 0, 0]).tag(sync=True)
     scale = tr.Int(1).tag(sync=True)
@@ -77,7 +79,7 @@ class SliderPicture(_Panel):
     """Controls above a matplotlib picture, redrawn by `draw(ax, **values)` on every move.
 
     draw: gets the Axes (an array of Axes when rows or columns > 1) and one keyword a control. It may return a function
-    `update(**values)`: then the axes are not cleared, and later moves call only that, which is two to three times as fast.
+    `update(**values)`: then the axes are not cleared and later moves call only that, which is quicker.
     alt, caption: text with {name} for a control's value, or a function of the values. width, height: inches (100 pixels each).
     Further keywords go to `plt.subplots` (sharey=True ...).
 
@@ -102,19 +104,17 @@ class SliderPicture(_Panel):
         if self._update is not None:
             self._update(**values)
         else:
-            first = self.drawn == 0
-            for ax in () if first else self._fig.axes:
+            for ax in self._fig.axes if self.drawn else ():
                 ax.clear()
                 plot.tidy(ax)
             update = self._draw(self._ax, **values)
             self._update = update if callable(update) else None
-            if first:
-                self._fig.canvas.draw()
-                self._fig.set_layout_engine("none")  # the layout stays as it is now: working it out again costs 30 ms a picture
-        return plot.png(plot.pixels(self._fig))
+        image = plot.pixels(self._fig)
+        self._fig.set_layout_engine("none")  # the layout stays as it is now: working it out again costs 30 ms a picture
+        return plot.png(image)
 
     def still(self) -> bytes:
-        return plot.small_png(plot.pixels(self._fig))
+        return plot.small_png(np.asarray(Image.open(io.BytesIO(self.picture)).convert("RGB")))
 
 
 class SliderImage(_Panel):

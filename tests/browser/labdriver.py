@@ -140,11 +140,14 @@ def drawn(root) -> int:
 
 
 def after(root, action, seconds: float = 30):
-    """Do something to a widget, wait until it has drawn a new picture, and return that."""
-    count = drawn(root)
+    """Do something to a widget, wait until it has drawn a new picture, and return that; AssertionError if it reports an error instead."""
+    count, alert = drawn(root), root.locator(".ddpm-error")
+    failed_before = alert.is_visible()
     action()
-    root.page.wait_for_function("([root, count]) => +root.dataset.drawn > count && !root.hasAttribute('aria-busy')", arg=[root.element_handle(), count],
-                                timeout=seconds * 1000)
+    root.page.wait_for_function("""([root, count, failedBefore]) => !root.hasAttribute('aria-busy')
+        && (+root.dataset.drawn > count || !failedBefore && !root.querySelector('.ddpm-error').hidden)""",
+                                arg=[root.element_handle(), count, failed_before], timeout=seconds * 1000)
+    assert failed_before or not alert.is_visible(), f"the widget reports: {alert.inner_text()}"
     return picture(root)
 
 

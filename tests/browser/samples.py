@@ -33,7 +33,7 @@ SLIDER_REDRAW = """
 def redraw(ax, sigma):
     plot.curves(ax, x, {"a": np.exp(-x / sigma), "b": 1 - np.exp(-x / sigma)}, xlabel="x")
     ax.set_ylim(0, 1)
-SliderPicture(redraw, Slider("sigma", np.geomspace(0.01, 80, 61), 1.0), alt="Curves at sigma = {sigma}", caption="sigma = {sigma}")
+SliderPicture(redraw, Slider("sigma", np.geomspace(0.01, 80, 61), 1.0), alt="Curves at sigma = {sigma}", caption="Two curves at sigma = {sigma}.")
 """
 
 SLIDER_IMAGE = """
@@ -49,7 +49,7 @@ Film(frames, [f"t = {k}" for k in range(150)], label="a ramp that moves", captio
 """
 
 FILM_RGB = """
-Film(rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), label="coloured noise", caption="RGB.", loop=True)
+Film(rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), label="coloured noise", caption="Coloured noise, again and again.", loop=True)
 """
 
 DRAG_POINT = """

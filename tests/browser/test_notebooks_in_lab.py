@@ -1,0 +1,102 @@
+"""Every notebook of the course in a real JupyterLab: run all cells, then move every control of every widget and see its picture change.
+
+A subset: pytest tests/browser/test_notebooks_in_lab.py -k 02
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from labdriver import after, open_and_run, picture
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
+
+FOREIGN = ".widget-slider, .widget-dropdown, .widget-checkbox, .widget-toggle-button, .widget-select"  # ipywidgets outside our frame: no alt text, not tested
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[n.stem for n in NOTEBOOKS])
+def test_every_widget_of_the_notebook_moves(notebook, lab, page):
+    url, root = lab
+    shutil.copy(notebook, root)
+    open_and_run(page, url, notebook.name, seconds=600)
+    assert page.locator(FOREIGN).count() == 0, "a plain ipywidgets control: use the widgets of ddpm_edu.widgets"
+    widgets = page.locator(".ddpm-widget")
+    widgets.first.wait_for()  # every notebook has something to move
+    kinds = []
+    for i in range(widgets.count()):
+        root = widgets.nth(i)
+        root.scroll_into_view_if_needed()
+        kinds.append(root.get_attribute("data-kind"))
+        MOVES[kinds[-1]](page, root, f"{notebook.name}, widget {i + 1} ({kinds[-1]})")
+        assert root.get_by_role("alert").count() == 0, f"{notebook.name}, widget {i + 1}: {root.get_by_role('alert').inner_text()}"
+        assert len(root.locator("figcaption").inner_text()) > 10
+    print(f"{notebook.name}: moved {', '.join(kinds)}")
+
+
+def move_panel(page, root, where: str) -> None:
+    """Menus and switches first, from the author's starting position; each control goes back to where it was."""
+    for menu in root.locator("select").all():
+        shown, at = picture(root), menu.evaluate("menu => menu.selectedIndex")
+        for k in range(menu.locator("option").count()):
+            if k != at:
+                assert after(root, lambda: menu.select_option(index=k)) != shown, f"{where}: option {k} of the menu changes nothing"
+        after(root, lambda: menu.select_option(index=at))
+    for switch in root.locator("input[type=checkbox]").all():
+        shown = picture(root)
+        assert after(root, switch.click) != shown, f"{where}: the switch {switch.get_attribute('data-name')} changes nothing"
+        after(root, switch.click)
+    for slider in root.locator("input[type=range]").all():
+        name, at = slider.get_attribute("data-name"), slider.input_value()
+        shown = picture(root)
+        slider.focus()
+        ends = [after(root, lambda: page.keyboard.press(key)) for key in (("End", "Home") if at != slider.get_attribute("max") else ("Home", "End"))]
+        assert len({shown, *ends}) > 1 and ends[0] != ends[1], f"{where}: the slider {name} changes nothing by keyboard"
+        box = slider.bounding_box()
+        page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
+        clicked = after(root, lambda: page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + box["height"] / 2))
+        assert clicked != ends[1], f"{where}: the slider {name} changes nothing by mouse"
+        if slider.input_value() != at:
+            after(root, lambda: slider.evaluate("(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", at))
+
+
+def move_film(page, root, where: str) -> None:
+    slider = root.locator("input[type=range]")
+    slider.focus()
+    first = picture(root)
+    if slider.input_value() == "0":
+        other = after(root, lambda: page.keyboard.press("End"))
+    else:
+        other = after(root, lambda: page.keyboard.press("Home"))
+    assert other != first, f"{where}: first and last frame are the same"
+    if slider.input_value() != "0":
+        after(root, lambda: page.keyboard.press("Home"))
+    start = picture(root)
+    root.locator(".ddpm-play").click()
+    page.wait_for_function("root => +root.dataset.index > 0", arg=root.element_handle())
+    assert picture(root) != start, f"{where}: playing shows nothing new"
+    if "Pause" in root.locator(".ddpm-play").inner_text():
+        root.locator(".ddpm-play").click()
+
+
+def move_drag_point(page, root, where: str) -> None:
+    lines = lambda: root.locator(".ddpm-path").evaluate_all("nodes => nodes.map(n => n.getAttribute('d'))")
+    dot, plane = root.locator(".ddpm-dot"), root.locator(".ddpm-plane")
+    before, shown = lines(), picture(root)
+    assert before, f"{where}: no path to see"
+    dot.focus()
+    assert after(root, lambda: page.keyboard.press("Shift+ArrowLeft")) != shown and lines() != before, f"{where}: the arrow keys change no path"
+    before, at, box = lines(), dot.bounding_box(), plane.bounding_box()
+    page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    page.mouse.down()
+    after(root, lambda: page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"], steps=5))
+    page.mouse.up()
+    assert lines() != before, f"{where}: dragging changes no path"
+    for name in root.locator("input[type=checkbox]").all():
+        shown = picture(root)
+        after(root, name.click)
+        after(root, name.click)
+        assert len(lines()) == len(before)
+
+
+MOVES = {"slider-picture": move_panel, "slider-image": move_panel, "film": move_film, "drag-point": move_drag_point}

@@ -1,0 +1,252 @@
+"""widgets, the kernel's half: what moves, what is drawn, what stays in a saved notebook, what is refused. The page's half: tests/browser."""
+
+import base64
+import io
+import re
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_edu import plot
+from ddpm_edu.errors import OptionError, ShapeError
+from ddpm_edu.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Toggle, freeze
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+WORDS = {"alt": "a", "caption": "c"}
+
+
+def decode(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def grey(t):
+    return np.full((4, 6), t, np.uint8)
+
+
+def a_film(**options):
+    return Film(np.arange(40, dtype=np.uint8)[:, None, None] + np.zeros((40, 5, 7), np.uint8), label="film", caption="c", **options)
+
+
+def a_drag(trace=lambda xy: {"home": np.linspace(xy, [0, 0], 4)}, **options):
+    return DragPoint([[0, 0], [1, 1]], trace, **{**WORDS, **options})
+
+
+# ------------------------------------------------------------ sliders
+
+def test_draw_gets_the_chosen_objects_themselves():
+    seen = []
+    widget = SliderImage(lambda **values: (seen.append(values), grey(0))[1], Slider("t", range(1000), 300), Slider("sigma", np.geomspace(0.01, 100, 5), 0.9),
+                         Choice("name", ["linear", "cosine"], "cosine"), Toggle("clip", True), **WORDS)
+    assert seen == [{"t": 300, "sigma": pytest.approx(1.0), "name": "cosine", "clip": True}]
+    assert type(seen[0]["t"]) is int and type(seen[0]["sigma"]) is float and seen[0]["clip"] is True
+    widget.move(t=5, clip=False)
+    assert seen[-1] == {**seen[0], "t": 5, "clip": False} and widget.values == seen[-1]
+
+
+def test_slider_image_sends_the_pixels():
+    picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    widget = SliderImage(lambda t: np.roll(picture, t), Slider("t", [0, 1]), **WORDS)
+    assert widget.shape == [4, 6, 3] and widget.picture == picture.tobytes()
+    widget.move(t=1)
+    assert widget.picture == np.roll(picture, 1).tobytes()
+    assert (decode(widget.still())[::widget.scale, ::widget.scale] == np.roll(picture, 1)).all()
+
+
+def test_a_move_from_the_page_redraws_and_counts():
+    widget = SliderImage(grey, Slider("t", range(256), 3), alt="level {t}", caption=lambda t: f"twice {2 * t}")
+    assert (widget.drawn, widget.alt, widget.caption) == (1, "level 3", "twice 6")
+    widget.set_state({"position": {"t": 200}})  # what the page sends
+    assert (widget.drawn, widget.alt, widget.caption) == (2, "level 200", "twice 400")
+    assert set(widget.picture) == {200}
+
+
+def test_slider_picture_redraws_cleared_axes():
+    def draw(ax, k):
+        ax.plot([0, k], [0, 1])
+        ax.set(xlim=(0, 9), ylim=(0, 1))
+
+    widget = SliderPicture(draw, Slider("k", range(1, 9)), width=3, height=2, **WORDS)
+    first = widget.picture
+    assert decode(first).shape == (200, 300, 3)
+    widget.move(k=5)
+    assert (decode(widget.picture) != decode(first)).any() and len(widget._ax.lines) == 1
+    widget.move(k=1)
+    assert (decode(widget.picture) == decode(first)).all(), "coming back gives another picture: something was left on the axes"
+
+
+def test_update_is_called_instead_of_draw_and_shows_the_same():
+    calls = []
+
+    def plain(ax, k):
+        ax.set(xlim=(0, 9), ylim=(0, 1))
+        return ax.plot([0, k], [0, 1])[0]
+
+    def with_update(ax, k):
+        line = plain(ax, k)
+        calls.append("draw")
+        return lambda k: (calls.append("update"), line.set_xdata([0, k]))
+
+    slider = Slider("k", range(1, 9))
+    quick = SliderPicture(with_update, slider, **WORDS)
+    slow = SliderPicture(lambda ax, k: (plain(ax, k), None)[1], slider, **WORDS)
+    for widget in quick, slow:
+        widget.move(k=7)
+    assert calls == ["draw", "update"]
+    assert (decode(quick.picture) == decode(slow.picture)).all()
+
+
+def test_several_axes_and_their_options():
+    shapes = []
+    SliderPicture(lambda ax, k: shapes.append(ax.shape), Slider("k", [0, 1]), rows=2, columns=3, sharey=True, **WORDS)
+    assert shapes == [(2, 3)]
+
+
+def test_a_failing_move_is_reported_and_the_next_one_heals():
+    def render(t):
+        if t == 1:
+            raise ValueError("no picture at 1")
+        return grey(t)
+
+    widget = SliderImage(render, Slider("t", [0, 1, 2]), **WORDS)
+    widget.move(t=1)
+    assert widget.error == "ValueError: no picture at 1" and set(widget.picture) == {0}
+    widget.move(t=2)
+    assert widget.error == "" and set(widget.picture) == {2}
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: SliderImage(grey, Slider("t", [5]), **WORDS), "at least two"),
+    (lambda: SliderImage(grey, Slider("t", [3, 2, 1]), **WORDS), "must increase"),
+    (lambda: SliderImage(grey, Slider("t", np.linspace(1, 1, 5)), **WORDS), "must increase"),
+    (lambda: SliderImage(grey, Slider("t", range(10), 10), **WORDS), "starts at 10, outside 0 ... 9"),
+    (lambda: SliderImage(grey, Slider("t", range(10), float("nan")), **WORDS), "starts at nan"),
+    (lambda: SliderImage(grey, Choice("t", [1]), **WORDS), "at least two"),
+    (lambda: SliderImage(grey, Choice("t", [1, 2], 3), **WORDS), "not one of"),
+    (lambda: SliderImage(lambda: grey(0), **WORDS), "no control"),
+    (lambda: SliderImage(grey, Slider("t", [1, 2]), Toggle("t"), **WORDS), "share a name"),
+    (lambda: SliderImage(grey, Slider("s", [1, 2]), **WORDS), r"cannot be called as \(s\)"),
+    (lambda: SliderPicture(grey, Slider("t", [1, 2]), **WORDS), r"cannot be called as \(ax, t\)"),
+    (lambda: SliderImage(grey, Slider("t", [1, 2]), alt="", caption="c"), "alt is empty"),
+    (lambda: SliderImage(grey, Slider("t", [1, 2]), alt="a", caption=" "), "caption is empty"),
+    (lambda: SliderImage(grey, Slider("t", [1, 2]), scale=0, **WORDS), "scale is 0"),
+    (lambda: SliderImage(grey, Slider("t", [1, 2]), **WORDS).move(t=9), "cannot set t to 9"),
+    (lambda: SliderImage(grey, Slider("t", [1, 2]), **WORDS).move(q=1), "cannot set q"),
+])
+def test_sliders_refuse(make, message):
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("picture", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4), np.uint8)])
+def test_slider_image_refuses_what_is_no_picture(picture):
+    with pytest.raises(ShapeError, match="uint8"):
+        SliderImage(lambda t: picture, Slider("t", [0, 1]), **WORDS)
+
+
+# ------------------------------------------------------------ films
+
+def test_film_takes_arrays_lists_and_tensors():
+    array = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    for frames in array, list(array), torch.from_numpy(array), tuple(torch.from_numpy(array)):
+        film = Film(frames, "abc", label="l", caption="c")
+        assert film.shape == [3, 4, 5, 3] and film.frames == array.tobytes() and film.captions == ["a", "b", "c"]
+
+
+def test_still_of_a_film_shows_first_and_last_frame():
+    strip = decode(a_film(scale=2).still(count=5))[..., 0]
+    assert strip.shape == (10, 5 * 14 + 4 * 4)
+    assert [strip[0, k * 18] for k in range(5)] == [0, 10, 20, 29, 39]
+
+
+@pytest.mark.parametrize("make, error, message", [
+    (lambda: Film([], label="l", caption="c"), OptionError, "at least one picture"),
+    (lambda: Film(np.zeros((3, 4, 4)), label="l", caption="c"), ShapeError, "float64"),
+    (lambda: Film(np.zeros((4, 4), np.uint8), label="l", caption="c"), ShapeError, "needed|Needed"),
+    (lambda: Film(np.zeros((3, 4, 4, 2), np.uint8), label="l", caption="c"), ShapeError, "Needed"),
+    (lambda: Film([grey(0), np.zeros((2, 2), np.uint8)], label="l", caption="c"), ShapeError, "one size"),
+    (lambda: a_film(captions=["one"]), OptionError, "1 captions for 40 frames"),
+    (lambda: a_film(fps=0), OptionError, "fps is 0"),
+    (lambda: a_film(fps=float("nan")), OptionError, "fps is nan"),
+    (lambda: a_film(start=40), OptionError, "start is 40"),
+    (lambda: Film([grey(0)], label="", caption="c"), OptionError, "label is empty"),
+])
+def test_films_refuse(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+# ------------------------------------------------------------ the point to drag
+
+def test_drag_point_traces_every_move():
+    widget = a_drag(start=(1, -2))
+    assert np.allclose(widget.paths["home"], np.linspace([1, -2], [0, 0], 4), atol=1e-4)
+    widget.set_state({"xy": [2.0, 2.0]})
+    assert widget.paths["home"][0] == [2, 2] and widget.drawn == 2
+    assert widget.summary == "start (2.00, 2.00)\nhome ends at (0.00, 0.00)"
+
+
+def test_drag_point_takes_tensors_and_gives_each_path_its_style():
+    widget = a_drag(lambda xy: {str(i): torch.zeros(3, 2) + i for i in range(8)})
+    styles = widget.styles.values()
+    assert len({s["color"] for s in styles}) == 8 and len({s["dash"] for s in styles}) == 8
+    assert decode(widget.still()).shape[:2] == (420, 420)
+
+
+def test_a_path_that_becomes_nan_is_reported():
+    widget = a_drag(lambda xy: {"p": np.full((2, 2), np.nan if xy[0] > 2 else 1.0)})
+    widget.set_state({"xy": [2.5, 0.0]})
+    assert "NaN" in widget.error and widget.paths == {"p": [[1, 1], [1, 1]]}
+
+
+@pytest.mark.parametrize("make, error, message", [
+    (lambda: a_drag(limits=(1, 1)), OptionError, "limits are"),
+    (lambda: a_drag(start=(4, 0)), OptionError, "outside the plane"),
+    (lambda: a_drag(start=(float("nan"), 0)), OptionError, "outside the plane"),
+    (lambda: a_drag(lambda xy: {}), OptionError, "no path"),
+    (lambda: a_drag(lambda xy: {"p": [1, 2, 3]}), ShapeError, "path 'p'"),
+    (lambda: DragPoint([1, 2], lambda xy: {}, **WORDS), ShapeError, "points"),
+    (lambda: a_drag(alt=""), OptionError, "alt is empty"),
+])
+def test_drag_points_refuse(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+# ------------------------------------------------------------ saved notebooks
+
+@pytest.mark.parametrize("make", [a_film, a_drag, lambda: SliderImage(grey, Slider("t", [0, 1]), **WORDS),
+                                  lambda: SliderPicture(lambda ax, t: None, Slider("t", [0, 1]), **WORDS)])
+def test_every_widget_leaves_a_still_picture_beside_its_view(make):
+    widget = make()
+    bundle, _ = widget._repr_mimebundle_()
+    assert bundle[VIEW]["model_id"] == widget.model_id
+    source = re.search(r'src="data:image/png;base64,([^"]+)"', bundle["text/html"]).group(1)
+    assert (decode(base64.b64decode(source)) == decode(widget.still())).all()
+    assert f'alt="{widget.alt}"' in bundle["text/html"] and widget.alt in bundle["text/plain"]
+
+
+def test_an_executed_notebook_holds_the_still_picture_and_freeze_keeps_only_that(tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    cell = """
+import numpy as np
+from ddpm_edu.widgets import Film
+Film(np.zeros((3, 8, 8), np.uint8), label="black", caption="c")"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell), nbformat.v4.new_markdown_cell("text")])
+    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    data = notebook.cells[0].outputs[0].data
+    assert {VIEW, "text/html", "text/plain"} <= set(data)
+    notebook.metadata["widgets"] = {"stale": True}
+    freeze(notebook)
+    assert "widgets" not in notebook.metadata
+    assert set(notebook.cells[0].outputs[0].data) == {"text/html", "text/plain"}
+    assert 'alt="black: a film of 3 frames"' in notebook.cells[0].outputs[0].data["text/html"]
+    nbformat.validate(notebook)
+
+
+def test_tile_makes_frames():
+    x = torch.zeros(6, 1, 8, 8)
+    film = Film([np.concatenate([plot.tile(x, 3), plot.tile(x, 3)], axis=1)] * 2, label="l", caption="c")
+    assert film.shape == [2, 17, 52, 1]

@@ -39,6 +39,7 @@ def main() -> None:
             roots.nth(i).scroll_into_view_if_needed()
             latencies(roots.nth(i), control, 5)  # warm up
             times = sorted(latencies(roots.nth(i), control, moves))
+            result[f"{name}_min_ms"] = round(times[0], 1)
             result[f"{name}_median_ms"] = round(statistics.median(times), 1)
             result[f"{name}_p95_ms"] = round(times[min(len(times) - 1, int(0.95 * len(times)))], 1)
             print(f"{name}: median {result[f'{name}_median_ms']} ms, 95 % below {result[f'{name}_p95_ms']} ms", flush=True)

@@ -21,7 +21,7 @@ from ddpm_edu.metrics import Judge, accuracy, frechet, judge_features, moments
 
 SETTINGS = {  # epochs, peak learning rate
     "mnist": dict(model=dict(channels=1, widths=(32, 64, 64)), epochs=16, lr=0.2),
-    "cifar10": dict(model=dict(channels=3, widths=(48, 96, 128)), epochs=16, lr=0.2),
+    "cifar10": dict(model=dict(channels=3, widths=(32, 64, 128)), epochs=16, lr=0.2),
 }
 CARD = """# {title} judge
 
@@ -39,10 +39,17 @@ covariance of its features on the real training and test pictures. Load it with 
 | test accuracy | {test_accuracy:.2%} of 10,000 |
 | bytes | {bytes:,} |
 
-**Yardstick.** Frechet distance, in this judge's features, of real pictures (the first 100 test pictures of each class):
-to the 60,000 or 50,000 training pictures **{real_vs_train:.2f}**; to the 10,000 test pictures, of which they are a part, **{real_vs_test:.2f}**.
-All test pictures to the training pictures: {test_vs_train:.2f}. A generated set of 1,000 cannot be expected to do better than the first.
-These numbers mean something only beside each other; they are not comparable with FIDs of other networks.
+**Yardstick.** Frechet distance, in this judge's features, between real pictures, {few_count} at a time (the first {per_class} of each class):
+
+| | |
+|---|---|
+| {few_count} test pictures to all {train_count:,} training pictures | {test_few_vs_train:.3f} |
+| {few_count} test pictures to all 10,000 test pictures, of which they are a part | {test_few_vs_test:.3f} |
+| {few_count} training pictures to all 10,000 test pictures | {train_few_vs_test:.3f} |
+| all 10,000 test pictures to all training pictures | {test_vs_train:.3f} |
+
+{few_count} perfect samples would score about like the first and third rows. The numbers mean something only beside each other: they scale
+with the features, and are not comparable with the FIDs of other networks, nor of the other judge.
 
 Licence of the weights: MIT, like the code. {source}
 """
@@ -88,15 +95,17 @@ def train(judge, dataset, augment, epochs, lr, seed, batch_size=256):
     return time.time() - started
 
 
-def measure(judge, real, test):
+def measure(judge, real, test, per_class=100):
     """Test accuracy, reference statistics and the distances of real pictures from each other."""
-    few = test.per_class(100)
-    features = {"train": [], "test": judge_features(judge, data.from_uint8(test.images))}
-    features["train"] = torch.cat([judge_features(judge, data.from_uint8(part)) for part in real.images.split(5000)])
-    of_few = judge_features(judge, data.from_uint8(few.images))
-    figures = dict(test_accuracy=accuracy(judge, data.from_uint8(test.images), test.labels), real_vs_train=frechet(of_few, features["train"]),
-                   real_vs_test=frechet(of_few, features["test"]), test_vs_train=frechet(features["test"], features["train"]))
-    reference = {f"reference.{split}.{key}": value for split, f in features.items() for key, value in zip(("mean", "cov"), moments(f))}
+    look = lambda part: torch.cat([judge_features(judge, data.from_uint8(images)) for images in part.images.split(5000)])
+    all_of = {"train": look(real), "test": look(test)}
+    few_of = {"train": look(real.per_class(per_class)), "test": look(test.per_class(per_class))}
+    figures = dict(
+        test_accuracy=accuracy(judge, data.from_uint8(test.images), test.labels),
+        test_few_vs_train=frechet(few_of["test"], all_of["train"]), test_few_vs_test=frechet(few_of["test"], all_of["test"]),
+        train_few_vs_test=frechet(few_of["train"], all_of["test"]), test_vs_train=frechet(all_of["test"], all_of["train"]),
+        per_class=per_class, few_count=per_class * real.classes, train_count=len(real))
+    reference = {f"reference.{split}.{key}": value for split, f in all_of.items() for key, value in zip(("mean", "cov"), moments(f))}
     return figures, reference
 
 

@@ -74,7 +74,7 @@ def test_mnist_loads_quickly():
         started = time.process_time()
         data.mnist()
         return time.process_time() - started
-    assert min(once() for _ in range(3)) < 1.2  # 0.3 s on a quiet machine
+    assert min(once() for _ in range(3)) < 1.2  # processor time; 0.3 s on a quiet machine
 
 
 def test_unknown_split():

@@ -214,7 +214,7 @@ def ddpm(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond
             x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
             mean, var = schedule.posterior(x0_hat, x, t, t_prev)
             if variance == "large":
-                var = torch.as_tensor(1 - schedule.alpha_bar_at(t) / schedule.alpha_bar_at(t_prev)).to(x)
+                var = torch.full_like(var, 1 - schedule.alpha_bar_at(t) / schedule.alpha_bar_at(t_prev))
             x_prev = mean if t_prev < 0 else mean + var.sqrt() * randn_like(x, generator)  # z = 0 at the last step
             yield Step(t, x, x0_hat, eps, x_prev)
             x = x_prev

@@ -1,0 +1,368 @@
+"""Samplers: reference trajectories step by step, exact transport of Gaussian data, order of convergence, diffusers."""
+import math
+
+import pytest
+import torch
+from helpers import affine_map, gaussian_eps, in_turn, mixture_eps, read_json, read_tensors, refuses
+
+from ddpm_edu import SAMPLERS, Cond, OptionError, Schedule, generators, karras_timesteps, last, noise, sample, spaced_timesteps
+from ddpm_edu.diffusion import ddpm
+from ddpm_edu.solvers import dpmpp_2m, euler, euler_ancestral, heun, ipndm
+
+SD = Schedule.sqrt_linear()
+TRUTH, REFERENCE = read_json("gmm_trajectories.json"), read_tensors("gmm_trajectories.safetensors")
+TOY = {k: torch.tensor(TRUTH["toy"][k], dtype=torch.float64) for k in ("means", "weights")}
+
+
+def toy(schedule):
+    return mixture_eps(schedule, TOY["means"], TOY["weights"], TRUTH["toy"]["component_std"])
+
+
+# ---------------------------------------------------------------- reference trajectories
+
+CASES = {  # name: sampler, options, coordinates of the reference ("ve": x / sqrt(alpha_bar))
+    "ddim_diffusers_leading_eta0": (sample, dict(end=0), "vp"),           # Stable Diffusion's DDIM stops at t = 0 ...
+    "ddim_diffusers_leading_eta1": (sample, dict(end=0, eta=1.0), "vp"),
+    "ddim_diffusers_trailing_eta0": (sample, dict(end=0), "vp"),
+    "ddim_diffusers_leading_offset0_alpha1_eta0": (sample, dict(end=-1), "vp"),   # ... and this one goes to the clean picture
+    "euler_diffusers_trailing": (euler, {}, "ve"),
+    "heun_diffusers_linspace": (heun, {}, "ve"),
+    "dpmpp2m_diffusers_trailing_lof1": (dpmpp_2m, {}, "vp"),
+    "ddpm_linear50_full_small": (ddpm, dict(variance="small"), "vp"),
+    "ddpm_linear1000_20steps_large": (ddpm, dict(variance="large"), "vp")}
+WRONG = "ddim_diffusers_leading_offset0_alpha1_eta0"
+
+
+def run_case(name, **changes):
+    """Every x_prev of one case, (steps, 8, 2), in the reference's coordinates; `changes` spoil it on purpose."""
+    facts, (sampler, options, coordinates) = TRUTH["cases"][name], CASES[name]
+    schedule = Schedule.linear(50 if "linear50" in name else 1000, *facts["beta"]) if "beta" in facts else SD
+    times, x_T = list(dict.fromkeys(facts["timesteps"])), REFERENCE["x_T"]
+    if coordinates == "ve":  # the reference starts from x_T sigma
+        sigma = schedule.sigma_at(times[0])
+        x_T = x_T * sigma / (1 + sigma ** 2) ** 0.5
+    out = []
+    for step in sampler(toy(schedule), schedule, x_T, times, generator=in_turn(REFERENCE["noise"]), **{**options, **changes}):
+        following = times[len(out) + 1] if len(out) + 1 < len(times) else -1
+        out.append(step.x_prev / schedule.alpha_bar_at(following) ** 0.5 if coordinates == "ve" else step.x_prev)
+    return torch.stack(out)
+
+
+def reference(name):
+    rows = REFERENCE[name]
+    return torch.cat([rows[1::2], rows[-1:]]) if "heun" in name else rows  # Heun's has one row a model call
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_step_of_the_reference(name):
+    ours, truth = run_case(name), reference(name)
+    assert ours.shape == truth.shape
+    worst = (ours - truth).abs().amax((1, 2))
+    assert worst.max() < 1e-5, f"first bad step: {int((worst >= 1e-5).nonzero()[0])}"
+
+
+def test_the_deliberately_wrong_case_is_told_apart():
+    """Stable Diffusion's DDIM must not reproduce the wrong variant, nor the other way round: ten times the tolerance
+    apart at every step (they differ by one in t, at large t a small thing), a thousand times at the end."""
+    right = "ddim_diffusers_leading_eta0"
+    for ours, truth in ((right, WRONG), (WRONG, right)):
+        apart = (run_case(ours) - reference(truth)).abs().amax((1, 2))
+        assert apart.min() > 1e-4 and apart[-1] > 1e-2
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("ddim_diffusers_leading_eta0", dict(end=-1)), ("ddim_diffusers_leading_eta0", dict(eta=0.1)),
+    ("ddim_diffusers_leading_eta1", dict(eta=0.9)), ("ddpm_linear50_full_small", dict(variance="large")),
+    ("ddpm_linear1000_20steps_large", dict(variance="small")), ("ddim_diffusers_trailing_eta0", dict(clip=1.0)),
+    ("euler_diffusers_trailing", dict(predict="v")), ("dpmpp2m_diffusers_trailing_lof1", dict(end=0))], ids=str)
+def test_a_wrong_option_is_told_apart(name, changes):
+    assert (run_case(name, **changes) - reference(name)).abs().max() > 1e-3
+
+
+# ---------------------------------------------------------------- transport of Gaussian data, exact
+
+def transported(name, schedule, steps, mean, std, **options):
+    """(mean, variance) of each x_prev when x_T ~ N(0, 1), and the alpha_bar it belongs to."""
+    times = spaced_timesteps(schedule.T, steps)
+    offset, slope, fresh = affine_map(SAMPLERS[name], schedule, times, gaussian_eps(schedule, mean, std), steps, **options)
+    alpha_bar = torch.tensor([schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64)
+    return offset, slope ** 2 + fresh, alpha_bar
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("mean, std", [(0.5, 0.5), (-1.0, 1.0), (0.0, 1.5)])
+def test_noise_becomes_the_data(name, mean, std):
+    """DDPM's linear schedule ends in noise (alpha_bar_T = 4e-5), so N(0, 1) must land on N(mean, std^2) within 2 %."""
+    offset, variance, _ = transported(name, Schedule.linear(), 250 if name in ("heun", "dpmpp_2m", "ipndm") else 1000, mean, std)
+    assert offset[-1].item() == pytest.approx(mean, abs=0.02)
+    assert variance[-1].item() ** 0.5 == pytest.approx(std, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+def test_small_variance_is_exact_for_one_point(steps):
+    """Data in one point: every x_prev has the mean sqrt(alpha_bar) x_0 and the variance 1 - alpha_bar, in any number of steps.
+    (x_T ~ N(0, 1) is not quite q(x_T): its error is what the slope carries on, and it is taken off.)"""
+    schedule, x_0 = Schedule.linear(50, 1e-3, 0.2), 0.8
+    end = schedule.alpha_bar[-1]
+    model = gaussian_eps(schedule, x_0, 0.0)
+    offset, slope, fresh = affine_map(ddpm, schedule, spaced_timesteps(50, steps), model, steps)
+    alpha_bar = torch.tensor([schedule.alpha_bar_at(t) for t in [*spaced_timesteps(50, steps).tolist()[1:], -1]], dtype=torch.float64)
+    torch.testing.assert_close(offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(slope ** 2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-12)
+    assert steps == 1 or (transported("ddpm", schedule, steps, x_0, 0.0, variance="large")[1] - (1 - alpha_bar)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+def test_large_variance_is_exact_for_standard_normal_data(steps):
+    """Data N(0, 1): x_t is N(0, 1) at every t. Only the last step, which adds no noise, falls short, by 1 - alpha."""
+    schedule = Schedule.linear(50, 1e-3, 0.2)
+    offset, variance, alpha_bar = transported("ddpm", schedule, steps, 0.0, 1.0, variance="large")
+    expected = torch.ones(steps, dtype=torch.float64)
+    expected[-1] = schedule.alpha_bar[int(spaced_timesteps(50, steps)[-1])]
+    torch.testing.assert_close(variance, expected, rtol=0, atol=1e-12)
+    assert offset.abs().max() == 0
+    assert steps == 1 or (transported("ddpm", schedule, steps, 0.0, 1.0)[1][:-1] - 1).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_keeps_the_marginals_of_one_point(eta):
+    """DDIM's family is built so that q(x_t | x_0) stays what it was, for every eta (Song et al., lemma 1)."""
+    schedule, x_0 = Schedule.cosine(40), -0.6
+    times = spaced_timesteps(40, 13)
+    offset, slope, fresh = affine_map(sample, schedule, times, gaussian_eps(schedule, x_0, 0.0), 13, eta=eta)
+    end = schedule.alpha_bar[-1]
+    alpha_bar = torch.tensor([schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64)
+    torch.testing.assert_close(offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-9)
+    torch.testing.assert_close(slope ** 2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-9)
+
+
+def test_ancestral_euler_keeps_the_marginals_of_one_point():
+    schedule, x_0 = SD, 0.9
+    times = karras_timesteps(schedule, 12)
+    offset, slope, fresh = affine_map(euler_ancestral, schedule, times, gaussian_eps(schedule, x_0, 0.0), 12)
+    end, alpha_bar = schedule.alpha_bar[-1], torch.tensor([schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64)
+    torch.testing.assert_close(offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-7)  # t in float32
+    torch.testing.assert_close(slope ** 2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-7)
+
+
+# ---------------------------------------------------------------- order of convergence
+
+MEAN, STD = 0.5, 0.8
+
+
+def ode_error(sampler, steps, spacing, **options):
+    """|x - exact| at sigma = 0.5, started at sigma = 8: the probability-flow ODE of N(m, s^2) keeps
+    (x_bar - m) / sqrt(s^2 + sigma^2) constant."""
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    sigmas = {"sigma": 8 + u * (0.5 - 8), "log sigma": 8 * (0.5 / 8) ** u}[spacing]
+    grid = [0.0, *SD.sigma.tolist()]
+    times = []
+    for sigma in sigmas.tolist():  # invert sigma_at
+        right = next(i for i, s in enumerate(grid) if s >= sigma - 1e-12)
+        times.append(right - 2 + (sigma - grid[right - 1]) / (grid[right] - grid[right - 1]))
+    x_T = torch.tensor([[1.3]], dtype=torch.float64)
+    out = last(sampler(gaussian_eps(SD, MEAN, STD), SD, x_T, times[:-1], end=times[-1], **options)) / SD.alpha_bar_at(times[-1]) ** 0.5
+    start = x_T / SD.alpha_bar_at(times[0]) ** 0.5
+    exact = MEAN + (start - MEAN) * ((STD ** 2 + 0.25) / (STD ** 2 + 64)) ** 0.5
+    return (out - exact).abs().item()
+
+
+@pytest.mark.parametrize("sampler, spacing, order, options", [
+    (euler, "sigma", 1, {}), (sample, "sigma", 1, {}), (heun, "sigma", 2, {}), (dpmpp_2m, "log sigma", 2, {}), (ipndm, "sigma", 1, dict(order=1)),
+    (ipndm, "sigma", 2, dict(order=2))], ids=lambda v: getattr(v, "__name__", str(v)))
+def test_order_of_convergence(sampler, spacing, order, options):
+    errors = [ode_error(sampler, n, spacing, **options) for n in (80, 160, 320)]
+    for coarse, fine in zip(errors, errors[1:]):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25), errors
+    assert errors[-1] < 0.02
+
+
+def test_higher_order_is_worth_it():
+    by_order = [ode_error(ipndm, 40, "log sigma", order=k) for k in (1, 2)]
+    assert ode_error(heun, 20, "log sigma") < ode_error(euler, 40, "log sigma") / 3   # the same number of model calls
+    assert ode_error(dpmpp_2m, 40, "log sigma") < ode_error(euler, 40, "log sigma") / 5 and by_order[1] < by_order[0] / 2
+
+
+# ---------------------------------------------------------------- Adams-Bashforth, written again
+
+def adams_bashforth(k):
+    """Weights of k slopes, newest first: integrate the Lagrange polynomials through 0, -1, ... over [0, 1]."""
+    import sympy as sp
+    x, nodes = sp.symbols("x"), [-i for i in range(k)]
+    return [float(sp.integrate(sp.prod([(x - m) / sp.Integer(n - m) for m in nodes if m != n]), (x, 0, 1))) for n in nodes]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_is_adams_bashforth(order):
+    times = spaced_timesteps(1000, 15)
+    sigmas = [SD.sigma_at(t) for t in times.tolist()] + [0.0]
+    model, x, slopes = toy(SD), REFERENCE["x_T"] / SD.alpha_bar[999].sqrt(), []
+    for i, step in enumerate(ipndm(model, SD, REFERENCE["x_T"], times, order=order)):
+        t = times[i:i + 1]
+        slopes.insert(0, model(x * SD.alpha_bar_at(t.item()) ** 0.5, t, Cond()))
+        weights = adams_bashforth(min(order, i + 1))
+        x = x + (sigmas[i + 1] - sigmas[i]) * sum(w * s for w, s in zip(weights, slopes))
+        torch.testing.assert_close(step.x_prev / (1 + sigmas[i + 1] ** 2) ** -0.5, x, rtol=0, atol=1e-9)
+
+
+def test_four_slopes_integrate_a_cubic_exactly():
+    """On equal steps in sigma, once four slopes are there; three of them do not."""
+    sigmas = torch.linspace(2.0, 0.5, 11, dtype=torch.float64)
+    grid = SD.sigma
+    times = [int(i := torch.searchsorted(grid, s)) - 1 + ((s - grid[i - 1]) / (grid[i] - grid[i - 1])).item() for s in sigmas]
+    cubic, integral = (lambda s: 4 * s ** 3 - 3 * s ** 2 + 1), (lambda s: s ** 4 - s ** 3 + s)
+
+    def increments(order):
+        x = [s.x_t / SD.alpha_bar_at(s.t) ** 0.5 for s in ipndm(lambda x, t, c: torch.full_like(x, cubic(SD.sigma_at(t[0].item()))), SD,
+                                                             torch.zeros(1, 1, dtype=torch.float64), times[:-1], end=times[-1], order=order)]
+        return torch.cat(x).flatten().diff()[3:]
+    exact = integral(sigmas).diff()[3:-1]
+    assert (increments(4) - exact).abs().max() < 1e-5   # t, a float32 for the model, is what limits it
+    assert (increments(3) - exact).abs().max() > 1e-4
+
+
+# ---------------------------------------------------------------- equalities between samplers
+
+def test_small_variance_is_ddim_with_eta_one():
+    for schedule, steps in ((SD, 10), (Schedule.cosine(60), 60), (Schedule.linear(), 33)):
+        a, b = (list(f(toy(schedule), schedule, REFERENCE["x_T"], steps, generator=generators(range(8)), **o))
+                for f, o in ((ddpm, {}), (sample, dict(eta=1.0))))
+        for one, other in zip(a, b, strict=True):
+            torch.testing.assert_close(one.x_prev, other.x_prev, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("other", [euler, lambda *a, **k: euler_ancestral(*a, eta=0.0, **k), lambda *a, **k: ipndm(*a, order=1, **k)])
+def test_euler_is_ddim_without_noise(other):
+    for times in (spaced_timesteps(1000, 12), karras_timesteps(SD, 12)):
+        for a, b in zip(sample(toy(SD), SD, REFERENCE["x_T"], times), other(toy(SD), SD, REFERENCE["x_T"], times), strict=True):
+            torch.testing.assert_close(a.x_prev, b.x_prev, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("predict", ["x_0", "v"])
+def test_the_formulation_does_not_matter(name, predict):
+    """A model that says x_0 or v, but knows the same, draws the same picture."""
+    exact = toy(SD)
+
+    def model(x_t, t, cond):
+        eps = exact(x_t, t, cond)
+        return SD.target(SD.split(x_t, eps, t.long())[0], eps, t.long(), predict)
+    a, b = (last(SAMPLERS[name](m, SD, REFERENCE["x_T"], 9, predict=p, generator=generators(range(8)))) for m, p in ((exact, "eps"), (model, predict)))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
+
+
+# ---------------------------------------------------------------- diffusers, step by step
+
+def diffusers_case(name):
+    """(their scheduler, our sampler and options, whether x is in sigma coordinates)"""
+    import diffusers as d
+    sd = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    leading = dict(**sd, timestep_spacing="leading", steps_offset=1)
+    return {
+        "euler_ancestral": lambda: (d.EulerAncestralDiscreteScheduler(**leading), euler_ancestral, {}, True),
+        "euler": lambda: (d.EulerDiscreteScheduler(**leading), euler, {}, True),
+        "heun": lambda: (d.HeunDiscreteScheduler(**leading), heun, {}, True),
+        "dpmpp_2m": lambda: (d.DPMSolverMultistepScheduler(**sd, timestep_spacing="leading", steps_offset=1, lower_order_final=True, euler_at_final=True),
+                             dpmpp_2m, {}, False),
+        "ddim": lambda: (d.DDIMScheduler(**leading, clip_sample=False, set_alpha_to_one=False), sample, dict(end=0), False),
+        "ddim_clipped": lambda: (d.DDIMScheduler(**leading, clip_sample=True, set_alpha_to_one=False), sample, dict(end=0, clip=1.0), False),
+        "ddpm_clipped": lambda: (d.DDPMScheduler(**sd, clip_sample=True, variance_type="fixed_large"), ddpm, dict(variance="large", clip=1.0), False),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "euler", "heun", "dpmpp_2m", "ddim", "ddim_clipped", "ddpm_clipped"])
+def test_the_same_picture_as_diffusers(name):
+    """17 steps, float32 on both sides, noise from equal generators; 5e-4 because theirs rounds sigma to float32.
+    DDPM runs with offset 0: only at t = 0 does theirs leave out the noise, ours at the last step wherever that is."""
+    theirs, sampler, options, ve = diffusers_case(name)
+    theirs.set_timesteps(17)
+    times = list(dict.fromkeys(float(t) for t in theirs.timesteps))
+    model = lambda x, t, c: toy(SD)(x.double(), t.double(), c).float()
+    x_T = REFERENCE["x_T"].float()
+    ours = last(sampler(model, SD, x_T, times, generator=torch.Generator().manual_seed(5), **options))
+    x = x_T / SD.alpha_bar_at(times[0]) ** 0.5 if ve else x_T
+    extra = dict(generator=torch.Generator().manual_seed(5)) if name in ("euler_ancestral", "ddpm_clipped") else {}
+    extra |= dict(use_clipped_model_output=True) if name == "ddim_clipped" else {}
+    for t in theirs.timesteps:
+        x = theirs.step(model(theirs.scale_model_input(x, t), t.float().repeat(8), Cond()), t, x, **extra).prev_sample
+    torch.testing.assert_close(ours, x, rtol=0, atol=5e-4)
+
+
+# ---------------------------------------------------------------- what every sampler promises
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "karras"])
+def test_exactly_that_many_steps(name, spacing):
+    schedule = Schedule.linear(81, 1e-3, 0.1)
+    for steps in (1, 3, 9, 27, 81):
+        times = karras_timesteps(schedule, steps) if spacing == "karras" else spaced_timesteps(81, steps, spacing)
+        out = list(SAMPLERS[name](gaussian_eps(schedule, 0.0, 1.0), schedule, torch.ones(1, 1), times))
+        assert [s.t for s in out] == times.tolist() and out[-1].x_prev.isfinite().all()
+        for a, b in zip(out, out[1:]):
+            assert b.x_t is a.x_prev
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_all_thousand_steps_and_a_number_means_trailing(name):
+    model = gaussian_eps(Schedule.linear(), 0.0, 1.0)
+    out = list(SAMPLERS[name](model, Schedule.linear(), torch.ones(1, 1), 1000))
+    assert len(out) == 1000 and out[-1].t == 0 and out[-1].x_prev.isfinite().all()
+    assert [s.t for s in SAMPLERS[name](model, Schedule.linear(), torch.ones(1, 1), 4)] == [999, 749, 499, 249]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_model_calls_a_step(name):
+    calls = []
+    model = lambda x, t, c: calls.append(t) or torch.zeros_like(x)
+    last(SAMPLERS[name](model, SD, torch.ones(2, 3), 10))
+    assert len(calls) == (19 if name == "heun" else 10)
+    assert all(t.shape == (2,) and t.dtype == torch.float32 for t in calls)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_x0_hat_and_eps_are_two_views_of_x_t(name):
+    for clip in (None, 0.7):
+        for s in SAMPLERS[name](toy(SD), SD, REFERENCE["x_T"], 7, clip=clip, generator=generators(range(8))):
+            ab = SD.alpha_bar_at(s.t)
+            torch.testing.assert_close(ab ** 0.5 * s.x0_hat + (1 - ab) ** 0.5 * s.eps, s.x_t, rtol=0, atol=1e-9)
+            assert clip is None or s.x0_hat.abs().max() <= clip
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_batch_does_not_change_a_picture(name):
+    """Bit for bit with a model that works number by number; the UNet's convolutions may sum in another order: 1e-4."""
+    from ddpm_edu.unet import UNet, UNetConfig
+    torch.manual_seed(0)
+    unet = UNet(UNetConfig(in_channels=1, channels=8, mult=(1, 2), depth=(0, 1), middle=0, heads=(1, 2), blocks=1, groups=4)).eval()
+    elementwise = lambda x, t, c: torch.tanh(x) * t[:, None, None, None] / 1000
+    stochastic = dict(eta=0.7) if name in ("ddim", "euler_ancestral") else {}
+    for model, tolerance in ((elementwise, 0), (unet, 1e-4)):
+        draw = lambda seeds: last(SAMPLERS[name](model, SD, noise((1, 8, 8), seeds), 5, clip=1.0, generator=generators([s + 100 for s in seeds]), **stochastic))
+        batch = draw([1, 2, 3])
+        for i, seed in enumerate([1, 2, 3]):
+            torch.testing.assert_close(batch[i:i + 1], draw([seed]), rtol=0, atol=tolerance)
+        assert (batch[0] - batch[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name, noisy", [("ddpm", True), ("ddim", False), ("euler", False), ("euler_ancestral", True), ("heun", False),
+                                         ("dpmpp_2m", False), ("ipndm", False)])
+def test_which_samplers_draw_noise(name, noisy):
+    a, b = (last(SAMPLERS[name](toy(SD), SD, REFERENCE["x_T"], 6, generator=generators([s] * 8))) for s in (1, 2))
+    assert torch.equal(a, b) != noisy
+
+
+def test_samplers_take_fractional_times_and_the_tail_of_a_path():
+    """Stopping at t = 400.5 and going on from there is the whole path: what img2img and the refiner need."""
+    times = [900.25, 700.0, 400.5, 100.0]
+    whole = list(euler(toy(SD), SD, REFERENCE["x_T"], times))
+    first = last(euler(toy(SD), SD, REFERENCE["x_T"], times[:2], end=400.5))
+    torch.testing.assert_close(first, whole[1].x_prev)
+    torch.testing.assert_close(last(euler(toy(SD), SD, first, times[2:])), whole[-1].x_prev)
+
+
+def test_no_gradients_are_kept():
+    weight = torch.ones(1, requires_grad=True)
+    for sampler in SAMPLERS.values():
+        assert not last(sampler(lambda x, t, c: x * weight, SD, torch.ones(1, 2), 4)).requires_grad
+    with refuses(OptionError, "no option", "order"):
+        ipndm(toy(SD), SD, REFERENCE["x_T"], 4, orders=3)

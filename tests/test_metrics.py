@@ -1,0 +1,185 @@
+"""metrics.py: the Frechet distance against closed forms and scipy; the shipped judges against the real pictures."""
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from ddpm_edu import checkpoint, data, metrics
+from ddpm_edu.errors import CheckpointError, DataError, OptionError, ShapeError
+from ddpm_edu.metrics import frechet, frechet_distance
+
+
+def random_gaussian(d, seed):
+    g = torch.Generator().manual_seed(seed)
+    root = torch.randn(d, d + 3, generator=g, dtype=torch.float64)
+    return torch.randn(d, generator=g, dtype=torch.float64), root @ root.T / d
+
+
+# ---------------------------------------------------------------- Frechet distance
+
+@pytest.mark.parametrize("d", [1, 2, 16, 64])
+def test_frechet_against_scipy(d):
+    (mu_a, cov_a), (mu_b, cov_b) = random_gaussian(d, 1), random_gaussian(d, 2)
+    root = scipy.linalg.sqrtm(cov_a.numpy() @ cov_b.numpy())
+    expected = ((mu_a - mu_b) ** 2).sum().item() + np.trace(cov_a.numpy() + cov_b.numpy() - 2 * root.real)
+    assert frechet_distance(mu_a, cov_a, mu_b, cov_b) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_frechet_in_one_dimension():
+    """Between N(m, s^2) and N(n, r^2): (m - n)^2 + (s - r)^2."""
+    one = lambda z: torch.tensor([z])
+    assert frechet_distance(one(1.), one(4.)[None], one(3.), one(25.)[None]) == pytest.approx((1 - 3) ** 2 + (2 - 5) ** 2)
+
+
+def test_frechet_between_diagonal_gaussians():
+    s, r = torch.tensor([1., 2., 0.]), torch.tensor([3., 0.5, 1.])
+    mu = torch.zeros(3)
+    assert frechet_distance(mu, (s ** 2).diag(), mu + 2, (r ** 2).diag()) == pytest.approx(3 * 4 + ((s - r) ** 2).sum().item(), rel=1e-6)
+
+
+def test_frechet_properties():
+    (mu_a, cov_a), (mu_b, cov_b) = random_gaussian(12, 3), random_gaussian(12, 4)
+    distance = frechet_distance(mu_a, cov_a, mu_b, cov_b)
+    assert frechet_distance(mu_b, cov_b, mu_a, cov_a) == pytest.approx(distance, rel=1e-9)
+    assert 0 <= frechet_distance(mu_a, cov_a, mu_a, cov_a) < 1e-9
+    q = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)).Q
+    rotate = lambda mu, cov: (q @ mu, q @ cov @ q.T)
+    assert frechet_distance(*rotate(mu_a, cov_a), *rotate(mu_b, cov_b)) == pytest.approx(distance, rel=1e-9)
+    assert frechet_distance(3 * mu_a, 9 * cov_a, 3 * mu_b, 9 * cov_b) == pytest.approx(9 * distance, rel=1e-9)
+
+
+def test_frechet_of_samples_finds_the_distance_of_their_laws():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(100_000, 4, generator=g), torch.randn(100_000, 4, generator=g) * 2 + 1
+    assert frechet(a, b) == pytest.approx(4 * 1 + 4 * 1, rel=0.02)
+    assert frechet(a, a) < 1e-9
+    mean, cov = metrics.moments(b)
+    assert np.allclose(cov.numpy(), np.cov(b.numpy().T.astype(np.float64))) and mean.dtype == torch.float64
+
+
+@pytest.mark.parametrize("a, b, error, message", [
+    (torch.randn(5, 8), torch.randn(50, 8), DataError, "5 pictures are too few for a covariance of 8 features: use at least 9"),
+    (torch.randn(0, 8), torch.randn(50, 8), DataError, "0 pictures are too few"),
+    (torch.randn(50, 8), torch.full((50, 8), math.nan), DataError, "NaN"),
+    (torch.randn(50, 8), torch.full((50, 8), math.inf), DataError, "infinity"),
+    (torch.randn(50, 8), torch.randn(50, 7), ShapeError, r"must be \(D,\), \(D, D\)"),
+    (torch.randn(50, 8, 1), torch.randn(50, 8), ShapeError, r"must be \(N, D\)"),
+])
+def test_frechet_refuses(a, b, error, message):
+    with pytest.raises(error, match=message):
+        frechet(a, b)
+
+
+def test_frechet_distance_refuses():
+    mu, cov = torch.zeros(3), torch.eye(3)
+    with pytest.raises(ShapeError):
+        frechet_distance(mu, cov, mu, torch.eye(4))
+    with pytest.raises(ShapeError):
+        frechet_distance(mu, cov, mu[:1], cov)
+    with pytest.raises(DataError, match="NaN"):
+        frechet_distance(mu, cov, mu, cov * math.nan)
+
+
+# ---------------------------------------------------------------- judges
+
+@pytest.fixture(scope="module")
+def judge():
+    return metrics.load_judge("mnist")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.mnist("test")
+
+
+@pytest.fixture(scope="module")
+def features_of_all(judge, digits):
+    return metrics.judge_features(judge, digits[:][0])
+
+
+def test_shipped_mnist_judge(judge, digits):
+    part = digits.subset(2000)
+    x_0, _ = part[:]
+    assert metrics.accuracy(judge, x_0, part.labels) >= 0.99
+    assert metrics.accuracy(judge, x_0, (part.labels + 1) % 10) < 0.01
+    assert metrics.judge_features(judge, x_0[:3]).shape == (3, 64)
+    assert judge(x_0[:3]).shape == (3, 10)
+
+
+def test_shipped_statistics_are_those_of_the_real_pictures(judge, features_of_all):
+    mean, cov = metrics.moments(features_of_all)
+    assert torch.allclose(mean, judge.reference["test"][0], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(cov, judge.reference["test"][1], rtol=1e-2, atol=1e-4 * cov.diag().max().item())
+
+
+def test_frechet_to_real_tells_good_from_bad(judge, digits, features_of_all):
+    x_0, _ = digits.per_class(100)[:]
+    real = metrics.frechet_to_real(judge, x_0)
+    noisy = x_0 + 0.5 * torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    one_class, _ = digits.subset((digits.labels == 3).nonzero()[:1000, 0])[:]
+    assert metrics.frechet_to_real(judge, noisy.clamp(-1, 1)) > 3 * real
+    assert metrics.frechet_to_real(judge, one_class) > 10 * real
+    assert metrics.frechet_to_real(judge, x_0, split="test") == pytest.approx(
+        frechet(metrics.judge_features(judge, x_0), features_of_all), rel=0.01)
+
+
+def test_a_picture_is_judged_alone(judge, digits):
+    """Neither the batch around it nor training mode changes a score."""
+    x_0, _ = digits[:8]
+    alone = torch.cat([metrics.judge_features(judge, x_0[i:i + 1]) for i in range(8)])
+    judge.train()
+    together = metrics.judge_features(judge, x_0)
+    assert judge.training
+    judge.eval()
+    assert torch.allclose(alone, together, atol=1e-4)
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (lambda x: (x + 1) * 127.5, DataError, r"run from 0 to 255: the judge takes \[-1, 1\]"),
+    (lambda x: data.to_uint8(x), DataError, "type torch.uint8: .*from_uint8"),
+    (lambda x: x * math.nan, DataError, "run from nan"),
+    (lambda x: x[:0], DataError, "no pictures"),
+    (lambda x: x[:, 0], ShapeError, r"takes \(N, 1, H, W\)"),
+    (lambda x: x.expand(-1, 3, -1, -1), ShapeError, r"takes \(N, 1, H, W\)"),
+])
+def test_the_judge_refuses(judge, digits, change, error, message):
+    with pytest.raises(error, match=message):
+        metrics.judge_features(judge, change(digits[:4][0]))
+
+
+def test_pictures_in_0_1_are_warned_about(judge, digits):
+    x_0, _ = digits[:4]
+    with pytest.warns(UserWarning, match="below 0: are they in .0, 1. instead"):
+        metrics.accuracy(judge, (x_0 + 1) / 2, digits.labels[:4])
+
+
+def test_options(judge, digits, monkeypatch, tmp_path):
+    x_0, _ = digits[:100]
+    with pytest.raises(OptionError, match="no judge 'imagenet': choose 'mnist' or 'cifar10'"):
+        metrics.load_judge("imagenet")
+    with pytest.raises(OptionError, match="'valid', only of .'test', 'train'"):
+        metrics.frechet_to_real(judge, x_0, split="valid")
+    with pytest.raises(ShapeError, match="100 pictures came with 99 labels"):
+        metrics.accuracy(judge, x_0, digits.labels[:99])
+    monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
+    with pytest.raises(CheckpointError, match="mnist_judge.safetensors"):
+        metrics.load_judge()
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_weights_are_small_and_carded(name):
+    path = data.data_folder() / "weights" / f"{name}_judge.safetensors"
+    assert path.stat().st_size <= 1.5e6
+    card = path.with_suffix(".md").read_text()
+    for word in ("command", "seed", "time", "hardware", "versions", "test accuracy", "Licence", f"{path.stat().st_size:,}"):
+        assert word in card
+
+
+def test_cifar10_judge_loads_and_has_no_pictures():
+    judge = metrics.load_judge("cifar10")
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert metrics.judge_features(judge, x).shape == (4, 128) and judge.reference["train"][1].shape == (128, 128)
+    state, _ = checkpoint.load_tensors(data.data_folder() / "weights" / "cifar10_judge.safetensors")
+    assert all(t.numel() < 32 * 32 * 3 or name.endswith((".weight", ".cov")) for name, t in state.items())

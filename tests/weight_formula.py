@@ -1,0 +1,35 @@
+"""The weight formula of tests/fixtures/README.md: weights of any size from their names alone, without a file."""
+import hashlib
+import math
+import zlib
+
+import numpy as np
+import torch
+
+MASK = 0xFFFFFFFF
+
+
+def u(key, shape):
+    """A hash of (key, flat index) spread over [-1, 1): float64 array of this shape."""
+    h = (np.arange(math.prod(shape), dtype=np.uint64) * 2654435761 + zlib.crc32(key.encode())) & MASK
+    h ^= h >> 16
+    h = (h * 2246822519) & MASK
+    h ^= h >> 13
+    h = (h * 3266489917) & MASK
+    h ^= h >> 16
+    return (h / 2 ** 32 * 2 - 1).reshape(shape)
+
+
+def weight(key, shape):
+    """Weight of a UNet under its original key, float32 (the cases for text encoders will come with them)."""
+    values = u(key, shape).astype(np.float32)
+    if len(shape) >= 2:
+        return values * np.float32(math.sqrt(3 / math.prod(shape[1:])))
+    return np.float32(0.05) * values if key.endswith("bias") else np.float32(1) + np.float32(0.1) * values
+
+
+def tiny_weights(prefix, shapes):
+    """{original key: float32 tensor} of a tiny model, rounded to float16 as in the reference, and their sha256."""
+    arrays = {key: weight(f"{prefix}.{key}", shape).astype(np.float16) for key, shape in shapes.items()}
+    digest = hashlib.sha256(b"".join(arrays[key].astype("<f2").tobytes() for key in sorted(arrays))).hexdigest()
+    return {key: torch.from_numpy(a.astype(np.float32)) for key, a in arrays.items()}, digest

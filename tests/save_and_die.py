@@ -1,0 +1,49 @@
+"""Run by test_checkpoint.py: save in an endless loop in a child, kill -9 it at a random moment, load; many times.
+
+    python save_and_die.py FOLDER ROUNDS        last line: one JSON object {"loaded": ..., "interrupted": ...}
+"""
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ddpm_edu.checkpoint import load_tensors, save_tensors
+
+torch.set_num_threads(1)
+folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+path = folder / "run.safetensors"
+
+
+def state(k):
+    return {f"w{i}": torch.full((200_000,), float(k)) for i in range(4)}  # 3 MB: long enough to be hit in the middle
+
+
+def save_forever(k):
+    while True:
+        k += 1
+        save_tensors(path, state(k), {"k": k})
+
+
+save_tensors(path, state(0), {"k": 0})
+random.seed(0)
+last = loaded = 0
+for _ in range(rounds):
+    child = os.fork()
+    if child == 0:
+        try:
+            save_forever(last)
+        finally:
+            os._exit(1)
+    time.sleep(random.uniform(0.005, 0.08))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the child ended by itself: saving failed"
+    tensors, meta = load_tensors(path)
+    assert meta["k"] >= last and all((t == meta["k"]).all() for t in tensors.values()), meta
+    last, loaded = meta["k"], loaded + 1
+print(json.dumps({"loaded": loaded, "saves": last, "interrupted": len(list(folder.glob("*.part")))}))

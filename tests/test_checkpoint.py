@@ -1,0 +1,265 @@
+"""Files of weights: atomic to write, safe to read, plain about what is wrong."""
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import refuses
+from safetensors.torch import save, save_file
+
+from ddpm_edu import CheckpointError, Cond, Schedule
+from ddpm_edu.checkpoint import load_pretrained, load_state, load_tensors, save_pretrained, save_tensors
+from ddpm_edu.mlp import MLP
+from ddpm_edu.unet import SpaceToDepth, UNet, UNetConfig
+
+CONFIG = UNetConfig(in_channels=4, channels=16, mult=(1, 2), depth=(0, 1), middle=0, heads=(1, 2), vector=3, blocks=1, groups=4)
+
+
+def unet(seed=0):
+    torch.manual_seed(seed)
+    return UNet(CONFIG).eval()
+
+
+# ---------------------------------------------------------------- round trips
+
+def test_tensors_and_meta_come_back(tmp_path):
+    tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "half": torch.randn(2).half(), "bytes": torch.tensor([1, 2], dtype=torch.uint8),
+               "none": torch.zeros(0, 3), "view": torch.randn(4, 6).T, "number": torch.tensor(2.5, dtype=torch.float64)}
+    path = tmp_path / "deep" / "folder" / "x.safetensors"  # folders are made
+    save_tensors(path, tensors, {"step": 3, "names": ["ä", "b"]})
+    back, meta = load_tensors(path)
+    assert meta == {"step": 3, "names": ["ä", "b"]} and back.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert torch.equal(back[name], value) and back[name].dtype == value.dtype
+    assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]  # nothing left lying about
+
+
+def test_tied_weights_are_written_twice(tmp_path):
+    x = torch.randn(4)
+    save_tensors(tmp_path / "x.safetensors", {"a": x, "b": x, "c": x[:2]})
+    back, _ = load_tensors(tmp_path / "x.safetensors")
+    assert torch.equal(back["a"], x) and torch.equal(back["b"], x) and torch.equal(back["c"], x[:2])
+
+
+def test_a_file_without_our_metadata_loads(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    assert load_tensors(tmp_path / "x.safetensors")[1] == {}
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0), (torch.float16, 5e-3)])
+def test_pretrained_round_trip(folded, dtype, tolerance, tmp_path):
+    model = SpaceToDepth(unet(), 2) if folded else unet()
+    path = tmp_path / "net.safetensors"
+    save_pretrained(path, model, Schedule.cosine(30), "v", {"card": "made by a test"}, dtype=dtype)
+    back = load_pretrained(path)
+    assert isinstance(back.model, SpaceToDepth) == folded and back.predict == "v" and back.meta["card"] == "made by a test"
+    assert torch.equal(back.schedule.beta, Schedule.cosine(30).beta)
+    assert not back.model.training and all(p.dtype == torch.float32 and not p.requires_grad for p in back.model.parameters())
+    x, t, cond = torch.randn(2, 1 if folded else 4, 8, 8), torch.tensor([0, 20]), Cond(vector=torch.eye(3)[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(back.model(x, t, cond), model(x, t, cond), rtol=0, atol=tolerance)
+    assert path.stat().st_size < (1.2 if dtype == torch.float32 else 0.7) * 4 * sum(p.numel() for p in model.parameters())
+
+
+# ---------------------------------------------------------------- writing is all or nothing
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork (not on Windows)")
+def test_kill_9_during_saving_leaves_a_whole_file(tmp_path):
+    """40 kills at random moments: the file always loads, whole, and never an older one. That temporary files are left
+    over shows that kills did hit in the middle of writing."""
+    done = subprocess.run([sys.executable, Path(__file__).with_name("save_and_die.py"), tmp_path, "40"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["loaded"] == 40 and result["interrupted"] >= 3 and result["saves"] >= 1, result
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.ones(2)})
+    before = path.read_bytes()
+
+    def full_disk(tensors, name, metadata):
+        Path(name).write_bytes(b"half a fi")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("ddpm_edu.checkpoint.save_file", full_disk)
+    with refuses(CheckpointError, "x.safetensors", "could not be written", "No space", "writable"):
+        save_tensors(path, {"a": torch.zeros(2)})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.safetensors").mkdir()
+    for path in (tmp_path / "file" / "x.safetensors", tmp_path / "folder.safetensors"):
+        with refuses(CheckpointError, path.name, "could not be written", "folder writable"):
+            save_tensors(path, {"a": torch.ones(2)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+# ---------------------------------------------------------------- reading is safe
+
+class Payload:
+    """Unpickling this makes a file: the proof that code ran."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return open, (self.marker, "w")
+
+
+def pickles(marker):
+    buffer = io.BytesIO()
+    torch.save({"w": Payload(marker)}, buffer)
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as z:
+        z.writestr("archive/data.pkl", pickle.dumps(Payload(marker)))
+    return {"torch": buffer.getvalue(), "zip": zipped.getvalue(), "protocol 2": pickle.dumps(Payload(marker), protocol=2),
+            "protocol 4": pickle.dumps(Payload(marker), protocol=4)}
+
+
+@pytest.mark.parametrize("kind", ["torch", "zip", "protocol 2", "protocol 4"])
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors"])
+def test_a_pickle_never_runs(kind, name, tmp_path):
+    marker, path = tmp_path / "it ran", tmp_path / name
+    path.write_bytes(pickles(marker)[kind])
+    with refuses(CheckpointError, name, "pickle", "refused", "safetensors file of the same model"):
+        load_tensors(path)
+    assert not marker.exists()
+    if kind == "protocol 2":
+        pickle.loads(path.read_bytes())
+        assert marker.exists()  # the payload is a live one
+
+
+def header(text, data=bytes(8), length=None):
+    text = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+ENTRY = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+ODD_FILES = {
+    "empty": (b"", ("empty", "again")),
+    "web page": (b"<!DOCTYPE html><html><body>404</body></html>", ("web page", "fetch the file itself")),
+    "web page, indented": (b"\n  <html>sign in</html>", ("web page",)),
+    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", ("Git LFS", "git lfs pull")),
+    "random": (bytes(range(7, 250)), ("not a safetensors file", "again")),
+    "zeros": (bytes(100), ("not a safetensors file",)),
+    "three bytes": (b"abc", ("not a safetensors file",)),
+    "no JSON": (header("{oh no, no JSON}"), ("header", "damaged")),
+    "endless header": (header("{" + ENTRY + "}", length=2 ** 62), ("not a safetensors file",)),
+    "name twice": (header("{" + ENTRY + "," + ENTRY + "}"), ("header", "damaged")),
+    "metadata twice": (header('{"__metadata__":{"x":"1","x":"2"},' + ENTRY + "}"), ("header", "damaged")),
+    "overlap": (header("{" + ENTRY + ',"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'), ("header", "damaged")),
+    "same bytes": (header("{" + ENTRY + "," + ENTRY.replace('"a"', '"b"') + "}"), ("header", "damaged")),
+    "hole": (header('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'), ("header", "damaged")),
+    "data too long": (header("{" + ENTRY + "}", bytes(9)), ("header", "damaged")),
+    "wrong shape": (header("{" + ENTRY.replace("[2]", "[3]") + "}"), ("header", "damaged")),
+    "overflow": (header("{" + ENTRY.replace("[2]", "[4611686018427387904,4]") + "}"), ("header", "damaged")),
+    "negative": (header("{" + ENTRY.replace("[2]", "[-2]") + "}"), ("header", "damaged")),
+    "unknown type": (header("{" + ENTRY.replace("F32", "Q9") + "}"), ("header", "damaged")),
+    "offsets backwards": (header("{" + ENTRY.replace("[0,8]", "[8,0]") + "}"), ("header", "damaged")),
+    "metadata no JSON": (header('{"__metadata__":{"ddpm_edu":"{x"},' + ENTRY + "}"), ("header", "damaged")),
+    "metadata a list": (header('{"__metadata__":{"ddpm_edu":"[1]"},' + ENTRY + "}"), ("header", "damaged")),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_odd_files(kind, tmp_path):
+    content, words = ODD_FILES[kind]
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with refuses(CheckpointError, "x.safetensors", *words):
+        load_tensors(path)
+
+
+def test_the_header_maker_makes_good_files_too(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(header("{" + ENTRY + "}"))
+    assert torch.equal(load_tensors(tmp_path / "x.safetensors")[0]["a"], torch.zeros(2))
+
+
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x480, 0x4B50])
+def test_cut_short_says_how_much_is_there(length, tmp_path):
+    """Headers of 128, 640, 1152 and 19,280 bytes begin with the bytes of a pickle or of a zip: still a cut file."""
+    plain = save({"w": torch.ones(1000)})
+    size = struct.unpack("<Q", plain[:8])[0]
+    whole = header(plain[8:8 + size].rstrip() + b" " * (length - len(plain[8:8 + size].rstrip())), plain[8 + size:])
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(whole)
+    assert load_tensors(path)[0]["w"].sum() == 1000
+    for cut in (9, 8 + length // 2, 8 + length, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        expected = 8 + length if cut < 8 + length else len(whole)
+        with refuses(CheckpointError, "cut short", f"{cut:,} of {expected:,} bytes", "again"):
+            load_tensors(path)
+
+
+def test_every_cut_is_noticed(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.randn(5), "b": torch.randn(3)}, {"step": 1})
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        with refuses(CheckpointError, "x.safetensors", "empty|cut short|not a safetensors"):
+            load_tensors(path)
+
+
+def test_missing_files(tmp_path):
+    with refuses(CheckpointError, "nothing.safetensors", "no such file"):
+        load_tensors(tmp_path / "nothing.safetensors")
+    with refuses(CheckpointError, "no such file"):
+        load_tensors(tmp_path)
+    for name in (tmp_path / "nothing.safetensors", "no_such_model"):
+        with refuses(CheckpointError, "no such weights", "Shipped with the course"):
+            load_pretrained(name)
+
+
+# ---------------------------------------------------------------- the right weights for the right model
+
+def test_wrong_model_counts_and_names():
+    model, before = MLP(), {k: v.clone() for k, v in MLP().state_dict().items()}
+    model.load_state_dict(before)
+    state = MLP(vector=3).state_dict()
+    del state["last.bias"]
+    state["first.weight"] = torch.zeros(128, 3)
+    with refuses(CheckpointError, "my file does not fit this MLP", "1 missing .last.bias", "2 unexpected .vector.bias, vector.weight", "1 of another shape .first.weight",
+                 "another model or config"):
+        load_state(model, state, "my file")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # nothing was filled
+
+
+def saved(tmp_path, change):
+    """A file of save_pretrained, its tensors and metadata changed, written again."""
+    path = tmp_path / "net.safetensors"
+    save_pretrained(path, unet(), Schedule.linear(10), "eps")
+    tensors, meta = load_tensors(path)
+    tensors = {k: v.clone() for k, v in tensors.items()}
+    change(tensors, meta)
+    save_tensors(path, tensors, meta)
+    return path
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda t, m: t["model.conv_in.weight"].view(-1)[3:4].fill_(float("nan")), ("1 tensors hold NaN", "model.conv_in.weight", "another")),
+    (lambda t, m: t["model.conv_in.bias"].fill_(float("inf")), ("NaN or infinity", "model.conv_in.bias")),
+    (lambda t, m: m.pop("config"), ("not a model of this course", "config")), (lambda t, m: m.update(config=[1]), ("not a model of this course",)),
+    (lambda t, m: m["config"].update(colour="blue"), ("not a model of this course", "colour")),
+    (lambda t, m: m["config"].update(groups=0), ("not a model of this course", "groups")),
+    (lambda t, m: m["config"].update(groups=7), ("not a model of this course", "groups")), (lambda t, m: m.update(predict="noise"), ("noise", "eps, x_0, v")),
+    (lambda t, m: m.update(space_to_depth="two"), ("not a model",)), (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)),
+    (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)), (lambda t, m: t.pop("model.conv_in.bias"), ("does not fit", "1 missing .conv_in.bias")),
+    (lambda t, m: m["config"].update(channels=32), ("does not fit", "of another shape"))])
+def test_damaged_models(change, words, tmp_path):
+    with refuses(CheckpointError, "net.safetensors", *words):
+        load_pretrained(saved(tmp_path, change))
+
+
+def test_an_unchanged_copy_still_loads(tmp_path):
+    load_pretrained(saved(tmp_path, lambda t, m: None))

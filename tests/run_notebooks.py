@@ -4,6 +4,7 @@ They run in a copy, so nothing in notebooks/ changes, and their kernels see an e
 test (nbval; the cells tagged nbval-check-output must print what is stored). The exit status is pytest's, or 1 where a
 notebook took more memory than a learner may be asked for.
 """
+import contextlib
 import os
 import shutil
 import sys
@@ -76,7 +77,8 @@ def main(wanted, folder=ROOT / "notebooks"):
         os.environ["IPYTHONDIR"] = str(Path(scratch, "ipython"))
         options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider",
                    "-c", str(ROOT / "pyproject.toml"), "--rootdir", scratch]
-        return pytest.main([*options, *map(str, notebooks)], plugins=[Costs()])
+        with contextlib.chdir(scratch):
+            return pytest.main([*options, *map(str, notebooks)], plugins=[Costs()])
 
 
 if __name__ == "__main__":

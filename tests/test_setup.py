@@ -168,7 +168,7 @@ def make(tmp_path):
         python.chmod(0o755)
         log.write_text("")
         clean = {name: value for name, value in os.environ.items()
-                 if name not in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+                 if name not in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
         done = subprocess.run(["make", target, f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True,
                               env=clean | env)
         return done.returncode, done.stdout + done.stderr, log.read_text()

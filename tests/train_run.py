@@ -1,0 +1,73 @@
+"""A small training run as its own process, for test_train.py: resumed, or shared by several processes.
+
+    [accelerate launch ...] train_run.py OUT.json [--share] [--checkpoint FILE] [--stop N] [--seconds S]
+"""
+import argparse
+import json
+
+import torch
+from torch import nn
+
+from ddpm_edu import Cond, Schedule
+from ddpm_edu.mlp import MLP
+from ddpm_edu.train import TrainConfig, train
+
+SCHEDULE = Schedule.linear(100, 1e-3, 0.1)
+
+
+class Points:
+    """Points on two circles, with the circle as a one-hot vector."""
+
+    def __init__(self, n=60):
+        angle = torch.arange(n) * 2.399963
+        self.label = torch.arange(n) % 2
+        self.x = (1 + self.label[:, None]) / 2 * torch.stack([angle.cos(), angle.sin()], 1)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index], Cond(vector=nn.functional.one_hot(self.label[index], 2).float())
+
+
+class Dropping(MLP):
+    """Draws from the global generator in every call, as dropout does: resuming must restore that one too."""
+
+    def forward(self, x_t, t, cond=Cond()):
+        return super().forward(nn.functional.dropout(x_t, 0.1, self.training), t, cond)
+
+
+def new_model(seed=0, kind=Dropping, **sizes):
+    torch.manual_seed(seed)
+    return kind(**{"hidden": 16, "layers": 1, "vector": 2, **sizes})
+
+
+def main():
+    args = argparse.ArgumentParser()
+    args.add_argument("out")
+    args.add_argument("--share", action="store_true")
+    args.add_argument("--checkpoint")
+    args.add_argument("--stop", type=int, default=10 ** 9)
+    args.add_argument("--seconds", type=float, default=0.0)
+    args = args.parse_args()
+    torch.set_num_threads(1)
+    accelerator, rank = None, 0
+    if args.share:
+        from accelerate import Accelerator
+        accelerator = Accelerator(cpu=True)
+        rank = accelerator.process_index
+    # each process starts from other weights on purpose: rank 0's must win; no dropout, which would differ by process
+    model = new_model(rank, MLP if args.share else Dropping)
+    config = TrainConfig(steps=20, batch_size=16, warmup=5, lr=1e-2, seconds=args.seconds)
+    losses = []
+    for step in train(model, SCHEDULE, Points(), config, checkpoint=args.checkpoint, save_every=10, accelerator=accelerator):
+        losses.append(step.loss)
+        if step.step == args.stop:
+            break
+    weights = {name: [v.double().sum().item() for v in m.state_dict().values()] for name, m in (("model", step.model), ("ema", step.ema))}
+    with open(f"{args.out}.{rank}", "w") as f:
+        json.dump({"losses": losses, "world": accelerator.num_processes if accelerator else 1, **weights}, f)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .gaussian import GaussianPrior
 from .schedule import Schedule, known_prediction
 from .unet import SpaceToDepth, UNet, UNetConfig
 
@@ -141,12 +142,34 @@ class Pretrained(NamedTuple):
     meta: dict
 
 
+def describe(model: nn.Module) -> dict:
+    """The plan of a denoiser as JSON: its class, its config or settings, and the model it wraps, if any."""
+    kind, plan = type(model).__name__, {}
+    if isinstance(model, UNet):
+        plan = {"config": dataclasses.asdict(model.config)}
+    elif isinstance(model, SpaceToDepth):
+        plan = {"factor": model.factor}
+    elif isinstance(model, GaussianPrior):
+        plan = {"shape": list(model.shape), "classes": model.classes, "rank": model.rank}
+    return {"kind": kind, **plan, **({"model": describe(model.model)} if isinstance(model, (SpaceToDepth, GaussianPrior)) else {})}
+
+
+def build(plan: dict, schedule: Schedule) -> nn.Module:
+    """The denoiser that `describe` described, without weights. Raises KeyError or TypeError if the plan is none."""
+    if plan["kind"] == "UNet":
+        return UNet(UNetConfig(**plan["config"]))
+    inner = build(plan["model"], schedule)
+    if plan["kind"] == "SpaceToDepth":
+        return SpaceToDepth(inner, int(plan["factor"]))
+    if plan["kind"] == "GaussianPrior":
+        return GaussianPrior(inner, schedule, tuple(plan["shape"]), plan["classes"], plan["rank"])
+    raise KeyError(plan["kind"])
+
+
 def save_pretrained(path, model: nn.Module, schedule: Schedule, predict: str, meta: dict | None = None, dtype=torch.float32) -> None:
-    """Write a UNet (or SpaceToDepth of one) with its config, schedule and `meta` in one file. See load_pretrained."""
-    factor, unet = (model.factor, model.model) if isinstance(model, SpaceToDepth) else (1, model)
-    tensors = {f"model.{k}": v.to(dtype) for k, v in unet.state_dict().items()}
-    save_tensors(path, {**tensors, "schedule.beta": schedule.beta},
-                 {**(meta or {}), "config": dataclasses.asdict(unet.config), "space_to_depth": factor, "predict": predict})
+    """Write a denoiser of `build`'s kinds with its plan, schedule and `meta` in one file. See load_pretrained."""
+    tensors = {f"model.{k}": v.to(dtype) for k, v in model.state_dict().items()}
+    save_tensors(path, {**tensors, "schedule.beta": schedule.beta}, {**(meta or {}), "model": describe(model), "predict": predict})
 
 
 def load_pretrained(name) -> Pretrained:
@@ -157,19 +180,16 @@ def load_pretrained(name) -> Pretrained:
         raise CheckpointError(f"{name}: no such weights (looked at {path}). Shipped with the course: {', '.join(known) or 'none found'}")
     tensors, meta = load_tensors(path)
     try:
-        config, factor, predict = UNetConfig(**meta["config"]), int(meta["space_to_depth"]), meta["predict"]
+        predict, schedule = meta["predict"], Schedule(tensors.pop("schedule.beta"))
         known_prediction(predict)
-        schedule = Schedule(tensors.pop("schedule.beta"))
+        model = build(meta["model"], schedule)
     except (KeyError, TypeError, ValueError) as e:  # ValueError: also our own OptionError and ScheduleError
         raise CheckpointError(f"{path}: a safetensors file, but not a model of this course ({e!r} in its metadata)") from e
     broken = [k for k, v in tensors.items() if not v.float().isfinite().all()]
     if broken:
         raise CheckpointError(f"{path}: {len(broken)} tensors hold NaN or infinity ({', '.join(broken[:3])}): "
                               "the training diverged or the file is damaged, use another one")
-    with torch.device("meta"):
-        unet = UNet(config)
-    load_state(unet, {k.removeprefix("model."): v.float() for k, v in tensors.items()}, str(path))
-    model = SpaceToDepth(unet, factor) if factor > 1 else unet
+    load_state(model, {k.removeprefix("model."): v.float() for k, v in tensors.items()}, str(path))
     return Pretrained(model.eval().requires_grad_(False), schedule, predict, meta)
 
 

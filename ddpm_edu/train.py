@@ -8,6 +8,7 @@ and gives the same losses whether one process or several share the batch (`accel
 """
 import copy
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -18,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import check_state, load_state, load_tensors, save_tensors
+from .checkpoint import check_state, describe, load_state, load_tensors, save_tensors
 from .diffusion import Cond, in_range, loss, whole
 from .errors import CheckpointError, DataError, OptionError, TrainingError
+from .muon import Muon
 from .schedule import Schedule, known_prediction
-from .unet import SpaceToDepth
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class TrainConfig:
     steps: updates.  batch_size: pictures an update, over all processes together.  lr: peak learning rate of AdamW,
     reached after `warmup` updates, then falling to 0 along half a cosine.  ema: decay of the averaged weights.
     clip_norm: longest gradient allowed.  p_uncond: share of conditions dropped, for guidance.  predict: "eps", "x_0"
-    or "v".  seconds: if above 0, stop after that much wall time instead and let lr follow the clock (not repeatable).
+    or "v".  optimizer: "adamw" or "muon" (see `muon.py`).  t_distribution: "uniform", or "logit_normal", which draws t
+    as T sigmoid(normal), most often in the middle (Esser et al. 2024, arXiv 2403.03206, eq. 19).
+    seconds: if above 0, stop after that much wall time instead and let lr follow the clock (not repeatable).
     """
     steps: int = 1000
     batch_size: int = 128
@@ -43,6 +46,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     p_uncond: float = 0.1
     predict: str = "eps"
+    optimizer: str = "adamw"
+    t_distribution: str = "uniform"
     seed: int = 0
     seconds: float = 0.0
 
@@ -53,6 +58,9 @@ class TrainConfig:
                                        (in_range, "seconds", 0, 10 ** 9), (whole, "seed", 0, 2 ** 40)):
             check(f"TrainConfig.{name}", getattr(self, name), low, high, "see its docstring")
         known_prediction(self.predict)
+        for name, known in (("optimizer", ("adamw", "muon")), ("t_distribution", ("uniform", "logit_normal"))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"TrainConfig.{name} = {getattr(self, name)!r} is not known: choose one of {', '.join(known)}")
 
     def lr_at(self, step: int, progress: float) -> float:
         """lr: a straight rise over `warmup` steps, then lr (1 + cos(pi progress)) / 2 down to 0 at progress = 1."""
@@ -131,7 +139,7 @@ class _Run:
         self.step, self.elapsed = 0, 0.0
         self.model, self.ema = model, EMA(model, config.ema)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+        self.optimizer = new_optimizer(model, config)
         self.wrapped = model
         if accelerator:
             self.wrapped, self.optimizer = accelerator.prepare(model, self.optimizer)
@@ -177,12 +185,17 @@ class _Run:
         size = self.config.batch_size
         first = self.step * size
         x_0, cond = self.dataset[torch.cat([self.order(epoch, first, size) for epoch in self.epochs(first, size)])]
-        t = torch.randint(self.schedule.T, (size,), generator=self.generator)
+        t = self.times(size)
         eps = torch.randn(x_0.shape, generator=self.generator)
         keep = torch.rand(size, generator=self.generator) >= self.config.p_uncond
         cond = (cond or Cond()).map(lambda c: c * keep.view(-1, *[1] * (c.ndim - 1)))
         share = slice(self.rank * size // self.world, (self.rank + 1) * size // self.world)
         return (x_0[share].to(self.device), cond.map(lambda c: c[share].to(self.device)), t[share], eps[share].to(self.device))
+
+    def times(self, size):
+        if self.config.t_distribution == "uniform":
+            return torch.randint(self.schedule.T, (size,), generator=self.generator)
+        return (self.schedule.T * torch.randn(size, generator=self.generator).sigmoid()).long().clamp(max=self.schedule.T - 1)
 
     def epochs(self, first, size):
         return range(first // len(self.dataset), (first + size - 1) // len(self.dataset) + 1)
@@ -205,7 +218,7 @@ class _Run:
         tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-        save_tensors(path, tensors, {"kind": "training", "step": self.step, "elapsed": self.elapsed, "model": describe(self.model),
+        save_tensors(path, tensors, {"kind": "training", "step": self.step, "elapsed": self.elapsed, "model": json.dumps(describe(self.model)),
                                      "config": dataclasses.asdict(self.config)})
 
     def load(self, path):
@@ -214,7 +227,7 @@ class _Run:
         if meta.get("kind") != "training":
             raise CheckpointError(f"{path}: weights, but not a training checkpoint: give another file name to start a new run")
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        now, before = dataclasses.asdict(self.config) | {"model": describe(self.model)}, {**meta.get("config", {}), "model": meta.get("model")}
+        now, before = dataclasses.asdict(self.config) | {"model": json.dumps(describe(self.model))}, {**meta.get("config", {}), "model": meta.get("model")}
         changed = [f"{k} was {before.get(k)}, now {v}" for k, v in now.items() if before.get(k) != v]
         if not torch.equal(tensors.get("schedule.beta", torch.empty(0)), self.schedule.beta):
             changed.append("another noise schedule")
@@ -238,7 +251,7 @@ class _Run:
 
     def optimizer_state(self, tensors):
         """The optimizer's own state dict, filled from "<number>.<name>" tensors."""
-        state, parameters = {}, list(self.model.parameters())
+        state, parameters = {}, [p for group in self.optimizer.param_groups for p in group["params"]]
         for key, value in tensors.items():
             i, name = key.split(".", 1)
             if name != "step" and value.shape != parameters[int(i)].shape:
@@ -247,10 +260,11 @@ class _Run:
         return {**self.optimizer.state_dict(), "state": state}
 
 
-def describe(model: nn.Module) -> str:
-    """Class and config of a model in one line: two models of equal shapes may still differ, in their heads for example."""
-    inner = f" of {describe(model.model)}" if isinstance(model, SpaceToDepth) else ""
-    return f"{type(model).__name__}({getattr(model, 'config', getattr(model, 'factor', ''))}){inner}"
+def new_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer a config asks for."""
+    if config.optimizer == "muon":
+        return Muon(model, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
 
 def progress(steps: Iterable[TrainStep], total: int | None = None, every: int = 10) -> Iterator[TrainStep]:

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "ddpm_edu"
 LAYERS = [
     ["errors", "schedule"],
     ["diffusion", "solvers"],
-    ["mlp", "unet", "unet_classic"],
+    ["mlp", "unet", "unet_classic", "gaussian"],
     ["checkpoint"],
-    ["train", "data", "metrics"],
+    ["muon", "train", "data", "metrics"], ["recipes"],
     ["plot", "widgets", "check", "exercises", "cli"],
 ]
 LAYER = {module: height for height, modules in enumerate(LAYERS) for module in modules}

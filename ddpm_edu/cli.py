@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="the first picture's seed; the next ones count up (default: 0)")
     p.add_argument("--steps", type=int, default=20, help="model evaluations (default: 20)")
     p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance scale (default: the model's own)")
-    p.add_argument("--sampler", default="dpmpp_2m", help="ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, ipndm")
+    p.add_argument("--sampler", default=None, help="ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, ipndm (default: the model's own)")
     p.add_argument("--columns", type=int, default=10)
     p.add_argument("--zoom", type=int, default=4, help="screen pixels a pixel (default: 4)")
     p.add_argument("--out", type=Path, default=Path("sample.png"))
@@ -68,26 +68,27 @@ def sample(args) -> None:
     from .diffusion import class_cond, generators, guided, last, noise
     from .solvers import SAMPLERS
 
-    if args.sampler not in SAMPLERS:
-        raise OptionError(f"--sampler {args.sampler} is not known: choose one of {', '.join(SAMPLERS)}")
     if not (args.labels.isascii() and args.labels.isdigit()):
         raise OptionError(f"--labels {args.labels!r}: pass digits, one a picture, such as 0123456789")
     model, schedule, predict, meta = load_pretrained(args.model)
+    sampler = args.sampler or meta.get("sampler", "dpmpp_2m")
+    if sampler not in SAMPLERS:
+        raise OptionError(f"--sampler {sampler} is not known: choose one of {', '.join(SAMPLERS)}")
     labels = torch.tensor([int(digit) for digit in args.labels])
     guidance = meta.get("guidance", 1.0) if args.guidance is None else args.guidance
     seeds = range(args.seed, args.seed + len(labels))
     x_T = noise(meta["shape"], seeds)
-    steps = SAMPLERS[args.sampler](guided(model, guidance), schedule, x_T, args.steps, class_cond(labels), predict=predict,
-                                   generator=generators(seeds))
+    steps = SAMPLERS[sampler](guided(model, guidance), schedule, x_T, args.steps, class_cond(labels), predict=predict, clip=meta.get("clip"),
+                              generator=generators(range(args.seed + 10 ** 6, args.seed + 10 ** 6 + len(labels))))  # other seeds than x_T's
     picture = grid(to_uint8(last(steps)), args.columns, args.zoom)
     info = PngInfo()
     info.add_text("ddpm_edu", json.dumps({"model": args.model, "labels": args.labels, "seed": args.seed, "steps": args.steps,
-                                          "guidance": guidance, "sampler": args.sampler, "version": __version__, "torch": torch.__version__}))
+                                          "guidance": guidance, "sampler": sampler, "version": __version__, "torch": torch.__version__}))
     try:
         Image.fromarray(picture).save(args.out, pnginfo=info)
     except (OSError, ValueError) as error:
         raise OptionError(f"--out {args.out}: could not be written ({error})") from error
-    print(f"{args.out}: {len(labels)} pictures, {args.sampler}, {args.steps} steps, guidance {guidance:g}, seed {args.seed}")
+    print(f"{args.out}: {len(labels)} pictures, {sampler}, {args.steps} steps, guidance {guidance:g}, seed {args.seed}")
 
 
 def grid(x, columns: int, zoom: int):

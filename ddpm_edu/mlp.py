@@ -1,5 +1,4 @@
 """The smallest useful denoiser: a multilayer perceptron for points in the plane."""
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .checkpoint import check_state, describe, load_state, load_tensors, save_tensors
 from .diffusion import Cond, in_range, loss, whole
@@ -33,8 +33,8 @@ class TrainConfig:
     steps: updates.  batch_size: pictures an update, over all processes together.  lr: peak learning rate of AdamW,
     reached after `warmup` updates, then falling to 0 along half a cosine.  ema: decay of the averaged weights.
     clip_norm: longest gradient allowed.  p_uncond: share of conditions dropped, for guidance.  predict: "eps", "x_0"
-    or "v".  optimizer: "adamw" or "muon" (see `muon.py`).  t_distribution: "uniform", or "logit_normal", which draws t
-    as T sigmoid(normal), most often in the middle (Esser et al. 2024, arXiv 2403.03206, eq. 19).
+    or "v".  optimizer: "adamw" or "muon" (see `muon.py`).  t_distribution: "uniform", or "logit_normal": t =
+    T sigmoid(t_mean + normal), most often in the middle, later if t_mean > 0 (Esser et al. 2024, arXiv 2403.03206, eq. 19).
     seconds: if above 0, stop after that much wall time instead and let lr follow the clock (not repeatable).
     """
     steps: int = 1000
@@ -48,6 +48,7 @@ class TrainConfig:
     predict: str = "eps"
     optimizer: str = "adamw"
     t_distribution: str = "uniform"
+    t_mean: float = 0.0
     seed: int = 0
     seconds: float = 0.0
 
@@ -55,7 +56,7 @@ class TrainConfig:
         for check, name, low, high in ((whole, "steps", 1, 10 ** 9), (whole, "batch_size", 1, 10 ** 6), (in_range, "lr", 0, 10),
                                        (whole, "warmup", 0, 10 ** 9), (in_range, "ema", 0, 1), (in_range, "weight_decay", 0, 10),
                                        (in_range, "clip_norm", 0, math.inf), (in_range, "p_uncond", 0, 1),
-                                       (in_range, "seconds", 0, 10 ** 9), (whole, "seed", 0, 2 ** 40)):
+                                       (in_range, "seconds", 0, 10 ** 9), (in_range, "t_mean", -10, 10), (whole, "seed", 0, 2 ** 40)):
             check(f"TrainConfig.{name}", getattr(self, name), low, high, "see its docstring")
         known_prediction(self.predict)
         for name, known in (("optimizer", ("adamw", "muon")), ("t_distribution", ("uniform", "logit_normal"))):
@@ -195,7 +196,8 @@ class _Run:
     def times(self, size):
         if self.config.t_distribution == "uniform":
             return torch.randint(self.schedule.T, (size,), generator=self.generator)
-        return (self.schedule.T * torch.randn(size, generator=self.generator).sigmoid()).long().clamp(max=self.schedule.T - 1)
+        draw = self.config.t_mean + torch.randn(size, generator=self.generator)
+        return (self.schedule.T * draw.sigmoid()).long().clamp(max=self.schedule.T - 1)
 
     def epochs(self, first, size):
         return range(first // len(self.dataset), (first + size - 1) // len(self.dataset) + 1)

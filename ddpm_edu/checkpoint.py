@@ -158,11 +158,10 @@ def build(plan: dict, schedule: Schedule) -> nn.Module:
     """The denoiser that `describe` described, without weights. Raises KeyError or TypeError if the plan is none."""
     if plan["kind"] == "UNet":
         return UNet(UNetConfig(**plan["config"]))
-    inner = build(plan["model"], schedule)
     if plan["kind"] == "SpaceToDepth":
-        return SpaceToDepth(inner, int(plan["factor"]))
+        return SpaceToDepth(build(plan["model"], schedule), int(plan["factor"]))
     if plan["kind"] == "GaussianPrior":
-        return GaussianPrior(inner, schedule, tuple(plan["shape"]), plan["classes"], plan["rank"])
+        return GaussianPrior(build(plan["model"], schedule), schedule, tuple(plan["shape"]), plan["classes"], plan["rank"])
     raise KeyError(plan["kind"])
 
 

@@ -249,13 +249,15 @@ def saved(tmp_path, change):
 @pytest.mark.parametrize("change, words", [
     (lambda t, m: t["model.conv_in.weight"].view(-1)[3:4].fill_(float("nan")), ("1 tensors hold NaN", "model.conv_in.weight", "another")),
     (lambda t, m: t["model.conv_in.bias"].fill_(float("inf")), ("NaN or infinity", "model.conv_in.bias")),
-    (lambda t, m: m.pop("config"), ("not a model of this course", "config")), (lambda t, m: m.update(config=[1]), ("not a model of this course",)),
-    (lambda t, m: m["config"].update(colour="blue"), ("not a model of this course", "colour")),
-    (lambda t, m: m["config"].update(groups=0), ("not a model of this course", "groups")),
-    (lambda t, m: m["config"].update(groups=7), ("not a model of this course", "groups")), (lambda t, m: m.update(predict="noise"), ("noise", "eps, x_0, v")),
-    (lambda t, m: m.update(space_to_depth="two"), ("not a model",)), (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)),
-    (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)), (lambda t, m: t.pop("model.conv_in.bias"), ("does not fit", "1 missing .conv_in.bias")),
-    (lambda t, m: m["config"].update(channels=32), ("does not fit", "of another shape"))])
+    (lambda t, m: m.pop("model"), ("not a model of this course", "model")), (lambda t, m: m.update(model=[1]), ("not a model of this course",)),
+    (lambda t, m: m["model"].pop("config"), ("not a model of this course", "config")), (lambda t, m: m["model"].update(kind="VAE"), ("not a model", "VAE")),
+    (lambda t, m: m["model"]["config"].update(colour="blue"), ("not a model of this course", "colour")),
+    (lambda t, m: m["model"]["config"].update(groups=0), ("not a model of this course", "groups")),
+    (lambda t, m: m["model"]["config"].update(groups=7), ("not a model of this course", "groups")), (lambda t, m: m.update(predict="noise"), ("noise", "eps, x_0, v")),
+    (lambda t, m: m.update(model={"kind": "SpaceToDepth", "factor": "two", "model": m["model"]}), ("not a model",)),
+    (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)), (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)),
+    (lambda t, m: t.pop("model.conv_in.bias"), ("does not fit", "1 missing .conv_in.bias")),
+    (lambda t, m: m["model"]["config"].update(channels=32), ("does not fit", "of another shape"))])
 def test_damaged_models(change, words, tmp_path):
     with refuses(CheckpointError, "net.safetensors", *words):
         load_pretrained(saved(tmp_path, change))

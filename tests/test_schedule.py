@@ -198,7 +198,7 @@ def test_results_keep_the_type_of_the_picture():
 
 
 def test_the_argument_is_not_shared():
-    beta = torch.full((3,), 0.1)
+    beta = torch.full((3,), 0.1, dtype=torch.float64)
     schedule = Schedule(beta)
     beta[0] = 0.9
     assert schedule.beta[0].item() == pytest.approx(0.1)

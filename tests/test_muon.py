@@ -1,0 +1,63 @@
+"""Muon against the SVD it avoids, and its AdamW half against PyTorch's."""
+import pytest
+import torch
+from torch import nn
+
+from ddpm_edu.muon import Muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 20), (20, 4)])
+def test_orthogonal_keeps_directions_and_evens_lengths(shape):
+    """U and V of the result are those of the input, every singular value ends near 1."""
+    g = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, s, v = torch.linalg.svd(g, full_matrices=False)
+    inside = u.T @ orthogonal(g) @ v.T
+    lengths = inside.diagonal()
+    assert (inside - torch.diag(lengths)).abs().max() < 1e-8
+    big = s / s.norm() > 0.02  # very small ones need more than five steps
+    assert ((lengths[big] > 0.6) & (lengths[big] < 1.3)).all(), lengths
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv_in, self.inner, self.conv_out = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 1, 3)
+
+    def forward(self, x):
+        return self.conv_out(self.inner(self.conv_in(x)).relu())
+
+
+def test_only_inner_matrices_are_orthogonalized():
+    net = Net()
+    matrices, others = Muon(net, lr=1e-3).param_groups
+    assert [p is net.inner.weight for p in matrices["params"]] == [True]
+    assert len(others["params"]) == 5
+
+
+def test_the_rest_takes_the_steps_of_adamw():
+    a, b = Net(), Net()
+    names = [n for n, _ in a.named_parameters() if n != "inner.weight"]
+    ours = Muon(a, lr=1e-2, weight_decay=0.1)
+    theirs = torch.optim.AdamW([p for n, p in b.named_parameters() if n in names], lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    x = torch.randn(4, 1, 9, 9)
+    for _ in range(4):
+        a.inner.weight.data.copy_(b.inner.weight)  # Muon's own weight is held, so that the gradients stay comparable
+        for net, opt in ((a, ours), (b, theirs)):
+            opt.zero_grad()
+            net(x).square().mean().backward()
+            opt.step()
+    for (n, p), (_, q) in zip(a.named_parameters(), b.named_parameters()):
+        if n in names:
+            torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)
+
+
+def test_step_size_of_a_matrix():
+    """The first step is lr 0.2 sqrt(max(rows, columns)) times an almost orthogonal matrix: its entries have RMS about 0.2 lr."""
+    net = Net()
+    before = net.inner.weight.clone()
+    optimizer = Muon(net, lr=1e-2)
+    net(torch.randn(4, 1, 9, 9)).square().mean().backward()
+    optimizer.step()
+    rms = (net.inner.weight - before).square().mean().sqrt()
+    assert 0.5 < rms / (0.2 * 1e-2) < 1.3

@@ -59,7 +59,7 @@ FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal
 
 MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 64, TrainConfig(seconds=60, ema=0.99, **FAST), guidance=1.7)
 MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 64, TrainConfig(steps=7500, ema=0.998, **FAST), guidance=1.5)
-CIFAR10 = Recipe("cifar10", data.cifar10, _unet(48, (1, 2, 2), (0, 1, 1), 3), 48, TrainConfig(steps=6000, ema=0.998, **FAST), guidance=1.5)
+CIFAR10 = Recipe("cifar10", data.cifar10, _unet(32, (1, 2, 2), (0, 0, 1), 3), 48, TrainConfig(steps=6000, ema=0.998, **FAST), guidance=1.5)
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10)}
 
 

@@ -1,8 +1,9 @@
-"""A small training run as its own process, for test_train.py: resumed, or shared by several processes.
+"""A small training run for test_train.py and test_resume.py, also as its own process: resumed, or shared by several.
 
     [accelerate launch ...] train_run.py OUT.json [--share] [--checkpoint FILE] [--stop N] [--seconds S]
 """
 import argparse
+import dataclasses
 import json
 
 import torch
@@ -42,6 +43,28 @@ def new_model(seed=0, kind=Dropping, **sizes):
     return kind(**{"hidden": 16, "layers": 1, "vector": 2, **sizes})
 
 
+CONFIG = TrainConfig(steps=20, batch_size=16, warmup=5, lr=1e-2)
+
+
+def run(config=CONFIG, model=None, dataset=None, stop=10 ** 9, **options):
+    """The steps of one run, up to step `stop`."""
+    steps = []
+    for step in train(model or new_model(), SCHEDULE, dataset or Points(), config, **options):
+        steps.append(step)
+        if step.step == stop:
+            break
+    return steps
+
+
+def numbers(module):
+    """A copy of all weights."""
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("out")
@@ -58,15 +81,11 @@ def main():
         rank = accelerator.process_index
     # each process starts from other weights on purpose: rank 0's must win; no dropout, which would differ by process
     model = new_model(rank, MLP if args.share else Dropping)
-    config = TrainConfig(steps=20, batch_size=16, warmup=5, lr=1e-2, seconds=args.seconds)
-    losses = []
-    for step in train(model, SCHEDULE, Points(), config, checkpoint=args.checkpoint, save_every=10, accelerator=accelerator):
-        losses.append(step.loss)
-        if step.step == args.stop:
-            break
-    weights = {name: [v.double().sum().item() for v in m.state_dict().values()] for name, m in (("model", step.model), ("ema", step.ema))}
+    config = dataclasses.replace(CONFIG, seconds=args.seconds)
+    steps = run(config, model, stop=args.stop, checkpoint=args.checkpoint, save_every=10, accelerator=accelerator)
+    weights = {name: [v.double().sum().item() for v in m.state_dict().values()] for name, m in (("model", steps[-1].model), ("ema", steps[-1].ema))}
     with open(f"{args.out}.{rank}", "w") as f:
-        json.dump({"losses": losses, "world": accelerator.num_processes if accelerator else 1, **weights}, f)
+        json.dump({"losses": [s.loss for s in steps], "world": accelerator.num_processes if accelerator else 1, **weights}, f)
 
 
 if __name__ == "__main__":

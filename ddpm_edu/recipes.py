@@ -58,7 +58,7 @@ def _unet(channels: int, mult: tuple[int, ...], depth: tuple[int, ...], colours:
 FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal", t_mean=0.5, batch_size=32)
 
 MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 64, TrainConfig(seconds=60, ema=0.99, **FAST), guidance=1.7)
-MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 64, TrainConfig(steps=7500, ema=0.998, **FAST), guidance=1.5)
+MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 64, TrainConfig(steps=7500, ema=0.998, **FAST), guidance=1.7)
 CIFAR10 = Recipe("cifar10", data.cifar10, _unet(32, (1, 2, 2), (0, 0, 1), 3), 48, TrainConfig(steps=6000, ema=0.998, **FAST), guidance=1.5)
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10)}
 

@@ -86,6 +86,8 @@ def main():
     weights = {name: [v.double().sum().item() for v in m.state_dict().values()] for name, m in (("model", steps[-1].model), ("ema", steps[-1].ema))}
     with open(f"{args.out}.{rank}", "w") as f:
         json.dump({"losses": [s.loss for s in steps], "world": accelerator.num_processes if accelerator else 1, **weights}, f)
+    if accelerator:
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Run by test_checkpoint.py: save in an endless loop in a child, kill -9 it at a random moment, load; many times.
+"""Run by test_checkpoint.py: save in an endless loop in a child, read the file all the while, kill -9 the child at a random
+moment, read it once more; many times.
 
     python save_and_die.py FOLDER ROUNDS        last line: one JSON object {"loaded": ..., "interrupted": ...}
 """
@@ -29,6 +30,15 @@ def save_forever(k):
         save_tensors(path, state(k), {"k": k})
 
 
+def read(last, alone):
+    """The number in the file: the same in every tensor, and never below the last one seen. While somebody saves, the
+    metadata may be one save older than the tensors: safetensors opens the file once for each."""
+    tensors, meta = load_tensors(path)
+    k = int(tensors["w0"][0])
+    assert k >= last and all((t == k).all() for t in tensors.values()) and (meta["k"] == k or not alone), (last, k, meta)
+    return k
+
+
 save_tensors(path, state(0), {"k": 0})
 random.seed(0)
 last = loaded = 0
@@ -39,11 +49,11 @@ for _ in range(rounds):
             save_forever(last)
         finally:
             os._exit(1)
-    time.sleep(random.uniform(0.005, 0.08))
+    end = time.perf_counter() + random.uniform(0.005, 0.08)
+    while time.perf_counter() < end:
+        last, loaded = read(last, alone=False), loaded + 1
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the child ended by itself: saving failed"
-    tensors, meta = load_tensors(path)
-    assert meta["k"] >= last and all((t == meta["k"]).all() for t in tensors.values()), meta
-    last, loaded = meta["k"], loaded + 1
+    last, loaded = read(last, alone=True), loaded + 1
 print(json.dumps({"loaded": loaded, "saves": last, "interrupted": len(list(folder.glob("*.part")))}))

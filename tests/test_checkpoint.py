@@ -73,12 +73,12 @@ def test_pretrained_round_trip(folded, dtype, tolerance, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork (not on Windows)")
 def test_kill_9_during_saving_leaves_a_whole_file(tmp_path):
-    """40 kills at random moments: the file always loads, whole, and never an older one. That temporary files are left
-    over shows that kills did hit in the middle of writing."""
+    """40 kills at random moments: the file always loads, before and after, whole, and never an older one. That temporary
+    files are left over shows that kills did hit in the middle of writing."""
     done = subprocess.run([sys.executable, Path(__file__).with_name("save_and_die.py"), tmp_path, "40"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["loaded"] == 40 and result["interrupted"] >= 3 and result["saves"] >= 1, result
+    assert result["loaded"] >= 80 and result["interrupted"] >= 3 and result["saves"] >= 1, result
 
 
 def test_an_error_while_writing_keeps_the_old_file(tmp_path, monkeypatch):

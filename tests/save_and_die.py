@@ -50,10 +50,12 @@ for _ in range(rounds):
         finally:
             os._exit(1)
     end = time.perf_counter() + random.uniform(0.005, 0.08)
-    while time.perf_counter() < end:
-        last, loaded = read(last, alone=False), loaded + 1
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    try:
+        while time.perf_counter() < end:
+            last, loaded = read(last, alone=False), loaded + 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the child ended by itself: saving failed"
     last, loaded = read(last, alone=True), loaded + 1
 print(json.dumps({"loaded": loaded, "saves": last, "interrupted": len(list(folder.glob("*.part")))}))

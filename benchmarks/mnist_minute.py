@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+import tqdm.auto  # noqa: F401  its import takes a second that is not training
 
 from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, metrics, noise
 from ddpm_edu.checkpoint import load_pretrained

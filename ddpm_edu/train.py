@@ -106,7 +106,8 @@ def train(model: nn.Module, schedule: Schedule, dataset, config: TrainConfig, *,
 
     dataset: len() and dataset[indices] -> (x_0, Cond), such as `data.ImageDataset`.
     checkpoint: a file. If it is there, the run goes on from it; it is written every `save_every` steps and at the end.
-    accelerator: an `accelerate.Accelerator` to share each batch among its processes.
+    accelerator: an `accelerate.Accelerator` to share each batch among its processes. On several CPU processes: start with
+    `accelerate launch --multi_gpu --num_processes 2` and Accelerator(cpu=True); with --cpu, accelerate 1.15 starts only one.
     Raises DataError for an empty dataset, CheckpointError if the checkpoint is of another run, TrainingError if the loss
     or its gradient is not a number (raised before the update: weights and checkpoint stay as they were).
     """

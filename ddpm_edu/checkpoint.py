@@ -21,7 +21,10 @@ from .gaussian import GaussianPrior
 from .schedule import Schedule, known_prediction
 from .unet import SpaceToDepth, UNet, UNetConfig
 
-WEIGHTS = Path(os.environ.get("DDPM_EDU_DATA", Path(__file__).parent.parent / "data")) / "weights"
+
+def data_folder() -> Path:
+    """The folder that holds `mnist/` and `weights/`: $DDPM_EDU_DATA, or `data/` beside the package."""
+    return Path(os.environ.get("DDPM_EDU_DATA") or Path(__file__).parent.parent / "data").expanduser()
 
 
 def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
@@ -173,9 +176,9 @@ def save_pretrained(path, model: nn.Module, schedule: Schedule, predict: str, me
 
 def load_pretrained(name) -> Pretrained:
     """The model in a file that `save_pretrained` wrote, or one that ships with the course by name ("mnist", "cifar10")."""
-    path = Path(name) if str(name).endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
+    path = Path(name) if str(name).endswith(".safetensors") else data_folder() / "weights" / f"{name}.safetensors"
     if not path.is_file():
-        known = sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+        known = sorted(p.stem for p in (data_folder() / "weights").glob("*.safetensors"))
         raise CheckpointError(f"{name}: no such weights (looked at {path}). Shipped with the course: {', '.join(known) or 'none found'}")
     tensors, meta = load_tensors(path)
     try:

@@ -114,8 +114,8 @@ def train(args) -> None:
 
 def models(args) -> None:
     """One line a model: name, where it is, size, parameters, what its card says."""
-    from .checkpoint import WEIGHTS
-    for path in sorted(WEIGHTS.glob("*.safetensors")):
+    from .checkpoint import data_folder
+    for path in sorted((data_folder() / "weights").glob("*.safetensors")):
         card = path.with_suffix(".md")
         title = card.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") if card.exists() else "no card"
         print(f"{path.stem:16} {path.stat().st_size / 2 ** 20:5.1f} MiB  {title}\n{'':16} {path}")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checkpoint import data_folder
 from .diffusion import Cond, class_cond
 from .errors import DataError, OptionError, ShapeError
 
@@ -28,11 +29,6 @@ MNIST_MD5 = {  # of the official idx files, after decompression
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-
-
-def data_folder() -> Path:
-    """The folder that holds `mnist/` and `weights/`: $DDPM_EDU_DATA, or `data/` beside the package."""
-    return Path(os.environ.get("DDPM_EDU_DATA") or Path(__file__).parent.parent / "data").expanduser()
 
 
 # ---------------------------------------------------------------- pictures

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "ddpm_edu"
 LAYERS = [
     ["errors", "schedule"],
     ["diffusion", "solvers"],
-    ["mlp", "unet", "unet_classic", "gaussian"],
+    ["mlp", "unet", "unet_classic", "gaussian", "vae"],
+    ["layouts"],
     ["checkpoint"],
     ["muon", "train", "data", "metrics"], ["recipes"],
     ["plot", "widgets", "check", "exercises", "cli"],

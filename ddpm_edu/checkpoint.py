@@ -6,7 +6,6 @@ checkpoint and a shipped model are both one such file; settings travel in its me
 import dataclasses
 import json
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from . import layouts
 from .errors import CheckpointError
 from .gaussian import GaussianPrior
 from .schedule import Schedule, known_prediction
@@ -117,14 +117,26 @@ def _expected_size(path, header, size):
             return None
 
 
+PARTS = {"UNet": "unet", "VAE": "vae", "TextEncoder": "text"}  # models whose weights come in several layouts
+
+
 def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -> None:
-    """Fill `model` from {name: tensor}, strictly: CheckpointError as `check_state` does, and then nothing is filled."""
-    check_state(model, state, source)
-    model.load_state_dict(state, strict=True, assign=any(v.is_meta for v in model.state_dict().values()))
+    """Fill `model` from {name: tensor}, strictly and all or nothing.
+
+    A UNet, VAE or TextEncoder takes the names of any layout (layouts.to_ours). A model on the meta device takes the
+    tensors themselves, no copies, in their dtype; another one is filled with their values. CheckpointError as from
+    `check_state`, and for NaN or infinity; then nothing is filled.
+    """
+    part = PARTS.get(type(model).__name__)
+    ours = layouts.to_ours(part, state) if part else state
+    check_state(model, ours, source, layouts.looks_like(state) if part else "")
+    check_finite(ours, source)
+    model.load_state_dict(ours, strict=True, assign=any(v.is_meta for v in model.state_dict().values()))
 
 
-def check_state(model: nn.Module, state: dict[str, Tensor], source="the state") -> None:
-    """CheckpointError unless {name: tensor} fits `model`; it counts and names what is missing, extra or mis-shaped."""
+def check_state(model: nn.Module, state: dict[str, Tensor], source="the state", seems="") -> None:
+    """CheckpointError unless {name: tensor} fits `model`; it counts and names what is missing, extra or mis-shaped,
+    and says what the state `seems` to be."""
     own = model.state_dict()
     problems = []
     for label, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys()),
@@ -132,7 +144,21 @@ def check_state(model: nn.Module, state: dict[str, Tensor], source="the state") 
         if names:
             problems.append(f"{len(names)} {label} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})")
     if problems:
-        raise CheckpointError(f"{source} does not fit this {type(model).__name__}: {'; '.join(problems)}. Is it for another model or config?")
+        seems = f" This looks like {seems}." if seems else ""
+        raise CheckpointError(f"{source} does not fit this {type(model).__name__}: {'; '.join(problems)}.{seems} Is it for another model or config?")
+
+
+def check_finite(tensors: dict[str, Tensor], source) -> None:
+    """CheckpointError that names the tensors with NaN or infinity; those on the meta device hold no numbers."""
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not v.is_meta and not _finite(v)]
+    if broken:
+        raise CheckpointError(f"{source}: {len(broken)} tensors hold NaN or infinity ({', '.join(broken[:3])}): "
+                              "the training diverged or the file is damaged, use another one")
+
+
+def _finite(x: Tensor) -> bool:
+    """The extremes of a piece tell, and need no memory: NaN is the extreme of whatever holds it."""
+    return all(bool(torch.stack(piece.aminmax()).isfinite().all()) for piece in x.flatten().split(1 << 22) if piece.numel())
 
 
 # ---------------------------------------------------------------- models that ship
@@ -187,49 +213,6 @@ def load_pretrained(name) -> Pretrained:
         model = build(meta["model"], schedule)
     except (KeyError, TypeError, ValueError) as e:  # ValueError: also our own OptionError and ScheduleError
         raise CheckpointError(f"{path}: a safetensors file, but not a model of this course ({e!r} in its metadata)") from e
-    broken = [k for k, v in tensors.items() if not v.float().isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{path}: {len(broken)} tensors hold NaN or infinity ({', '.join(broken[:3])}): "
-                              "the training diverged or the file is damaged, use another one")
+    check_finite(tensors, path)
     load_state(model, {k.removeprefix("model."): v.float() for k, v in tensors.items()}, str(path))
     return Pretrained(model.eval().requires_grad_(False), schedule, predict, meta)
-
-
-# ---------------------------------------------------------------- names of the original checkpoints
-
-def _one_less(match):
-    return f"down.{int(match[1]) - 1}."
-
-
-ORIGINAL_UNET = [  # original single-file key, after "model.diffusion_model." -> ours; each row is one idea
-    (r"^time_embed\.", "time."),
-    (r"^label_emb\.0\.", "vector."),
-    (r"^input_blocks\.0\.0\.", "conv_in."),
-    (r"^input_blocks\.(\d+)\.", _one_less),
-    (r"^middle_block\.", "mid."),
-    (r"^output_blocks\.", "up."),
-    (r"^out\.0\.", "norm_out."),
-    (r"^out\.2\.", "conv_out."),
-    (r"\.op\.", ".conv."),
-    (r"\.in_layers\.0\.", ".norm1."),
-    (r"\.in_layers\.2\.", ".conv1."),
-    (r"\.emb_layers\.1\.", ".time."),
-    (r"\.out_layers\.0\.", ".norm2."),
-    (r"\.out_layers\.3\.", ".conv2."),
-    (r"\.skip_connection\.", ".skip."),
-    (r"\.transformer_blocks\.", ".blocks."),
-    (r"\.to_out\.0\.", ".out."),
-    (r"\.to_([qkv])\.", r".\1."),
-    (r"\.ff\.net\.0\.proj\.", ".ff.proj."),
-    (r"\.ff\.net\.2\.", ".ff.out."),
-]
-
-
-def rename(state: dict[str, Tensor], rows: list) -> dict[str, Tensor]:
-    """Every key through every row of a rename table; 1x1 convolutions (O, I, 1, 1) of proj_in/out become matrices (O, I)."""
-    out = {}
-    for key, value in state.items():
-        for pattern, new in rows:
-            key = re.sub(pattern, new, key)
-        out[key] = value.flatten(1) if "proj_" in key and value.ndim == 4 else value
-    return out

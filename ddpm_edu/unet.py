@@ -54,6 +54,7 @@ class UNetConfig:
 
 
 SD15 = UNetConfig(context=768)
+SD21 = UNetConfig(heads=(5, 10, 20, 20), context=1024)  # the 768-pixel model predicts v
 SDXL_BASE = UNetConfig(mult=(1, 2, 4), depth=(0, 2, 10), middle=10, heads=(5, 10, 20), context=2048, vector=2816)
 SDXL_REFINER = UNetConfig(channels=384, depth=(0, 4, 4, 0), middle=4, heads=(6, 12, 24, 24), context=1280, vector=2560)
 

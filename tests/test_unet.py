@@ -9,7 +9,8 @@ from torch import nn
 from weight_formula import tiny_weights, u, weight
 
 from ddpm_edu import Cond, OptionError, ShapeError, unet as unet_module
-from ddpm_edu.checkpoint import ORIGINAL_UNET, load_state, rename
+from ddpm_edu.checkpoint import load_state
+from ddpm_edu.layouts import original_unet
 from ddpm_edu.unet import SD15, SDXL_BASE, SDXL_REFINER, SpaceToDepth, SpatialTransformer, UNet, UNetConfig, timestep_embedding
 from ddpm_edu.unet_classic import ClassicUNet, SelfAttention
 
@@ -36,7 +37,7 @@ def test_parameter_count_is_exact(name):
 @pytest.mark.parametrize("name", BIG)
 def test_original_keys_fit_one_to_one(name):
     original = {key: torch.empty(shape, device="meta") for key, shape in KEYS[name].items()}
-    renamed = {k: tuple(v.shape) for k, v in rename(original, ORIGINAL_UNET).items()}
+    renamed = {k: tuple(v.shape) for k, v in original_unet(original).items()}
     assert len(renamed) == len(original)
     assert renamed == {k: tuple(v.shape) for k, v in on_meta(name).state_dict().items()}
 
@@ -65,7 +66,7 @@ def tiny(name, **changes):
     weights, digest = tiny_weights(f"tiny_{name}", KEYS[f"unet_{name}_tiny"])
     assert digest == KEYS["sha256"][f"unet_{name}_tiny"]
     model = UNet(UNetConfig(**{**TINY[name].__dict__, **changes}))
-    load_state(model, rename(weights, ORIGINAL_UNET))
+    load_state(model, weights)
     return model.eval().requires_grad_(False)
 
 

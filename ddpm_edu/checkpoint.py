@@ -1,6 +1,6 @@
 """Weights on disk: read safely, write atomically, and say plainly what is wrong with a file.
 
-Only safetensors files are read: a header in JSON and raw numbers, nothing that could run code. A training
+Only safetensors files are read, unless asked otherwise: a header in JSON and raw numbers, nothing that could run code. A training
 checkpoint and a shipped model are both one such file; settings travel in its metadata as JSON.
 """
 import dataclasses
@@ -18,13 +18,9 @@ from torch import Tensor, nn
 from . import layouts
 from .errors import CheckpointError
 from .gaussian import GaussianPrior
+from .paths import data_folder
 from .schedule import Schedule, known_prediction
 from .unet import SpaceToDepth, UNet, UNetConfig
-
-
-def data_folder() -> Path:
-    """The folder that holds `mnist/` and `weights/`: $DDPM_EDU_DATA, or `data/` beside the package."""
-    return Path(os.environ.get("DDPM_EDU_DATA") or Path(__file__).parent.parent / "data").expanduser()
 
 
 def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
@@ -55,32 +51,101 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
             os.unlink(part)
 
 
-def load_tensors(path) -> tuple[dict[str, Tensor], dict]:
-    """({name: tensor}, meta) from a safetensors file. Raises CheckpointError, saying what the file looks like."""
+MOST_HEADER = 25_000_000  # bytes; the names of SDXL take 0.3 MB, and a header is read whole before anything is known
+PIECE = 1 << 27           # bytes of a file in memory at a time while its numbers are converted
+
+
+def load_tensors(path, allow_pickle: bool = False, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict]:
+    """({name: tensor}, meta) from a safetensors file. Raises CheckpointError, saying what the file looks like.
+
+    The tensors are views of the file, read when first used: leave the file in place. dtype: convert what is not
+    whole numbers, without holding both versions.  allow_pickle: read a pickle (.ckpt, .pt, .bin) too, by PyTorch's
+    reader that knows tensors and runs nothing; a pickle that holds more is still refused.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected weights in the .safetensors format there")
     try:
-        with safe_open(path, framework="pt") as f:
-            tensors = {name: f.get_tensor(name) for name in f.keys()}
-            meta = json.loads((f.metadata() or {}).get("ddpm_edu", "{}"))
-        with open(path, "rb") as f:  # safetensors itself lets a name stand twice in the header
-            json.loads(f.read(int.from_bytes(f.read(8), "little")), object_pairs_hook=_once)
+        if allow_pickle and is_pickle(path):
+            tensors = _read_pickle(path)
+            return {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()}, {}
+        _check_header(path)
+        tensors, metadata = _map(path)
+        meta = json.loads(metadata.get("ddpm_edu", "{}"))
         if not isinstance(meta, dict):
             raise ValueError("the metadata is no JSON object")
+    except PermissionError as e:
+        raise CheckpointError(f"{path}: may not be read ({e}); change its permissions") from e
     except (SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(f"{path}: {looks_like(path)}") from e
+        raise CheckpointError(f"{path}: {what_is_wrong(path, e)}") from e
+    if dtype and any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
+        tensors = _convert(path, list(tensors), dtype)
     return tensors, meta
 
 
-def _once(pairs):
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        raise ValueError("a name stands twice in the header")
+def _map(path):
+    with safe_open(path, framework="pt") as f:
+        return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
+
+
+def _convert(path, names, dtype):
+    """Read and convert; the file is opened anew every PIECE bytes, which lets go of the pages that are done with."""
+    out, mapped = {}, PIECE
+    for name in names:
+        if mapped >= PIECE:
+            f, mapped = safe_open(path, framework="pt"), 0
+        t = f.get_tensor(name)
+        out[name] = t.to(dtype, copy=True) if t.is_floating_point() else t.clone()
+        mapped += t.nbytes
     return out
 
 
-def looks_like(path) -> str:
+def _check_header(path):
+    """ValueError for what safetensors itself lets pass, or reads at length: long headers, and a name that stands twice."""
+    with open(path, "rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if length > MOST_HEADER:
+            raise ValueError("long header")
+        json.loads(f.read(length), object_pairs_hook=_once)
+
+
+def _once(pairs):
+    seen = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ValueError(f"the name {name[:80]} stands twice in it")
+        seen.add(name)
+    return dict(pairs)
+
+
+def is_pickle(path) -> bool:
+    """True if the file begins like a pickle, bare or zipped as PyTorch does it, and not like a safetensors file."""
+    with open(path, "rb") as f:
+        head = f.read(9)  # a safetensors header of 640 bytes begins like a pickle: then its "{" tells
+    return head[:1] == b"\x80" and head[8:] != b"{" or head[:4] == b"PK\x03\x04"
+
+
+def _read_pickle(path):
+    """{name: tensor} from a pickle, by torch.load(weights_only=True): old versions of that could be made to run code."""
+    version = tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 10):
+        raise CheckpointError(f"{path}: pickles are read with torch 2.10 or newer only, this is {torch.__version__}: "
+                              "update torch, or use the .safetensors file of the same model")
+    try:
+        with open(path, "rb") as f:
+            zipped = f.read(2) == b"PK"
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as e:  # many kinds: what a pickle may hold is unlimited
+        reason = next((line for line in str(e).splitlines() if "GLOBAL" in line), str(e)).strip()[:200]
+        raise CheckpointError(f"{path}: this pickle holds more than weights, or is damaged; nothing in it was run ({reason}). "
+                              "Use the .safetensors file of the same model") from e
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: this pickle holds no plain set of named tensors; use the .safetensors file of the same model")
+    return state
+
+
+def what_is_wrong(path, reason="") -> str:
     """One sentence: what a file that is no sound safetensors file seems to be, and what to do about it."""
     size = os.path.getsize(path)
     with open(path, "rb") as f:
@@ -89,12 +154,16 @@ def looks_like(path) -> str:
     if size == 0:
         return "the file is empty; fetch or save it again"
     header = int.from_bytes(head[:8], "little")
-    if 8 < header <= 100_000_000 and head[8:9] == b"{":  # before the pickle: a header of 640 bytes begins like one
+    if header > MOST_HEADER and head[8:9] == b"{":
+        return f"its header would be {header:,} bytes long, far more than any model's (at most {MOST_HEADER:,} are read): damaged, or made to do harm"
+    if header > 8 and head[8:9] == b"{":  # before the pickle: a header of 640 bytes begins like one
         expected = _expected_size(path, header, size)
         if expected and size < expected:
             return f"the file is cut short: {size:,} of {expected:,} bytes; fetch or save it again"
-        return "the safetensors header does not fit the data (damaged file); fetch or save it again"
-    if head[:1] == b"\x80" or head[:2] == b"PK":
+        if expected and size > expected:
+            return f"{size - expected:,} bytes too many follow the {expected:,} that the header speaks of (damaged file); fetch or save it again"
+        return f"the safetensors header does not fit the data (damaged file: {str(reason)[:200]}); fetch or save it again"
+    if is_pickle(path):
         return ("this looks like a pickle (.ckpt, .pt, .pth); reading one can run any code hidden in it, so it is refused. "
                 "Use the .safetensors file of the same model")
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
@@ -105,7 +174,7 @@ def looks_like(path) -> str:
 
 
 def _expected_size(path, header, size):
-    """Bytes the header promises, or None if the header itself is not all there."""
+    """Bytes the header promises, or None if it says no such thing."""
     if size < 8 + header:
         return 8 + header
     with open(path, "rb") as f:
@@ -113,7 +182,7 @@ def _expected_size(path, header, size):
         try:
             entries = json.loads(f.read(header))
             return 8 + header + max((e["data_offsets"][1] for k, e in entries.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return None
 
 
@@ -127,8 +196,15 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -
     tensors themselves, no copies, in their dtype; another one is filled with their values. CheckpointError as from
     `check_state`, and for NaN or infinity; then nothing is filled.
     """
+    if not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{source}: some of its values are no tensors; pass one {{name: tensor}}")
     part = PARTS.get(type(model).__name__)
     ours = layouts.to_ours(part, state) if part else state
+    unused = model.unused(ours) if hasattr(model, "unused") else ()
+    ours = {k: v for k, v in ours.items() if k not in unused}
+    if part == "text":
+        surplus = model.unused(ours)
+        ours = {k: v for k, v in ours.items() if k not in surplus}
     check_state(model, ours, source, layouts.looks_like(state) if part else "")
     check_finite(ours, source)
     model.load_state_dict(ours, strict=True, assign=any(v.is_meta for v in model.state_dict().values()))

@@ -207,6 +207,53 @@ def _matrices(state):
 
 
 # ---------------------------------------------------------------- text encoders
+# Ours are the names of transformers' files, "text_model." in front; transformers 5.6 and later may leave that out.
+
+OPENCLIP_TEXT = [  # OpenCLIP's key -> ours, for the keys that keep their tensor
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.attn\.", ".self_attn."),
+]
+TEXT_PREFIX = [  # of single files: SD's, SDXL's, and what their classes wrap around the encoder
+    (r"^(cond_stage_model|conditioner\.embedders\.\d+)\.", ""),
+    (r"^(model|transformer)\.(?=text_model\.|transformer\.|ln_final\.|positional_|token_|text_projection|logit_scale)", ""),
+]
+
+
+def original_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One text encoder's weights from a single file, CLIP-L's or OpenCLIP's names, prefix or not -> our names.
+
+    OpenCLIP keeps Q, K and V in one matrix (3C, C), here three (C, C), and multiplies by text_projection from the other
+    side, so it is transposed. `logit_scale` belongs to training.
+    """
+    names = [re.match(r"conditioner\.embedders\.\d+\.", key) for key in state]
+    if len({m[0] for m in names if m}) > 1:
+        raise CheckpointError("these are the weights of two text encoders: pass those of one, see `split_single_file`")
+    out = {}
+    for key, value in rename(rename(state, TEXT_PREFIX), OPENCLIP_TEXT).items():
+        if m := re.fullmatch(r"(.*\.self_attn\.)in_proj_(weight|bias)", key):
+            out.update({f"{m[1]}{name}_proj.{m[2]}": part for name, part in zip("qkv", value.chunk(3))})
+        elif key == "text_projection":
+            out["text_projection.weight"] = value.T.contiguous()
+        elif key != "logit_scale":
+            out[key] = value
+    return folder_text(out)
+
+
+def folder_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder's weights in transformers' names, "text_model." or not -> our names; `position_ids` are no weights."""
+    kept = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    return rename(kept, [(r"^(?=(embeddings|encoder|final_layer_norm)\.)", "text_model.")])
+
+
+def to_folder_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder's weights in our names -> transformers' names, "text_model." in front, which all its versions read."""
+    return dict(state)
 
 # ---------------------------------------------------------------- one part, whatever its layout
 

@@ -8,17 +8,17 @@ import importlib
 
 from .diffusion import (Cond, Step, class_cond, ddpm, generators, guided, karras_timesteps, last, loss, noise,
                         sample, spaced_timesteps)
-from .errors import (CheckpointError, DataError, DdpmEduError, OptionError, ScheduleError, ShapeError,
-                     TrainingError)
+from .errors import (CheckpointError, DataError, DdpmEduError, OptionError, ResourceError, SamplingError, ScheduleError,
+                     ShapeError, TrainingError)
 from .schedule import Schedule
 from .solvers import SAMPLERS
 
 __version__ = "0.1.0"
-_SUBMODULES = ("check", "checkpoint", "cli", "data", "diffusion", "errors", "exercises", "gaussian", "layouts", "metrics", "mlp", "muon", "plot", "recipes",
-               "schedule", "solvers", "train", "unet", "unet_classic", "vae", "widgets")
+_SUBMODULES = ("check", "checkpoint", "cli", "data", "diffusion", "errors", "exercises", "gaussian", "layouts", "metrics", "mlp", "muon", "paths", "plot", "recipes",
+               "schedule", "solvers", "text", "train", "unet", "unet_classic", "vae", "widgets")
 __all__ = ["Schedule", "Cond", "Step", "class_cond", "loss", "sample", "ddpm", "guided", "last", "noise", "generators",
            "spaced_timesteps", "karras_timesteps", "SAMPLERS", "DdpmEduError", "ScheduleError", "ShapeError",
-           "OptionError", "DataError", "CheckpointError", "TrainingError"]
+           "OptionError", "DataError", "CheckpointError", "TrainingError", "SamplingError", "ResourceError"]
 
 
 def __getattr__(name):

@@ -27,3 +27,11 @@ class CheckpointError(DdpmEduError):
 
 class TrainingError(DdpmEduError):
     """Training that cannot go on, for example a loss that is not a number."""
+
+
+class SamplingError(DdpmEduError):
+    """A run that brings no picture: NaN in a step, or a picture of one colour."""
+
+
+class ResourceError(DdpmEduError):
+    """The machine has too little for what was asked: memory, mostly."""

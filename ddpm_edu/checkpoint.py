@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import layouts
 from .errors import CheckpointError
 from .gaussian import GaussianPrior
+from .layouts import to_ours
 from .paths import data_folder
+from .recognise import count, looks_like
 from .schedule import Schedule, known_prediction
 from .unet import SpaceToDepth, UNet, UNetConfig
 
@@ -76,7 +77,7 @@ def load_tensors(path, allow_pickle: bool = False, dtype: torch.dtype | None = N
             raise ValueError("the metadata is no JSON object")
     except PermissionError as e:
         raise CheckpointError(f"{path}: may not be read ({e}); change its permissions") from e
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: {what_is_wrong(path, e)}") from e
     if dtype and any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
         tensors = _convert(path, list(tensors), dtype)
@@ -192,20 +193,23 @@ PARTS = {"UNet": "unet", "VAE": "vae", "TextEncoder": "text"}  # models whose we
 def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -> None:
     """Fill `model` from {name: tensor}, strictly and all or nothing.
 
-    A UNet, VAE or TextEncoder takes the names of any layout (layouts.to_ours). A model on the meta device takes the
+    A UNet, VAE or TextEncoder takes the names of any layout (to_ours). A model on the meta device takes the
     tensors themselves, no copies, in their dtype; another one is filled with their values. CheckpointError as from
     `check_state`, and for NaN or infinity; then nothing is filled.
     """
-    if not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{source}: some of its values are no tensors; pass one {{name: tensor}}")
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{source}: not a plain {{name: tensor}}, nothing was filled")
     part = PARTS.get(type(model).__name__)
-    ours = layouts.to_ours(part, state) if part else state
+    try:
+        ours = to_ours(part, state) if part else state
+    except CheckpointError as e:
+        raise CheckpointError(f"{source} does not fit this {type(model).__name__}: {e}") from None
     unused = model.unused(ours) if hasattr(model, "unused") else ()
     ours = {k: v for k, v in ours.items() if k not in unused}
     if part == "text":
         surplus = model.unused(ours)
         ours = {k: v for k, v in ours.items() if k not in surplus}
-    check_state(model, ours, source, layouts.looks_like(state) if part else "")
+    check_state(model, ours, source, looks_like(state) if part else "")
     check_finite(ours, source)
     model.load_state_dict(ours, strict=True, assign=any(v.is_meta for v in model.state_dict().values()))
 
@@ -218,7 +222,7 @@ def check_state(model: nn.Module, state: dict[str, Tensor], source="the state", 
     for label, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys()),
                          ("of another shape", {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape})):
         if names:
-            problems.append(f"{len(names)} {label} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})")
+            problems.append(count(names).replace(" ", f" {label} ", 1))
     if problems:
         seems = f" This looks like {seems}." if seems else ""
         raise CheckpointError(f"{source} does not fit this {type(model).__name__}: {'; '.join(problems)}.{seems} Is it for another model or config?")

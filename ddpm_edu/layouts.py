@@ -1,4 +1,4 @@
-"""Names of the same weights in other layouts, and what a set of names is.
+"""Names of the same weights in other layouts.
 
 The original single-file checkpoints, the folders of diffusers and transformers, and this package hold the same
 tensors under different names. Each table is a row of ideas: a pattern, and what it is called here.
@@ -8,6 +8,9 @@ import re
 from torch import Tensor
 
 from .errors import CheckpointError
+from .recognise import HARMLESS, WRAPPER, layout_of, looks_like, parts_in, split_single_file
+
+__all__ = ["to_ours", "to_folder", "split_single_file", "looks_like"]
 
 
 def rename(state: dict[str, Tensor], rows: list) -> dict[str, Tensor]:
@@ -104,7 +107,7 @@ def _move(state, places, rows):
 
 def original_unet(state):
     """Original names -> ours."""
-    return _flat(rename(state, ORIGINAL_UNET))
+    return flat_projections(rename(state, ORIGINAL_UNET))
 
 
 def folder_unet(state):
@@ -113,7 +116,7 @@ def folder_unet(state):
     blocks = 1 + max((int(k.split(".")[3]) for k in state if k.startswith("down_blocks.0.resnets.")), default=0)
     attention = [any(k.startswith(f"down_blocks.{level}.attentions.") for k in state) for level in range(levels)]
     middle = any(k.startswith("mid_block.attentions.") for k in state)
-    return _flat(_move(state, _folder_places(levels, blocks, attention, middle), FOLDER_UNET))
+    return flat_projections(_move(state, _folder_places(levels, blocks, attention, middle), FOLDER_UNET))
 
 
 def to_folder_unet(state, conv: bool = False):
@@ -127,7 +130,7 @@ def to_folder_unet(state, conv: bool = False):
     return {k: v[:, :, None, None] if conv and _is_projection(k) else v for k, v in out.items()}
 
 
-def _flat(state):
+def flat_projections(state):
     """1x1 convolutions (O, I, 1, 1) of proj_in and proj_out as matrices (O, I)."""
     return {k: v.flatten(1) if _is_projection(k) and v.ndim == 4 else v for k, v in state.items()}
 
@@ -221,7 +224,7 @@ OPENCLIP_TEXT = [  # OpenCLIP's key -> ours, for the keys that keep their tensor
 ]
 TEXT_PREFIX = [  # of single files: SD's, SDXL's, and what their classes wrap around the encoder
     (r"^(cond_stage_model|conditioner\.embedders\.\d+)\.", ""),
-    (r"^(model|transformer)\.(?=text_model\.|transformer\.|ln_final\.|positional_|token_|text_projection|logit_scale)", ""),
+    (WRAPPER, ""),
 ]
 
 
@@ -257,23 +260,9 @@ def to_folder_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 # ---------------------------------------------------------------- one part, whatever its layout
 
-SIGNS = {  # (part, layout): a name that says so, without the prefix of single files
-    ("unet", "original"): r"^(input_blocks|output_blocks|middle_block)\.",
-    ("unet", "folder"): r"^(down_blocks|up_blocks|mid_block)\.",
-    ("unet", "ours"): r"^(down|up|mid)\.\d",
-    ("vae", "folder"): r"^(encoder|decoder)\.(down|up|mid)_block",
-    ("vae", "original"): r"^(encoder|decoder)\.((down|up)\.\d+\.block\.|mid\.block_)",
-    ("text", "original"): r"^transformer\.resblocks\.",
-    ("text", "folder"): r"^(text_model\.)?encoder\.layers\.",
-}
-PREFIXES = {  # what stands before the names in a single file -> the part
-    "model.diffusion_model.": "unet", "first_stage_model.": "vae",
-    "cond_stage_model.": "text", "conditioner.embedders.0.": "text", "conditioner.embedders.1.": "text_2",
-}
-INNER = r"^(transformer\.(?=text_model\.)|model\.(?=transformer\.|ln_final\.|positional_|token_|text_|logit_))"  # the wrapper of a text encoder
-HARMLESS = re.compile(  # no weights: counters, and what the schedule or the config says already
-    r"(^|\.)(position_ids|logit_scale)$|^denoiser\.sigmas$|^model_ema\.(decay|num_updates)$"
-    r"|^(betas|(sqrt_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_recipm?1?_alphas_cumprod|posterior_\w+)$")
+READ = {("unet", "original"): original_unet, ("unet", "folder"): folder_unet, ("unet", "ours"): flat_projections,
+        ("vae", "original"): original_vae, ("vae", "folder"): folder_vae,
+        ("text", "original"): original_text, ("text", "folder"): folder_text}
 
 
 def to_ours(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -281,119 +270,19 @@ def to_ours(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     kind: "unet", "vae" or "text".  What is HARMLESS is left out; a name that is in no table stays as it is.
     """
-    if any(k.startswith("model.diffusion_model.") for k in state) and any(k.startswith("first_stage_model.") for k in state):
+    found = parts_in(state)
+    if kind == "text" and {"text", "text_2"} <= found:
+        raise CheckpointError("these are two text encoders: take the one you mean from split_single_file")
+    if found:
         parts = split_single_file(state)
-        if kind == "text" and "text_2" in parts:
-            raise CheckpointError("a single file with two text encoders: take `text` or `text_2` of split_single_file")
-        state = parts.get(kind, state)
-    prefix = next((p for p, part in PREFIXES.items() if part.startswith(kind) and any(k.startswith(p) for k in state)), "")
-    state = {_inner(k.removeprefix(prefix)): v for k, v in state.items() if not HARMLESS.search(k)}
-    layout = layout_of(state)
-    rename_all = globals().get(f"{layout[1]}_{kind}") if layout and layout[0] == kind else None
-    state = rename_all(state) if rename_all else state
-    return _flat(state) if kind == "unet" else state
+        state = next((part for name, part in parts.items() if name.startswith(kind)), state)
+    state = {re.sub(WRAPPER, "", k): v for k, v in state.items() if not HARMLESS.search(k)}
+    read = READ.get(layout_of(state))
+    return read(state) if read and layout_of(state)[0] == kind else state
 
 
-def to_folder(kind: str, state: dict[str, Tensor], **options) -> dict[str, Tensor]:
-    """Our names -> those of diffusers ("unet", "vae") or transformers ("text"). conv=True for the UNet of SD 1.x."""
-    return globals()[f"to_folder_{kind}"](state, **options)
-
-
-def layout_of(names) -> tuple[str, str] | None:
-    """(part, layout) of names without prefix, or None: ("unet", "original" | "folder" | "ours"), ..."""
-    text = "\n".join(names)
-    return next((what for what, sign in SIGNS.items() if re.search(sign, text, re.MULTILINE)), None)
-
-
-def _inner(key):
-    return re.sub(INNER, "", key)
-
-
-def split_single_file(state: dict[str, Tensor], ema: bool = True) -> dict[str, dict[str, Tensor]]:
-    """A single file's tensors by part: {"unet": ..., "vae": ..., "text": ..., "text_2": ...}, the prefixes stripped.
-
-    Text encoders count in the file's order (the refiner's only one is `text`).  ema: where the file holds averaged
-    weights of the UNet (`model_ema.`, their names without dots) take those.  CheckpointError for names of no part.
-    """
-    parts, averages, unknown = {}, {}, []
-    for key, value in state.items():
-        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
-        if HARMLESS.search(key):
-            continue
-        if prefix:
-            parts.setdefault(PREFIXES[prefix], {})[_inner(key.removeprefix(prefix))] = value
-        elif key.startswith("model_ema."):
-            averages[key] = value
-        else:
-            unknown.append(key)
-    if "unet" not in parts:
-        raise CheckpointError(f"not a single file of Stable Diffusion: this looks like {looks_like(state)}")
-    if averages:
-        names = {k: "model_ema.diffusion_model" + k.replace(".", "") for k in parts["unet"]}
-        unknown += averages.keys() - names.values()
-        if ema and (missing := names.values() - averages.keys()):
-            raise CheckpointError(f"{_count(missing)} of the averaged weights missing: pass ema=False for the others")
-        parts["unet"] = {k: averages[name] for k, name in names.items()} if ema else parts["unet"]
-    if unknown:
-        raise CheckpointError(f"{_count(unknown)} belong to no part of Stable Diffusion; this looks like {looks_like(state)}")
-    return parts
-
-
-def _count(names):
-    names = sorted(names)
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-
-
-# ---------------------------------------------------------------- recognising what a set of names is
-
-STRANGERS = [  # (a name somewhere, what it is)
-    (r"lora_(up|down|A|B)\b|\.lora\.|^lora_|\.hada_w|\.lokr_", "a LoRA: small changes to a model, not a model"),
-    (r"^control_model\.|^(input_hint_block|zero_convs|controlnet_\w+)\.", "a ControlNet: an addition to a model, not a model"),
-    (r"^(model\.diffusion_model\.)?joint_blocks\.", "SD 3, another kind of model"),
-    (r"^(model\.diffusion_model\.)?double_blocks\.", "FLUX, another kind of model"),
-    (r"^string_to_param|^emb_params$|^clip_[lg]$", "a textual inversion: a new word for a text encoder, not a model"),
-    (r"^(visual|vision_model)\.", "a whole CLIP model, images and text"),
-    (r"^schedule\.beta$", "a model of this course, written by save_pretrained: read it with load_pretrained"),
-]
-UNETS = {768: "SD 1.5", 1024: "SD 2", 2048: "SDXL base", 1280: "the SDXL refiner"}  # by the width of the context
-TEXTS = {768: "CLIP-L (of SD 1.5 and SDXL base)", 1024: "OpenCLIP-H (of SD 2)", 1280: "OpenCLIP-bigG (of SDXL base and refiner)"}
-
-
-def looks_like(keys) -> str:
-    """What a set of names is, in words: "SDXL base (a single file)", "the UNet of SD 1.5 (folder names)", "a LoRA", ...
-
-    keys: {name: tensor or shape}, or names alone; then what only shapes can tell is left open.
-    """
-    text = "\n".join(keys)
-    for sign, words in STRANGERS:
-        if re.search(sign, text, re.MULTILINE):
-            return words
-    if not isinstance(keys, dict):
-        keys = dict.fromkeys(keys)
-    single = any(k.startswith("model.diffusion_model.") for k in keys)
-    prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in keys)), "")
-    bare = {_inner(k.removeprefix(prefix)): tuple(getattr(v, "shape", v) or ()) for k, v in keys.items() if k.startswith(prefix)}
-    part, layout = layout_of(bare) or ("", "")
-    names = "names of this course" if layout == "ours" else f"{layout} names"
-    if part == "unet":
-        whole = single and any(k.startswith(("first_stage_model.", "conditioner.", "cond_stage_model.")) for k in keys)
-        return f"{_which_unet(bare, text)} (a single file)" if whole else f"the UNet of {_which_unet(bare, text)} ({names})"
-    if part == "vae":
-        return f"the VAE of SD or SDXL ({names})"
-    if part == "text":
-        width = next((s[-1] for k, s in bare.items() if s and re.search(r"token_embedding|position(al)?_embedding", k)), None)
-        return f"the text encoder {TEXTS.get(width, 'of an unknown width' if width is None else f'of width {width}')} ({names})"
-    first = ", ".join(list(keys)[:3])
-    return f"nothing known here (first names: {first})" if first else "nothing: it is empty"
-
-
-def _which_unet(shapes, text):
-    width = next((s[1] for k, s in shapes.items() if s and re.search(r"attn2\.(to_)?k\.weight$", k)), None)
-    if width is None and any(shapes.values()):
-        return "a model without text"
-    if width is None:
-        vector = re.search(r"(label_emb|add_embedding|(^|\.)vector)\.", text)
-        deep = re.search(r"blocks\.9\.attn1\.", text)
-        return ("SDXL base" if deep else "the SDXL refiner") if vector else "SD 2" if "cond_stage_model.model." in text else "SD 1.5 or 2"
-    inputs = next((s[1] for k, s in shapes.items() if s and k in ("input_blocks.0.0.weight", "conv_in.weight")), 4)
-    return UNETS.get(width, f"no known model, context {width} wide") + (f" with {inputs} input channels" if inputs != 4 else "")
+def to_folder(kind: str, state: dict[str, Tensor], conv: bool = False) -> dict[str, Tensor]:
+    """Our names -> those of diffusers ("unet", "vae") and transformers ("text"); conv as in `to_folder_unet`."""
+    if kind == "unet":
+        return to_folder_unet(state, conv)
+    return {"vae": to_folder_vae, "text": to_folder_text}[kind](state)

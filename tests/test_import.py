@@ -16,7 +16,7 @@ LAYERS = [
     ["errors", "schedule", "paths"],
     ["diffusion", "solvers"],
     ["mlp", "unet", "unet_classic", "gaussian", "vae", "text"],
-    ["layouts"],
+    ["recognise"], ["layouts"],
     ["checkpoint"],
     ["muon", "train", "data", "metrics"], ["recipes"],
     ["plot", "widgets", "check", "exercises", "cli"],

@@ -1,6 +1,6 @@
 # Needs Python 3.11 to 3.14, make and git. Everything else goes into .venv, from constraints.txt.
 PYTHON ?= python3
-EXTRAS := lab,train,test
+EXTRAS := lab,sd,train,test
 VENV   := .venv
 PY     := $(VENV)/bin/python
 # Written last, so a broken-off install is taken up again. The folder is part of the name: an environment

@@ -56,12 +56,12 @@ MOST_HEADER = 25_000_000  # bytes; the names of SDXL take 0.3 MB, and a header i
 PIECE = 1 << 27           # bytes of a file in memory at a time while its numbers are converted
 
 
-def load_tensors(path, allow_pickle: bool = False, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict]:
+def load_tensors(path, allow_pickle: bool = False, dtype: torch.dtype | None = None, names=None) -> tuple[dict[str, Tensor], dict]:
     """({name: tensor}, meta) from a safetensors file. Raises CheckpointError, saying what the file looks like.
 
     The tensors are views of the file, read when first used: leave the file in place. dtype: convert what is not
     whole numbers, without holding both versions.  allow_pickle: read a pickle (.ckpt, .pt, .bin) too, by PyTorch's
-    reader that knows tensors and runs nothing; a pickle that holds more is still refused.
+    reader that knows tensors and runs nothing; a pickle that holds more is still refused.  names: of these tensors only.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,9 +69,10 @@ def load_tensors(path, allow_pickle: bool = False, dtype: torch.dtype | None = N
     try:
         if allow_pickle and is_pickle(path):
             tensors = _read_pickle(path)
+            tensors = tensors if names is None else {name: tensors[name] for name in names}
             return {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()}, {}
         _check_header(path)
-        tensors, metadata = _map(path)
+        tensors, metadata = _map(path, names)
         meta = json.loads(metadata.get("ddpm_edu", "{}"))
         if not isinstance(meta, dict):
             raise ValueError("the metadata is no JSON object")
@@ -84,9 +85,9 @@ def load_tensors(path, allow_pickle: bool = False, dtype: torch.dtype | None = N
     return tensors, meta
 
 
-def _map(path):
+def _map(path, names=None):
     with safe_open(path, framework="pt") as f:
-        return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
+        return {name: f.get_tensor(name) for name in (f.keys() if names is None else names)}, f.metadata() or {}
 
 
 def _convert(path, names, dtype):

@@ -1,82 +1,236 @@
-"""Whole systems: SD 1.5, SD 2.1, SDXL base and refiner as one class each of three networks and a schedule.
+"""Loading and saving whole systems: Stable Diffusion 1.5 and 2.1, SDXL base and refiner, from the official files.
 
-A system is a UNet that denoises latents, a VAE between latents and pictures, and one or two text encoders.
-`build` makes one with random weights, `load` fills one from official files.
+`load` takes a known name, a hub name, a folder or a single file, and returns a `StableDiffusion` (system.py);
+`save_folder` writes one that diffusers reads, too.
 """
-from dataclasses import dataclass
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from .errors import OptionError
-from .schedule import Schedule, known_prediction
-from .text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, Text, TextConfig
-from .unet import SD15 as SD15_UNET
-from .unet import SDXL_BASE, SDXL_REFINER, UNet, UNetConfig
-from .vae import SD_VAE, SDXL_VAE, VAE, VAEConfig
+from . import folder, hub
+from .checkpoint import load_state, load_tensors, save_tensors
+from .errors import CheckpointError, OptionError
+from .layouts import to_folder
+from .memory import widest_moment
+from .paths import data_folder
+from .recognise import looks_like, split_single_file
+from .schedule import Schedule
+from .system import REFINER, SD15, SD21, SDXL, StableDiffusion, SystemConfig, build, part_dtype
+from .text import CLIP_L, Tokenizer
+from .vae import SD_VAE
 
-NUMBERS = {"": 0, "sdxl": 6, "refiner": 5}  # sizes, crop, target; or sizes, crop, aesthetic score
+__all__ = ["SystemConfig", "StableDiffusion", "SD15", "SD21", "SDXL", "REFINER", "KNOWN", "Known", "build", "load", "save_folder",
+           "where", "find", "config_of", "folder_config", "weight_bytes", "memory_needed", "part_dtype"]
 
 
-@dataclass(frozen=True)
-class SystemConfig:
-    """The plan of a system.
+# ---------------------------------------------------------------- what is known and where it is looked for
 
-    name: what it is called.  unet, vae, text: plans of its parts, one text config an encoder.  layer: which hidden state of
-    the encoders is the context, "last" or "penultimate".  predict: what the UNet says, "eps" or "v".  size: the side of a
-    picture in pixels it was trained for.  vector: what cond.vector holds, "" nothing, "sdxl" the pooled text and six numbers
-    (original size, crop, target size), "refiner" the pooled text and five (original size, crop, aesthetic score).
-    number_dim: cosines and sines that each of these numbers becomes.  zero_empty: an empty negative prompt is zeros
-    (as in the original SDXL base), not the encoding of "".
+class Known(NamedTuple):
+    """A published system: its plan, its hub name, its single files with their sizes in bytes."""
+    config: SystemConfig
+    hub: str
+    files: dict[str, int]
+
+
+KNOWN = {
+    "sd15": Known(SD15, "stable-diffusion-v1-5/stable-diffusion-v1-5",
+                  {"v1-5-pruned-emaonly.safetensors": 4_265_146_304, "v1-5-pruned.safetensors": 7_703_324_286}),
+    "sd21": Known(SD21, "stabilityai/stable-diffusion-2-1", {"v2-1_768-ema-pruned.safetensors": 5_214_604_494}),
+    "sdxl": Known(SDXL, "stabilityai/stable-diffusion-xl-base-1.0",
+                  {"sd_xl_base_1.0.safetensors": 6_938_078_334, "sd_xl_base_1.0_0.9vae.safetensors": 6_938_078_334}),
+    "sdxl-refiner": Known(REFINER, "stabilityai/stable-diffusion-xl-refiner-1.0", {"sd_xl_refiner_1.0.safetensors": 6_075_981_930}),
+}
+
+
+def where(name: str) -> list[Path]:
+    """The places where a known system is looked for, in this order: a folder and single files below data/models, the hub's cache."""
+    if name not in KNOWN:
+        raise OptionError(f"{name!r} is not known: choose one of {', '.join(KNOWN)}")
+    models = data_folder() / "models"
+    return [models / name, *(models / file for file in KNOWN[name].files), hub.cache(KNOWN[name].hub)]
+
+
+def find(source, dtype=torch.float32, ema: bool = True) -> Path:
+    """The folder or file that `source` of `load` means; a hub name is fetched if it is not there. Raises CheckpointError."""
+    if str(source) in KNOWN:
+        places = where(str(source))
+        found = next((place for place in places[:-1] if place.exists()), None)
+        return found or hub.snapshot(KNOWN[str(source)].hub, dtype, ema, places)
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if hub.is_name(str(source)):
+        return hub.snapshot(str(source), dtype, ema, [path, hub.cache(str(source))])
+    raise CheckpointError(f"{source}: no such file or folder; expected a .safetensors file, a folder in diffusers' layout, a hub name "
+                          f"owner/name, or one of {', '.join(KNOWN)}")
+
+
+# ---------------------------------------------------------------- loading
+
+def load(source, *, device="cpu", dtype=torch.float32, allow_pickle: bool = False, ema: bool = True,
+         config: SystemConfig | None = None) -> StableDiffusion:
+    """A system with the weights of `source`, ready to sample.
+
+    source: a name of KNOWN ("sd15"), a hub name "owner/name", a folder in diffusers' layout, or a single .safetensors file.
+    dtype: of all weights in memory, whatever the file has (see `part_dtype`).  ema: the averaged weights of the UNet where a
+    source has both.  allow_pickle: read .ckpt and .bin too, tensors only.  config: the plan of a single file, which does not
+    say it all; without one the context's width tells which known system it is (SD 2: the 768-pixel one that predicts v).
+    Raises CheckpointError for what is missing, damaged, or for another model; memory holds one copy of the weights.
     """
-    name: str
-    unet: UNetConfig
-    vae: VAEConfig
-    text: tuple[TextConfig, ...]
-    layer: str = "last"
-    predict: str = "eps"
-    size: int = 512
-    vector: str = ""
-    number_dim: int = 256
-    zero_empty: bool = False
-
-    def __post_init__(self):
-        known_prediction(self.predict)
-        object.__setattr__(self, "text", tuple(self.text))
-        if sum(c.width for c in self.text) != self.unet.context:
-            raise OptionError(f"{self.name}: the text encoders are {' + '.join(str(c.width) for c in self.text)} wide, "
-                              f"but the UNet takes context = {self.unet.context}")
-        if self.vector not in NUMBERS:
-            raise OptionError(f"vector = {self.vector!r} is not known: choose one of {', '.join(map(repr, NUMBERS))}")
-        pooled = self.text[-1].projection or self.text[-1].width
-        width = NUMBERS[self.vector] * self.number_dim + (pooled if self.vector else 0)
-        if self.unet.vector != width:
-            raise OptionError(f"{self.name}: vector = {self.vector!r} makes {width} numbers, but the UNet takes vector = {self.unet.vector}")
-        if (self.unet.out_channels or self.unet.in_channels) != self.vae.latent:
-            raise OptionError(f"{self.name}: the UNet returns {self.unet.out_channels or self.unet.in_channels} channels, but the VAE's latents have {self.vae.latent}")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise OptionError(f"dtype = {dtype!r}: choose torch.float32, torch.bfloat16 or torch.float16")
+    place = find(source, dtype, ema)
+    if place.is_dir():
+        if config is not None:
+            raise OptionError(f"{place} is a folder, and a folder says what its config is: leave config out")
+        return _load_folder(place, device, dtype, allow_pickle, ema)
+    return _load_file(place, device, dtype, allow_pickle, ema, config)
 
 
-SD15 = SystemConfig("SD 1.5", SD15_UNET, SD_VAE, (CLIP_L,))
-SD21 = SystemConfig("SD 2.1", UNetConfig(heads=(5, 10, 20, 20), context=1024), SD_VAE, (OPEN_CLIP_H,), "last", "v", 768)
-SDXL = SystemConfig("SDXL base", SDXL_BASE, SDXL_VAE, (CLIP_L, OPEN_CLIP_G), "penultimate", "eps", 1024, "sdxl", zero_empty=True)
-REFINER = SystemConfig("SDXL refiner", SDXL_REFINER, SDXL_VAE, (OPEN_CLIP_G,), "penultimate", "eps", 1024, "refiner")
+def _load_folder(root, device, dtype, allow_pickle, ema):
+    config, schedule = folder_config(root)
+    sd = build(config, schedule, device="meta", dtype=dtype)
+    for name, part in sd.parts().items():
+        paths = folder.weight_files(root / name, part_dtype(name, dtype), ema)
+        state = {}
+        for path in paths:
+            more = _read(path, name, device, dtype, allow_pickle)
+            if twice := state.keys() & more.keys():
+                raise CheckpointError(f"{path}: {len(twice)} tensors stand in another shard too ({sorted(twice)[0]}, ...); fetch the files again")
+            state |= more
+        load_state(part, state, root / name)
+    own = root / ("tokenizer" if config.unet.vector == 0 else "tokenizer_2") / "tokenizer.json"
+    if config.text[-1].vocab != CLIP_L.vocab and own.is_file():
+        sd.text.tokenizer = Tokenizer(own)
+    return sd
 
 
-class StableDiffusion(nn.Module):
-    """.unet, .vae and .text of a `config`, its .schedule (sqrt-linear unless given) and what the UNet predicts, .predict."""
+def _load_file(path, device, dtype, allow_pickle, ema, config):
+    header, _ = load_tensors(path, allow_pickle)  # views of the file: names and shapes, no numbers read yet
+    try:
+        parts = split_single_file(header, ema)
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {e}") from None
+    names = {id(x): name for name, x in header.items()}
+    parts = {side: {name: names[id(x)] for name, x in state.items()} for side, state in parts.items()}
+    config = config or _recognise(path, header)
+    del header
+    sd = build(config, device="meta", dtype=dtype)
+    for (name, part), side in zip(sd.parts().items(), ("unet", "vae", "text", "text_2")):
+        if side not in parts:
+            raise CheckpointError(f"{path}: holds no weights of {name}, only of {', '.join(parts)}; use a file of the whole system, or a folder")
+        state = _read(path, name, device, dtype, allow_pickle, parts[side].values())
+        load_state(part, {new: state[old] for new, old in parts[side].items()}, f"{path} ({name})")
+    return sd
 
-    def __init__(self, config: SystemConfig, schedule: Schedule | None = None):
-        super().__init__()
-        with torch.device("cpu"):  # a schedule holds numbers even where the weights are on the meta device
-            self.config, self.schedule = config, schedule or Schedule.sqrt_linear()
-        self.unet, self.vae, self.text = UNet(config.unet), VAE(config.vae), Text(config.text, config.layer)
 
-    @property
-    def predict(self) -> str:
-        return self.config.predict
+def _recognise(path, header):
+    """The known system a single file holds, by the width of its UNet's context; more input channels (inpainting) are read."""
+    width = next((x.shape[1] for name, x in header.items() if name.endswith("attn2.to_k.weight")), 0)
+    config = next((known.config for known in KNOWN.values() if known.config.unet.context == width), None)
+    if config is None:
+        raise CheckpointError(f"{path}: no known system has a context {width} wide (SD 1.5: 768, SD 2: 1024, SDXL base: 2048, refiner: 1280). "
+                              f"This looks like {looks_like(header)}; a single file does not tell the number of heads: pass config=SystemConfig(...), or a folder")
+    inputs = next((x.shape[1] for name, x in header.items() if name.endswith("input_blocks.0.0.weight")), 4)
+    return config if inputs == 4 else replace(config, unet=replace(config.unet, in_channels=inputs, out_channels=4))
 
 
-def build(config: SystemConfig, schedule: Schedule | None = None, *, device="cpu", dtype=torch.float32) -> StableDiffusion:
-    """A system with random weights (on the meta device: none), ready to sample, not to train."""
-    with torch.device(device):
-        return StableDiffusion(config, schedule).to(dtype).eval().requires_grad_(False)
+def _read(path, part, device, dtype, allow_pickle, names=None):
+    tensors, _ = load_tensors(path, allow_pickle, part_dtype(part, dtype), names)
+    return {name: tensors.pop(name).to(device) for name in list(tensors)}
+
+
+def folder_config(root: Path) -> tuple[SystemConfig, Schedule]:
+    """The plan and the schedule of a folder in diffusers' layout, from its JSON files. Raises CheckpointError naming the entry."""
+    index = folder.read_json(root / "model_index.json")
+
+    def entry(part, *classes):
+        kind = index.get(part) or [None, None]
+        if not isinstance(kind, list) or kind[-1] not in classes:
+            raise CheckpointError(f"{root / 'model_index.json'}: {part} = {index.get(part)!r} is not supported here; possible: "
+                                  f"{' or '.join(map(str, classes))}. Is this another kind of model ({index.get('_class_name')})?")
+        return kind[-1]
+
+    def read(part):
+        return folder.read_json(root / part / "config.json"), str(root / part / "config.json")
+
+    entry("unet", "UNet2DConditionModel"), entry("vae", "AutoencoderKL")
+    texts = []
+    for suffix in ("", "_2"):
+        kind = entry(f"text_encoder{suffix}", "CLIPTextModel", "CLIPTextModelWithProjection", None)
+        if kind:
+            texts.append(folder.text_config(*read(f"text_encoder{suffix}"), kind.endswith("WithProjection"), folder.pad(root / f"tokenizer{suffix}")))
+    if not texts:
+        raise CheckpointError(f"{root / 'model_index.json'}: no text encoder; expected text_encoder or text_encoder_2")
+    entries, source = read("unet")
+    unet, scale = folder.unet_config(entries, source), None
+    dim = entries.get("addition_time_embed_dim") or 256
+    vector = {6: "sdxl", 5: "refiner"}.get((unet.vector - texts[-1].projection) / dim) if unet.vector else ""
+    if vector is None:
+        raise CheckpointError(f"{source}: projection_class_embeddings_input_dim = {unet.vector} is neither {texts[-1].projection} + 6 * {dim} "
+                              f"(SDXL) nor {texts[-1].projection} + 5 * {dim} (its refiner)")
+    if not vector:
+        scale = SD_VAE.scale  # SD 1.5's own config is older than the entry scaling_factor
+    vae = folder.vae_config(*read("vae"), scale)
+    schedule, predict = folder.schedule_config(*(folder.read_json(p := root / "scheduler" / "scheduler_config.json"), str(p)))
+    side = entries.get("sample_size")
+    size = (side if isinstance(side, int) and side > 0 else 64) * 2 ** (len(vae.mult) - 1)
+    name = next((known.config.name for known in KNOWN.values() if known.config.unet == unet), root.name)
+    try:
+        return SystemConfig(name, unet, vae, tuple(texts), "penultimate" if vector else "last", predict, size, vector, dim,
+                            bool(vector and index.get("force_zeros_for_empty_prompt", vector == "sdxl"))), schedule
+    except OptionError as e:
+        raise CheckpointError(f"{root}: its parts do not fit together: {e}") from None
+
+
+def save_folder(sd: StableDiffusion, root) -> None:
+    """Write a system as a folder in diffusers' layout, which `load` and diffusers' from_pretrained read.
+
+    Every file is written whole or not at all, and model_index.json last: a folder without it is not a model yet.
+    """
+    root, c = Path(root), sd.config
+    for name, part in sd.parts().items():
+        kind = name.split("_")[0]
+        state = to_folder(kind, part.state_dict())
+        save_tensors(root / name / ("model.safetensors" if kind == "text" else "diffusion_pytorch_model.safetensors"), state)
+    for name, part in sd.parts().items():
+        entries = {"unet": lambda: {**folder.unet_entries(c.unet, c.number_dim), "sample_size": c.size // sd.vae.factor},
+                   "vae": lambda: folder.vae_entries(c.vae)}.get(name, lambda: folder.text_entries(part.config))()
+        folder.write_json(root / name / "config.json", entries)
+        if name.startswith("text"):
+            folder.write_tokenizer(root / name.replace("text_encoder", "tokenizer"), part.config.pad)
+    folder.write_json(root / "scheduler" / "scheduler_config.json", folder.schedule_entries(sd.schedule, sd.predict))
+    folder.write_json(root / "model_index.json", folder.index_entries(c.vector, c.zero_empty, bool(c.text[0].projection)))
+
+
+# ---------------------------------------------------------------- memory
+
+def weight_bytes(config: SystemConfig, dtype=torch.float32) -> int:
+    """Bytes of all weights, exactly: counted on the meta device."""
+    return sum(p.numel() * p.element_size() for p in build(config, device="meta", dtype=dtype).parameters())
+
+
+@functools.lru_cache
+def memory_needed(source, dtype=torch.float32, size=None, batch: int = 1, guidance: bool = True) -> int:
+    """Bytes to draw `batch` pictures of `size` (pixels: one side, or (height, width)) at once: weights and the widest moment.
+
+    source: a SystemConfig, or a source of `load`, whose weights are not read. The weights are exact. The widest moment is the
+    larger of one UNet call (on 2 batch pictures with guidance) and decoding one picture in one piece, as a rehearsal on the
+    meta device counts it (memory.py); the libraries' own work space comes on top.
+    """
+    config = source if isinstance(source, SystemConfig) else config_of(source)
+    size = size or config.size
+    return weight_bytes(config, dtype) + widest_moment(build(config, device="meta", dtype=dtype),
+                                                       (size, size) if isinstance(size, int) else size, batch * (2 if guidance else 1))
+
+
+def config_of(source) -> SystemConfig:
+    """The plan of a source of `load`, without reading its weights; a known system's without looking for it."""
+    if str(source) in KNOWN:
+        return KNOWN[str(source)].config
+    place = find(source)
+    return folder_config(place)[0] if place.is_dir() else _recognise(place, load_tensors(place)[0])

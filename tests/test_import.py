@@ -13,11 +13,13 @@ PACKAGE = ROOT / "ddpm_edu"
 
 # Bottom to top; a module may import from lower layers and, without a circle, from its own.
 LAYERS = [
-    ["errors", "schedule", "paths"],
+    ["errors", "remember", "schedule", "paths"],
     ["diffusion", "solvers"],
     ["mlp", "unet", "unet_classic", "gaussian", "vae", "text"],
     ["recognise"], ["layouts"],
     ["checkpoint"],
+    ["memory", "folder", "hub", "system", "stable_diffusion"],
+    ["fast"], ["float8"],
     ["muon", "train", "data", "metrics"], ["recipes"],
     ["plot", "widgets", "check", "exercises", "cli"],
 ]

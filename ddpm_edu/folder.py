@@ -1,0 +1,306 @@
+"""A model as a folder, the way diffusers lays it out: one sub-folder a part, each with a config.json and weights.
+
+    model_index.json  scheduler/  unet/  vae/  text_encoder/ [text_encoder_2/]  tokenizer/ [tokenizer_2/]
+
+Here the JSON files become our configs and back. What our classes cannot do is refused by the name of its entry.
+"""
+import json
+import os
+import tempfile
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from .errors import CheckpointError
+from .schedule import Schedule
+from .text import TextConfig, clip_tokenizer
+from .unet import UNetConfig
+from .vae import VAEConfig
+
+# entry: the values our classes can do, the first one is what a missing entry means
+UNET_ENTRIES = {
+    "center_input_sample": (False,), "flip_sin_to_cos": (True,), "freq_shift": (0,), "only_cross_attention": (False,),
+    "downsample_padding": (1,), "mid_block_scale_factor": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "act_fn": ("silu", "swish"),
+    "norm_eps": (1e-5,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,), "num_attention_heads": (None,),
+    "dual_cross_attention": (False,), "class_embed_type": (None,), "num_class_embeds": (None,), "addition_embed_type": (None, "text_time"),
+    "resnet_time_scale_shift": ("default",), "resnet_skip_time_act": (False,), "resnet_out_scale_factor": (1,),
+    "time_embedding_type": ("positional",), "time_embedding_dim": (None,), "time_embedding_act_fn": (None,), "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,), "conv_in_kernel": (3,), "conv_out_kernel": (3,), "attention_type": ("default",),
+    "class_embeddings_concat": (False,), "mid_block_only_cross_attention": (None, False), "cross_attention_norm": (None,),
+    "reverse_transformer_layers_per_block": (None,),
+}
+VAE_ENTRIES = {
+    "act_fn": ("silu", "swish"), "shift_factor": (None, 0), "latents_mean": (None,), "latents_std": (None,), "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,), "mid_block_add_attention": (True,),
+}
+TEXT_ENTRIES = {"layer_norm_eps": (1e-5,), "max_position_embeddings": (77,), "hidden_act": ("quick_gelu", "gelu")}
+SCHEDULER_ENTRIES = {"rescale_betas_zero_snr": (False,), "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+                     "prediction_type": ("epsilon", "v_prediction", "sample")}
+PREDICT = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+
+
+# ---------------------------------------------------------------- reading
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises CheckpointError if the file is missing or holds something else."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else "no such folder"
+        raise CheckpointError(f"{path}: no such file; a model in folder layout needs it (found there: {beside})") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path}: not readable as JSON ({e}); fetch the file again") from e
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: holds {type(entries).__name__} instead of the entries of a config; fetch the file again")
+    return entries
+
+
+def unet_config(entries: dict, source="unet/config.json") -> UNetConfig:
+    """UNetConfig of a `UNet2DConditionModel`; there `attention_head_dim` means the NUMBER of heads."""
+    with _reading(source, entries):
+        _possible(source, entries, UNET_ENTRIES, "UNet2DConditionModel")
+        widths = entries.get("block_out_channels", [320, 640, 1280, 1280])
+        levels = len(widths)
+        down = entries.get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
+        up = entries.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+        known = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
+        if len(down) != levels or any(b not in known for b in down):
+            raise _Unable("down_block_types", down)
+        if up != [b.replace("Down", "Up") for b in reversed(down)]:
+            raise _Unable("up_block_types", up, "the down blocks in reverse")
+        layers = _per_level(entries, "transformer_layers_per_block", 1, levels)
+        heads = _per_level(entries, "attention_head_dim", 8, levels)
+        heads = [h if known[b] or level == levels - 1 else 1 for level, (h, b) in enumerate(zip(heads, down))]
+        vector = entries.get("projection_class_embeddings_input_dim") if entries.get("addition_embed_type") else 0
+        if vector is None:
+            raise _Unable("projection_class_embeddings_input_dim", None, "a number beside addition_embed_type")
+        return UNetConfig(entries.get("in_channels", 4), entries.get("out_channels", 4), widths[0], _mult(widths),
+                          tuple(n if known[b] else 0 for n, b in zip(layers, down)), layers[-1], tuple(heads),
+                          _same(entries, "cross_attention_dim", 1280), vector, _same(entries, "layers_per_block", 2),
+                          entries.get("norm_num_groups", 32))
+
+
+def vae_config(entries: dict, source="vae/config.json", scale: float | None = None) -> VAEConfig:
+    """VAEConfig of an `AutoencoderKL`. `scale` stands in for a missing scaling_factor; None: it must be there."""
+    with _reading(source, entries):
+        _possible(source, entries, VAE_ENTRIES, "AutoencoderKL")
+        widths = entries.get("block_out_channels", [64])
+        for name, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            if entries.get(name, [block]) != [block] * len(widths):
+                raise _Unable(name, entries.get(name), f"{block} at every level")
+        channels, scale = entries.get("in_channels", 3), entries.get("scaling_factor", scale)
+        if entries.get("out_channels", 3) != channels:
+            raise _Unable("out_channels", entries.get("out_channels"), f"{channels}, as in_channels")
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise _Unable("scaling_factor", scale, "a number such as 0.13025: with a wrong one pictures come out grey or garish")
+        return VAEConfig(channels, widths[0], _mult(widths), entries.get("layers_per_block", 1), entries.get("latent_channels", 4),
+                         entries.get("norm_num_groups", 32), float(scale))
+
+
+def text_config(entries: dict, source="text_encoder/config.json", projects: bool = False, pad: str = "eot") -> TextConfig:
+    """TextConfig of a CLIP text model; `projects`: the class has the projection of the pooled state (a bare one has not)."""
+    entries = entries.get("text_config") or entries
+    with _reading(source, entries):
+        _possible(source, entries, TEXT_ENTRIES, "CLIPTextModel")
+        return TextConfig(width=entries.get("hidden_size", 512), layers=entries.get("num_hidden_layers", 12),
+                          heads=entries.get("num_attention_heads", 8), hidden=entries.get("intermediate_size", 2048),
+                          act=entries.get("hidden_act", "quick_gelu"), projection=entries.get("projection_dim", 512) if projects else 0,
+                          pad=pad, vocab=entries.get("vocab_size", 49408))
+
+
+def pad(tokenizer: Path) -> str:
+    """What fills up a prompt, "eot" or "!", by the JSON files of a tokenizer's folder; without any: "eot"."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (tokenizer / name).is_file():
+            token = read_json(tokenizer / name).get("pad_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token not in ("<|endoftext|>", "!", None):
+                raise CheckpointError(f"{tokenizer / name}: pad_token = {token!r} is not supported here; possible: '<|endoftext|>' or '!'")
+            if token:
+                return "!" if token == "!" else "eot"
+    return "eot"
+
+
+def schedule_config(entries: dict, source="scheduler/scheduler_config.json") -> tuple[Schedule, str]:
+    """(Schedule, what the UNet predicts) of any diffusers scheduler with betas; missing entries mean its defaults."""
+    with _reading(source, entries):
+        _possible(source, entries, SCHEDULER_ENTRIES, entries.get("_class_name", "scheduler"))
+        if "FlowMatch" in str(entries.get("_class_name")):
+            raise _Unable("_class_name", entries["_class_name"], "a scheduler with betas")
+        T, ends = entries.get("num_train_timesteps", 1000), (entries.get("beta_start", 0.0001), entries.get("beta_end", 0.02))
+        if entries.get("trained_betas") is not None:
+            schedule = Schedule(torch.tensor(entries["trained_betas"], dtype=torch.float64))
+        else:
+            kind = entries.get("beta_schedule", "linear")
+            schedule = {"linear": Schedule.linear, "scaled_linear": Schedule.sqrt_linear}[kind](T, *ends) if kind != "squaredcos_cap_v2" else Schedule.cosine(T)
+        return schedule, PREDICT[entries.get("prediction_type", "epsilon")]
+
+
+def weight_files(folder: Path, dtype=torch.float32, ema: bool = True) -> list[Path]:
+    """The files that hold the weights of one part: the shards of an index, or one file; half precision prefers `.fp16`.
+
+    Raises CheckpointError for no weights, a missing shard, or an index that points out of its folder.
+    """
+    variants = ["", ".fp16"] if dtype == torch.float32 else [".fp16", ""]
+    for variant in ([] if ema else [".non_ema"]) + variants:
+        for stem in ("diffusion_pytorch_model", "model"):
+            if (index := folder / f"{stem}.safetensors.index{variant}.json").is_file():
+                return _shards(index)
+            if (file := folder / f"{stem}{variant}.safetensors").is_file():
+                return [file]
+    for file in (folder / "diffusion_pytorch_model.bin", folder / "pytorch_model.bin"):
+        if file.is_file():
+            return [file]  # a pickle: for load_tensors to refuse
+    there = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+    raise CheckpointError(f"{folder}: no weights; expected diffusion_pytorch_model.safetensors or model.safetensors there (found: {there})")
+
+
+def _shards(index):
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise CheckpointError(f"{index}: no weight_map of names to files; fetch the file again")
+    files = sorted(set(names.values()))
+    for name in files:
+        if PurePosixPath(name).name != name or name == ".." or "\\" in name or ":" in name or "\0" in name:
+            raise CheckpointError(f"{index}: names the shard {name!r}, which lies outside its folder: refused, use an index from a source you trust")
+    missing = [n for n in files if not (index.parent / n).is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: {len(missing)} of {len(files)} shards missing ({', '.join(missing[:3])}): fetch them into {index.parent}")
+    return [index.parent / n for n in files]
+
+
+class _Unable(Exception):
+    """An entry that our classes cannot do: name, value, what they can."""
+
+
+class _reading:
+    """Turns whatever a config of wrong types or sizes raises into one CheckpointError that names its file."""
+
+    def __init__(self, source, entries):
+        self.source, self.entries = source, entries
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is _Unable:
+            name, value, *can = error.args
+            raise CheckpointError(f"{self.source}: {name} = {value!r} is not supported here; possible: {can[0] if can else 'a standard U-Net'}") from None
+        if kind is not None and issubclass(kind, (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError)):
+            raise CheckpointError(f"{self.source}: no plan of a model that can be built ({error})") from error  # OptionError, ScheduleError too
+
+
+def _possible(source, entries, table, kind):
+    for name, values in table.items():
+        value = entries.get(name, values[0])
+        if value not in values:
+            raise _Unable(name, value, " or ".join(map(repr, values)))
+
+
+def _per_level(entries, name, default, levels):
+    value = entries.get(name, default)
+    value = [value] * levels if isinstance(value, int) else value
+    if not isinstance(value, list) or len(value) != levels or not all(isinstance(v, int) for v in value):
+        raise _Unable(name, value, f"one number, or {levels}, one a level")
+    return value
+
+
+def _same(entries, name, default):
+    value = entries.get(name, default)
+    if isinstance(value, list) and len(set(value)) == 1:
+        value = value[0]
+    if not isinstance(value, int):
+        raise _Unable(name, value, "one number for all levels")
+    return value
+
+
+def _mult(widths):
+    if any(w % widths[0] for w in widths):
+        raise _Unable("block_out_channels", widths, "whole multiples of the first")
+    return tuple(w // widths[0] for w in widths)
+
+
+# ---------------------------------------------------------------- writing
+
+def unet_entries(c: UNetConfig, number_dim: int) -> dict:
+    """The config.json of a UNet, as `unet_config` and diffusers read it."""
+    down = ["CrossAttnDownBlock2D" if n else "DownBlock2D" for n in c.depth]
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": number_dim, "projection_class_embeddings_input_dim": c.vector}
+    return {"_class_name": "UNet2DConditionModel", "in_channels": c.in_channels, "out_channels": c.out_channels or c.in_channels,
+            "block_out_channels": [c.channels * m for m in c.mult], "down_block_types": down,
+            "up_block_types": [b.replace("Down", "Up") for b in reversed(down)], "layers_per_block": c.blocks,
+            "transformer_layers_per_block": [*(n or 1 for n in c.depth[:-1]), c.middle], "attention_head_dim": list(c.heads),
+            "cross_attention_dim": c.context, "norm_num_groups": c.groups, "use_linear_projection": True, **(added if c.vector else {})}
+
+
+def vae_entries(c: VAEConfig) -> dict:
+    """The config.json of a VAE."""
+    levels = len(c.mult)
+    return {"_class_name": "AutoencoderKL", "in_channels": c.in_channels, "out_channels": c.in_channels, "latent_channels": c.latent,
+            "block_out_channels": [c.channels * m for m in c.mult], "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels, "layers_per_block": c.blocks, "norm_num_groups": c.groups,
+            "scaling_factor": c.scale}
+
+
+def text_entries(c: TextConfig) -> dict:
+    """The config.json of a text encoder."""
+    return {"architectures": ["CLIPTextModelWithProjection" if c.projection else "CLIPTextModel"], "model_type": "clip_text_model",
+            "hidden_size": c.width, "num_hidden_layers": c.layers, "num_attention_heads": c.heads, "intermediate_size": c.hidden,
+            "hidden_act": c.act, "projection_dim": c.projection or c.width, "vocab_size": c.vocab, "max_position_embeddings": c.length,
+            "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0 if c.pad == "!" else 49407}
+
+
+def schedule_entries(schedule: Schedule, predict: str) -> dict:
+    """A DDIM scheduler's config with every beta spelt out."""
+    return {"_class_name": "DDIMScheduler", "num_train_timesteps": schedule.T, "trained_betas": schedule.beta.tolist(), "clip_sample": False,
+            "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": {ours: theirs for theirs, ours in PREDICT.items()}[predict]}
+
+
+PIPELINES = {"": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "refiner": "StableDiffusionXLImg2ImgPipeline"}
+
+
+def index_entries(vector: str, zero_empty: bool, projects: bool) -> dict:
+    """model_index.json: which parts there are, and the classes they have in diffusers."""
+    clip, projected = "CLIPTextModel", "CLIPTextModelWithProjection"
+    first, second = {"": (projected if projects else clip, None), "sdxl": (clip, projected), "refiner": (None, projected)}[vector]
+    parts = {"scheduler": ("diffusers", "DDIMScheduler"), "unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL")}
+    for suffix, kind in (("", first), ("_2", second))[:2 if vector else 1]:
+        parts[f"text_encoder{suffix}"] = ("transformers", kind) if kind else (None, None)
+        parts[f"tokenizer{suffix}"] = ("transformers", "CLIPTokenizer") if kind else (None, None)
+    if vector:
+        more = {"force_zeros_for_empty_prompt": zero_empty, **({"requires_aesthetics_score": True} if vector == "refiner" else {})}
+    else:
+        more = {"safety_checker": (None, None), "feature_extractor": (None, None), "requires_safety_checker": False}
+    return {"_class_name": PIPELINES[vector], **parts, **more}
+
+
+def write_tokenizer(path: Path, pad: str) -> None:
+    """CLIP's tokenizer as the four files that transformers reads."""
+    bpe = json.loads(clip_tokenizer().bpe.to_str())["model"]
+    token = "!" if pad == "!" else "<|endoftext|>"
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": token}
+    write_json(path / "vocab.json", dict(sorted(bpe["vocab"].items())))  # both files equal the official ones
+    write_text(path / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe["merges"]))
+    write_json(path / "special_tokens_map.json", special)
+    write_json(path / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True,
+                                                "add_prefix_space": False, "errors": "replace", **special})
+
+
+def write_json(path: Path, entries: dict) -> None:
+    write_text(path, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all. Raises CheckpointError if the folder cannot be written."""
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as f:
+            part = f.name
+            f.write(text)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except OSError as e:
+        if part and os.path.exists(part):
+            os.unlink(part)
+        raise CheckpointError(f"{path}: could not be written ({e}): is the folder writable and the disk not full?") from e

@@ -1,0 +1,453 @@
+"""Text to picture: the same pictures as diffusers' pipelines from the files they save, and plain words where none can be made."""
+import re
+
+import pytest
+import torch
+
+from ddpm_edu import (DdpmEduError, OptionError, ResourceError, SAMPLERS, SamplingError, Schedule, ShapeError, last, noise, pipeline)
+from ddpm_edu.diffusion import Cond
+from ddpm_edu.pipeline import condition, decode, draw, sampling_times, steer, text_to_image
+from ddpm_edu.stable_diffusion import load
+from helpers import read_json, read_tensors, refuses
+
+TOLERANCE = 1e-4
+PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
+
+
+# ---------------------------------------------------------------- files that diffusers saved
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """name -> (diffusers' pipeline, ours loaded from the folder it saved), built when first asked for."""
+    pytest.importorskip("diffusers")
+    from tiny_pipelines import build
+    pairs = {}
+
+    def pair(name):
+        if name not in pairs:
+            folder = tmp_path_factory.mktemp(name)
+            theirs = build(name)
+            theirs.save_pretrained(folder)
+            pairs[name] = theirs, load(folder)
+        return pairs[name]
+    return pair
+
+
+def ours(sd, prompts=PROMPT, **options):
+    return decode(options.get("refiner") or sd, last(text_to_image(sd, prompts, **options)))
+
+
+def theirs(pipe, sampler="euler", *, size=(72, 56), seeds=(1,), prompts=PROMPT, scheduler_config=None, **options):
+    """The picture in [-1, 1] that diffusers draws from our noise."""
+    from tiny_pipelines import scheduler
+    predict = {"prediction_type": pipe.scheduler.config.prediction_type}
+    pipe.scheduler = scheduler(sampler, **predict, **(scheduler_config or {}))
+    latents = noise((4, size[0] // 8, size[1] // 8), seeds)
+    prompts = [prompts] * len(seeds) if isinstance(prompts, str) else prompts
+    out = pipe(prompt=prompts, height=size[0], width=size[1], latents=latents, output_type="pt", **options).images
+    return 2 * out - 1
+
+
+def difference(a, b):
+    assert a.shape == b.shape and b.std() > 0.02  # a picture, not a flat field that anything would equal
+    return (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["sd", "sd2", "sdxl"])
+def test_same_picture_as_diffusers(saved, name, sampler):
+    """Guided with a negative prompt, 7 steps, an odd latent size (9 x 7)."""
+    pipe, sd = saved(name)
+    assert difference(ours(sd, sampler=sampler, steps=7, guidance=6, negative=BAD, size=(72, 56), seeds=1),
+                      theirs(pipe, sampler, num_inference_steps=7, guidance_scale=6, negative_prompt=[BAD])) < TOLERANCE
+
+
+@pytest.mark.parametrize("name, options, same", [
+    ("sd", {"guidance": 1.0}, {"guidance_scale": 1.0}),
+    ("sd", {"guidance": 7.5}, {"guidance_scale": 7.5}),                                        # the encoding of ""
+    ("sdxl", {"guidance": 1.0}, {"guidance_scale": 1.0}),
+    ("sdxl", {"guidance": 7.5}, {"guidance_scale": 7.5}),                                      # zeros
+    ("sdxl", {"guidance": 7.5, "rescale": 0.7}, {"guidance_scale": 7.5, "guidance_rescale": 0.7}),
+    ("sdxl", {"guidance": 3.0, "original_size": (512, 300), "crop": (64, 7), "target_size": (80, 64)},
+     {"guidance_scale": 3.0, "original_size": (512, 300), "crops_coords_top_left": (64, 7), "target_size": (80, 64)})])
+def test_same_options_same_picture(saved, name, options, same):
+    pipe, sd = saved(name)
+    mine = ours(sd, sampler="euler", steps=5, size=(72, 56), seeds=1, **options)
+    assert difference(mine, theirs(pipe, "euler", num_inference_steps=5, **same)) < TOLERANCE
+
+
+@pytest.mark.parametrize("steps", [1, 3, 9])
+@pytest.mark.parametrize("sampler, spacing", [("ddim", "leading"), ("euler", "leading"), ("dpmpp_2m", "leading"), ("dpmpp_2m", "linspace")])
+def test_same_picture_for_few_steps(saved, sampler, spacing, steps):
+    pipe, sd = saved("sd")
+    mine = ours(sd, sampler=sampler, spacing=spacing, steps=steps, guidance=1.0, size=(40, 64), seeds=5)
+    assert difference(mine, theirs(pipe, sampler, size=(40, 64), seeds=(5,), num_inference_steps=steps, guidance_scale=1.0,
+                                   scheduler_config={"timestep_spacing": spacing})) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_two_prompts_at_once_as_diffusers(saved, name):
+    pipe, sd = saved(name)
+    prompts, negatives = [PROMPT, "two foxes"], [BAD, "snow"]
+    mine = ours(sd, prompts, negative=negatives, sampler="dpmpp_2m", steps=4, guidance=5, size=64, seeds=[3, 11])
+    assert difference(mine, theirs(pipe, "dpmpp_2m", size=(64, 64), seeds=(3, 11), prompts=prompts, num_inference_steps=4,
+                                   guidance_scale=5, negative_prompt=negatives)) < TOLERANCE
+
+
+@pytest.mark.parametrize("sampler, handover, guidance", [("euler", 0.8, 5), ("ddim", 0.7, 1), ("dpmpp_2m", 0.5, 5)])
+def test_base_and_refiner_as_diffusers(saved, sampler, handover, guidance):
+    (base_pipe, base), (refiner_pipe, refiner) = saved("sdxl"), saved("refiner")
+    from tiny_pipelines import scheduler
+    mine = ours(base, sampler=sampler, steps=10, guidance=guidance, negative=BAD, size=(72, 56), seeds=1, refiner=refiner, handover=handover)
+    same = {"num_inference_steps": 10, "guidance_scale": guidance, "negative_prompt": [BAD], "prompt": [PROMPT]}
+    base_pipe.scheduler, refiner_pipe.scheduler = scheduler(sampler), scheduler(sampler)
+    half = base_pipe(height=72, width=56, latents=noise((4, 9, 7), [1]), denoising_end=handover, output_type="latent", **same).images
+    done = refiner_pipe(image=half, denoising_start=handover, output_type="pt", **same).images
+    assert difference(mine, 2 * done - 1) < TOLERANCE
+
+
+# ---------------------------------------------------------------- times
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 9, 10, 20, 25, 27, 50])
+@pytest.mark.parametrize("sampler, spacing, fact", [
+    ("ddim", "leading", "ddim_leading"), ("euler", "trailing", "ddim_trailing"), ("dpmpp_2m", "leading", "dpmpp2m_leading"),
+    ("dpmpp_2m", "linspace", "dpmpp2m_linspace"), ("dpmpp_2m", "trailing", "dpmpp2m_trailing")])
+def test_times_are_the_official_ones(sampler, spacing, fact, steps):
+    times, end = sampling_times(Schedule.sqrt_linear(), steps, sampler, spacing)
+    assert times == read_json("schedule_facts.json")["timesteps"][str(steps)][fact]
+    assert end == (0 if sampler == "ddim" else -1)
+
+
+@pytest.mark.parametrize("split", ["20_0.7", "25_0.8", "30_0.8", "30_0.9", "50_0.7"])
+def test_base_and_refiner_share_the_times_as_sgm_does(two, split):
+    fact = read_json("schedule_facts.json")["sdxl_base_refiner_split_euler_leading"][split]
+    steps, handover = split.split("_")
+    seen = {"base": [], "refiner": []}
+    sd, refiner = two
+    for system, name in ((sd, "base"), (refiner, "refiner")):
+        system.unet.forward = lambda x, t, cond, name=name: seen[name].append(t[0].item()) or torch.zeros_like(x)
+    last(text_to_image(sd, PROMPT, steps=int(steps), sampler="euler", guidance=1, refiner=refiner, handover=float(handover)))
+    assert seen == {"base": fact["base"], "refiner": fact["refiner"]}
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS])
+@pytest.mark.parametrize("steps", [1, 3, 9, 27, 30, 999, 1000])
+def test_exactly_as_many_steps_as_asked(sampler, steps):
+    """With a model that costs nothing; heun's second look is no step."""
+    schedule = Schedule.sqrt_linear()
+    times, end = sampling_times(schedule, steps, sampler)
+    run = SAMPLERS[sampler](lambda x, t, cond: x, schedule, torch.ones(1, 1, 1, 1), times, end=end)
+    assert sum(1 for _ in run) == steps == len(set(times))
+
+
+# ---------------------------------------------------------------- a tiny system of our own
+
+def tiny(vector="", pooled=24, **more):
+    from ddpm_edu.stable_diffusion import SystemConfig, build
+    from ddpm_edu.text import TextConfig
+    from ddpm_edu.unet import UNetConfig
+    from ddpm_edu.vae import VAEConfig
+    torch.manual_seed(0)
+    width = pooled + 8 * {"": 0, "sdxl": 6, "refiner": 5}[vector] if vector else 0
+    unet = UNetConfig(channels=64, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 4), context=32, vector=width, blocks=1)
+    return build(SystemConfig(f"tiny {vector}", unet, VAEConfig(channels=16, mult=(1, 1, 2, 2), blocks=1, groups=8),
+                              (TextConfig(32, 2, 4, 64, projection=pooled if vector else 0),), "penultimate" if vector else "last",
+                              size=64, vector=vector, number_dim=8, **more))
+
+
+@pytest.fixture(scope="module")
+def one():
+    pytest.importorskip("transformers")
+    return tiny()
+
+
+@pytest.fixture
+def fresh():
+    pytest.importorskip("transformers")
+    return tiny()
+
+
+@pytest.fixture
+def two():
+    pytest.importorskip("transformers")
+    return tiny("sdxl", zero_empty=True), tiny("refiner")
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "ddpm"])
+def test_a_picture_is_its_prompt_and_seed_not_its_batch(one, sampler):
+    many = draw(one, ["a fox", "a boat", "a hill"], negative=["", "mist", "snow"], seeds=[7, 8, 9], steps=3, sampler=sampler, progress=False)
+    alone = draw(one, "a boat", negative="mist", seeds=8, steps=3, sampler=sampler, progress=False)
+    assert torch.allclose(many[1:2], alone, atol=1e-5) and not torch.allclose(many[0], many[1], atol=1e-2)
+
+
+def test_one_prompt_with_several_seeds_and_seeds_that_count_up(one):
+    by_hand = draw(one, "a fox", seeds=[4, 5], steps=2, progress=False)
+    assert torch.equal(by_hand, draw(one, ["a fox", "a fox"], seeds=4, steps=2, progress=False)) and by_hand.shape == (2, 3, 64, 64)
+
+
+def test_yields_steps_in_float32(one):
+    steps = list(text_to_image(one, PROMPT, steps=3, size=(72, 40)))
+    assert [s.t for s in steps] == [751, 501, 251] and steps[0].x_t.shape == (1, 4, 9, 5) and steps[0].x_t.dtype == torch.float32
+    assert torch.equal(steps[0].x_prev, steps[1].x_t)
+
+
+def test_bfloat16_comes_near(one, fresh):
+    fresh.to(torch.bfloat16)
+    steps = list(text_to_image(fresh, PROMPT, steps=4, guidance=3))
+    assert all(s.x_prev.dtype == torch.float32 for s in steps)
+    a, b = decode(fresh, steps[-1].x_prev), ours(one, steps=4, guidance=3)
+    assert a.dtype == torch.float32 and next(fresh.vae.parameters()).dtype == torch.bfloat16
+    assert 0 < (a - b).abs().mean() < 0.02
+
+
+def test_a_float16_vae_decodes_in_float32(one, fresh):
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    fresh.vae.half()
+    assert (decode(fresh, z) - decode(one, z)).abs().max() < 2e-3  # rounded weights, exact sums
+    assert next(fresh.vae.parameters()).dtype == torch.float32
+
+
+def test_big_pictures_are_decoded_in_tiles(one, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline, "decode_tiled", lambda vae, z: calls.append(tuple(z.shape)) or vae.from_latent(z))
+    monkeypatch.setattr(pipeline, "TILED_FROM", 64 * 64)
+    z = torch.randn(2, 4, 8, 9)
+    decode(one, z[..., :8])
+    assert not calls
+    decode(one, z)
+    decode(one, z, tiled=False)
+    decode(one, z[..., :8], tiled=True)
+    assert calls == [(1, 4, 8, 9)] * 2 + [(1, 4, 8, 8)] * 2
+
+
+# ---------------------------------------------------------------- guidance
+
+def linear(x_t, t, cond):
+    """A model whose prediction shows what it was told."""
+    return x_t * t.view(-1, 1, 1, 1) + cond.context.mean((1, 2)).view(-1, 1, 1, 1) * x_t ** 2
+
+
+def told(value, rows=2):
+    return Cond(torch.full((rows, 3, 5), float(value)))
+
+
+def test_steer_is_guidance():
+    from ddpm_edu import guided
+    x, t = torch.randn(2, 4, 3, 3), torch.full((2,), 5.0)
+    mine = steer(linear, told(2), told(-1), 7.5)(x, t, None)
+    assert torch.allclose(mine, guided(linear, 7.5, told(-1))(x, t, told(2)), rtol=1e-5, atol=1e-4)
+    assert torch.equal(steer(linear, told(2), None)(x, t, None), linear(x, t, told(2)))
+
+
+def test_rescale_gives_back_the_spread():
+    """phi = 1: the standard deviation of the conditional prediction, a picture; phi = 1/2: half way there."""
+    x, t = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.full((2,), 5.0)
+    plain, full, half = (steer(linear, told(2), told(-1), 7.5, phi)(x, t, None) for phi in (0, 1, 0.5))
+    std = lambda p: p.flatten(1).std(1)
+    assert torch.allclose(std(full), std(linear(x, t, told(2)))) and not torch.allclose(std(plain), std(full))
+    assert torch.allclose(half, (plain + full) / 2)
+
+
+def test_guidance_only_within_the_interval():
+    rows = []
+    def model(x_t, t, cond):
+        rows.append((t[0].item(), len(x_t)))
+        return linear(x_t, t, cond)
+    denoise = steer(model, told(2), told(-1), 7.5, interval=(100, 200))
+    x = torch.randn(2, 4, 3, 3)
+    for t in (99, 100, 200, 201):
+        out = denoise(x, torch.full((2,), float(t)), None)
+        assert torch.equal(out, linear(x, torch.full((2,), float(t)), told(2))) == (t in (99, 201))
+    assert rows == [(99, 2), (100, 4), (200, 4), (201, 2)]
+
+
+# ---------------------------------------------------------------- condition
+
+def test_vector_is_pooled_text_and_embedded_numbers(two):
+    facts, (sd, refiner) = read_tensors("embeddings.safetensors"), two
+    sd.config.__dict__["number_dim"] = refiner.config.__dict__["number_dim"] = 256
+    sd.config.unet.__dict__["vector"], refiner.config.unet.__dict__["vector"] = 24 + 6 * 256, 24 + 5 * 256
+    size = lambda i: tuple(int(n) for n in facts["size/in"][i])
+    for system, tail in ((sd, facts["size/emb512"][1]), (refiner, facts["aesthetic/emb256"][1])):
+        vector = condition(system, [PROMPT], original_size=size(0), crop=size(2), target_size=size(1), score=2.5).vector[0]
+        expected = torch.cat([system.text.encode([PROMPT]).vector[0], facts["size/emb512"][0], facts["size/emb512"][2], tail])
+        assert vector.shape == expected.shape and (vector - expected).abs().max() < 1e-4  # float32 angles of 1024 radians
+
+
+def test_empty_negative_is_zeros_for_the_base_only(two):
+    sd, refiner = two
+    numbers = {"original_size": (64, 64), "crop": (0, 0), "target_size": (64, 64)}
+    cond = condition(sd, ["", "snow", "  "], **numbers, zero_empty=True)
+    assert cond.context[[0, 2]].abs().max() == 0 and cond.vector[[0, 2], :24].abs().max() == 0
+    assert cond.context[1].abs().min() > 0 and torch.equal(cond.vector[0, 24:], cond.vector[1, 24:])
+    seen = []
+    for system in two:
+        system.unet.forward = lambda x, t, cond: seen.append(cond) or torch.zeros_like(x)
+    last(text_to_image(sd, PROMPT, steps=10, guidance=2, refiner=refiner))
+    assert seen[0].context[1].abs().max() == 0 and seen[-1].context[1].abs().max() > 0
+    assert torch.equal(seen[-1].context[1], refiner.text.encode([""]).context[0])
+
+
+@pytest.mark.parametrize("part, name", [("context", "context"), ("vector", "vector")])
+def test_wrong_widths_fail_at_the_call(two, part, name):
+    sd, _ = two
+    cut = {"context": lambda c: Cond(c.context[..., :-2], c.vector), "vector": lambda c: Cond(c.context, c.vector[:, :-2])}[part]
+    whole = sd.text.encode
+    sd.text.encode = lambda texts: cut(whole(texts))
+    sd.unet.forward = lambda *_: pytest.fail("the UNet was asked")
+    given, takes = {"context": (30, 32), "vector": (70, 72)}[part]
+    with refuses(ShapeError, f"cond.{name}", str(given), str(takes)):
+        text_to_image(sd, PROMPT)
+
+
+# ---------------------------------------------------------------- refused
+
+@pytest.mark.parametrize("prompts, words", [
+    (None, ("prompts", "None")), (b"a fox", ("prompts", "string")), ([], ("0 prompts",)), (["a", None], ("prompt 1", "None")),
+    ([b"a"], ("prompt 0", "bytes")), (7, ("prompts", "7")), ({"a": 1}, ("prompts",))])
+def test_refused_prompts(one, prompts, words):
+    with refuses(OptionError, *words):
+        text_to_image(one, prompts)
+
+
+@pytest.mark.parametrize("prompt", ["🦊 on a 🛶", "a\0fox", "", " ", "\ud800 lone", "x" * 10_000, "ﷺ" * 50])
+def test_odd_prompts_draw(one, prompt):
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert draw(one, prompt, steps=1, size=32, progress=False).shape == (1, 3, 32, 32)
+
+
+def test_long_prompt_warns_and_quotes_what_is_left_out(one):
+    with pytest.warns(UserWarning, match="300 tokens .* 'lighthouse sea sea"):
+        text_to_image(one, "sea " * 75 + "lighthouse" + " sea" * 224, steps=1)
+
+
+@pytest.mark.parametrize("options, words", [
+    *[({"size": size}, ("size", re.escape(repr(size) if isinstance(size, bool) else str(size)))) for size in (0, 511, 10 ** 6, True, -8, 12)],
+    ({"size": "64"}, ("size", "64")), ({"size": (64, 64, 64)}, ("height, width",)), ({"size": (64, 60)}, ("60", "56", "64")), ({"size": 64.0}, ("size",)),
+    *[({"steps": steps}, ("steps", str(steps))) for steps in (0, -1, 1001, 1.5, True, None)],
+    *[({"guidance": scale}, ("guidance", str(scale))) for scale in (float("nan"), -1, float("inf"), True, "7")],
+    *[({"handover": part}, ("handover", str(part))) for part in (-0.1, 1.1, float("nan"), None)],
+    *[({"rescale": part}, ("rescale", str(part))) for part in (-0.1, 1.1)],
+    *[({"interval": pair}, ("interval",)) for pair in ((1,), (-1, 5), (5, 1000), (9, 5), 5, (0, float("nan")))],
+    *[({"aesthetic": pair}, ("aesthetic",)) for pair in (6.0, (6,), (6, -1), (11, 2), ("a", "b"))],
+    *[({name: pair}, (name,)) for name in ("original_size", "target_size", "crop") for pair in (64, (1, 2, 3), (1.5, 2), (-1, 2), (True, 2))],
+    *[({"seeds": seeds}, ("seeds",)) for seeds in (-1, 2 ** 63, 1.5, True, "1", None, [1.5], [True], [-1])],
+    ({"negative": 7}, ("negative",)), ({"negative": b"x"}, ("negative",)), ({"negative": ["a", "b"]}, ("2 negative prompts", "1 prompts")),
+    ({"sampler": "magic"}, ("magic", "dpmpp_2m")), ({"spacing": "magic"}, ("magic", "leading"))])
+def test_refused_at_the_call(one, options, words):
+    with refuses(OptionError, *words):
+        text_to_image(one, PROMPT, **options)
+
+
+def test_too_many_or_few_seeds(one):
+    for seeds in ([1], [1, 2, 3], []):
+        with refuses(OptionError, f"{len(seeds)} seeds", "2 prompts"):
+            text_to_image(one, ["a", "b"], seeds=seeds)
+
+
+def test_a_refiner_of_other_latents_is_refused(one, two):
+    two[1].config.vae.__dict__["scale"] = 0.13025
+    with refuses(OptionError, "tiny refiner", "latents differ"):
+        text_to_image(two[0], PROMPT, refiner=two[1])
+
+
+# ---------------------------------------------------------------- runs that go wrong
+
+def broken_at(sd, call, value):
+    """The UNet works, but its answer number `call` holds `value` (an exception is raised)."""
+    calls, works = [], sd.unet.forward
+    def forward(x, t, cond):
+        calls.append(t)
+        out = works(x, t, cond)
+        if len(calls) == call:
+            if isinstance(value, Exception):
+                raise value
+            out[0, 0, 0, 0] = value
+        return out
+    sd.unet.forward = forward
+    return calls
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_stops_at_its_step(fresh, value):
+    calls, steps = broken_at(fresh, 3, value), []
+    with refuses(SamplingError, "step 3 of 5", "t = 401", "NaN"):
+        for step in text_to_image(fresh, PROMPT, steps=5, sampler="ddim"):
+            steps.append(step.t)
+    assert len(calls) == 3 and steps == [801, 601]
+
+
+def test_steps_are_counted_through_the_refiner(two):
+    sd, refiner = two
+    broken_at(refiner, 1, float("nan"))
+    with refuses(SamplingError, "step 9 of 10"):
+        last(text_to_image(sd, PROMPT, steps=10, sampler="euler", refiner=refiner))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")])
+def test_out_of_memory_names_ways_out_and_leaves_the_system_usable(fresh, error):
+    expected = ours(fresh, steps=3)
+    works = fresh.unet.forward
+    broken_at(fresh, 2, error)
+    with refuses(ResourceError, "allocate", "smaller size", "fewer pictures", "bfloat16", "tiled=True") as caught:
+        last(text_to_image(fresh, PROMPT, steps=3))
+    fresh.unet.forward = works
+    assert torch.equal(ours(fresh, steps=3), expected)
+
+
+def test_out_of_memory_holds_on_to_nothing(fresh):
+    """A notebook keeps the last error; what the failed step had allocated must be free all the same."""
+    import gc
+    import weakref
+    held = []
+    def forward(x, t, cond):
+        big = torch.zeros(1000)
+        held.append(weakref.ref(big))
+        raise torch.OutOfMemoryError("out of memory")
+    fresh.unet.forward = forward
+    try:
+        last(text_to_image(fresh, PROMPT, steps=3))
+    except ResourceError as error:
+        kept = error
+    gc.collect()
+    assert kept.__context__ is None and held[0]() is None
+
+
+def test_other_errors_are_left_alone(fresh):
+    broken_at(fresh, 1, RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else") as caught:
+        last(text_to_image(fresh, PROMPT, steps=3))
+    assert not isinstance(caught.value, DdpmEduError)
+
+
+def test_no_picture_of_one_colour_or_nan_is_returned(fresh):
+    z = torch.zeros(2, 4, 8, 8)
+    right = fresh.vae.from_latent
+    for picture, word in ((lambda z: torch.full_like(right(z), -1e5), "one colour"), (lambda z: right(z) * float("nan"), "NaN")):
+        fresh.vae.from_latent = picture
+        with refuses(SamplingError, "picture 0", word, "float32"):
+            decode(fresh, z)
+
+
+# ---------------------------------------------------------------- a GPU short of memory, acted out
+
+def test_text_encoders_make_room(fresh, monkeypatch):
+    moved = []
+    monkeypatch.setattr(fresh.text, "to", lambda device: moved.append(device))
+    held = sum(4 * p.numel() for p in fresh.parameters())
+    class Gpu:
+        device, dtype = torch.device("cuda"), torch.bfloat16
+    monkeypatch.setattr(pipeline, "_weight", lambda module: Gpu)
+    monkeypatch.setattr(pipeline, "memory_needed", lambda config, dtype, size, pictures, guidance: 10 * 2 ** 30 + held)
+    monkeypatch.setattr(pipeline, "free_memory", lambda device: 11 * 2 ** 30)
+    pipeline.make_room(fresh, (64, 64), 2, True)
+    assert not moved
+    monkeypatch.setattr(pipeline, "free_memory", lambda device: (12 if moved else 8) * 2 ** 30)
+    pipeline.make_room(fresh, (64, 64), 2, True)
+    assert moved == ["cpu"]
+    monkeypatch.setattr(pipeline, "free_memory", lambda device: 8 * 2 ** 30)
+    with pytest.warns(UserWarning, match="10.0 GiB .* 8.0 GiB .* smaller size"):
+        pipeline.make_room(fresh, (64, 64), 2, True)

@@ -7,7 +7,6 @@ import functools
 import gzip
 import html
 import re
-import textwrap
 import unicodedata
 import warnings
 from dataclasses import dataclass
@@ -79,7 +78,8 @@ class TextEncoder(nn.Module):
             raise OptionError(f"text encoders need the package transformers, which is not installed: {INSTALL}") from e
         clip = CLIPTextModel(CLIPTextConfig(
             vocab_size=c.vocab, hidden_size=c.width, intermediate_size=c.hidden, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, max_position_embeddings=c.length, hidden_act=c.act, eos_token_id=c.vocab - 1))
+            num_attention_heads=c.heads, max_position_embeddings=c.length, hidden_act=c.act,
+            bos_token_id=None, pad_token_id=None, eos_token_id=c.vocab - 1))
         self.text_model = getattr(clip, "text_model", clip)  # transformers 5.6 took one shell off
         self.text_model.embeddings.register_buffer("position_ids", None)  # not a weight: it would stay behind on the meta device
         self.text_projection = nn.Linear(c.width, c.projection, bias=False) if c.projection else None
@@ -136,7 +136,7 @@ class Text(nn.Module):
 # ---------------------------------------------------------------- the tokenizer
 
 class Tokenizer:
-    """Text to ids by byte pair encoding (Sennrich et al. 2016): a start token, the words' pieces, an end token, padding.
+    """Text to ids by byte pair encoding (Sennrich et al. 2016): a start token, the words' pieces (see `clean`), an end token, padding.
 
     bpe: a `tokenizers.Tokenizer`, or the path of its JSON file.  start, end: two tokens it knows; `end` has the highest
     id, by which encoders find it.  length: of every row of ids.
@@ -157,29 +157,31 @@ class Tokenizer:
         """
         if pad not in ("eot", "!"):
             raise OptionError(f"pad = {pad!r}: choose eot or !")
-        rows = [self._row(text, special=pad == "eot") for text in checked_prompts(prompts)]
         fill = self.end if pad == "eot" else 0
-        return torch.tensor([row + [fill] * (self.length - len(row)) for row in rows])
+        rows = []
+        for text in map(clean, checked_prompts(prompts)):
+            ids, places = self._pieces(text, special=pad == "eot")
+            room = self.length - 2
+            if len(ids) > room:
+                left_out = text[text.rfind(" ", 0, places[room] + 1) + 1:]  # a word cut in two is quoted whole
+                left_out = left_out if len(left_out) <= 300 else left_out[:300] + " ..."
+                warnings.warn(f"the prompt is {len(ids)} tokens long and only {room} fit; left out: {left_out!r}", stacklevel=3)
+            rows.append([self.start, *ids[:room], self.end] + [fill] * (room - len(ids)))
+        return torch.tensor(rows)
 
-    def _row(self, text, special):
-        text, ids, places = clean(text), [], []
-        pieces = re.split("(" + "|".join(map(re.escape, self.special)) + ")", text) if special else [text]
-        at = 0
-        for piece in pieces:
-            if special and piece in self.special:
-                ids.append(self.special[piece])
+    def _pieces(self, text, special):
+        """Ids of a cleaned text, and where in it each begins."""
+        ids, places, at = [], [], 0
+        for part in re.split("(" + "|".join(map(re.escape, self.special)) + ")", text) if special else [text]:
+            if special and part in self.special:
+                ids.append(self.special[part])
                 places.append(at)
             else:
-                code = self.bpe.encode(piece, add_special_tokens=False)
+                code = self.bpe.encode(part, add_special_tokens=False)
                 ids += code.ids
                 places += [at + begin for begin, _ in code.offsets]
-            at += len(piece)
-        room = self.length - 2
-        if len(ids) > room:
-            begin = text.rfind(" ", 0, places[room] + 1) + 1  # a word cut in two is quoted whole
-            warnings.warn(f"the prompt is {len(ids)} tokens long and only {room} fit; left out: "
-                          f"{textwrap.shorten(text[begin:], 300)!r}", stacklevel=3)
-        return [self.start, *ids[:room], self.end]
+            at += len(part)
+        return ids, places
 
 
 def tokenize(prompts: list[str], pad: str = "eot") -> Tensor:

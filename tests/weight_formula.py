@@ -21,8 +21,14 @@ def u(key, shape):
 
 
 def weight(key, shape):
-    """Weight of a UNet under its original key, float32 (the cases for text encoders will come with them)."""
+    """Weight under its original key, float32; `position_ids` int64."""
+    if key.endswith("position_ids"):
+        return np.arange(math.prod(shape)).reshape(shape)
+    if key.endswith("logit_scale"):
+        return np.float32(4.6052)
     values = u(key, shape).astype(np.float32)
+    if "token_embedding" in key or "position_embedding" in key or "positional_embedding" in key:
+        return np.float32(0.05) * values
     if len(shape) >= 2:
         return values * np.float32(math.sqrt(3 / math.prod(shape[1:])))
     return np.float32(0.05) * values if key.endswith("bias") else np.float32(1) + np.float32(0.1) * values

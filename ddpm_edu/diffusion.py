@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, OptionError, ScheduleError, ShapeError
+from .remember import remembered
 from .schedule import Schedule, known_prediction
 
 
@@ -266,10 +267,10 @@ def guided(model: Denoiser, scale: float, uncond: Cond | None = None) -> Denoise
     in_range("guidance scale", scale, 0, 100, "1 is no guidance, 2 to 8 are usual")
     if scale == 1:
         return model
+    pair = remembered(lambda *parts: Cond(*map(_beside, Cond._fields, parts[:2], parts[2:])))
 
     def denoise(x_t, t, cond):
-        cond = cond or Cond()
-        both = Cond(*map(_beside, Cond._fields, cond, uncond or Cond()))
+        both = pair(*(cond or Cond()), *(uncond or Cond()))
         with_cond, without = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return without + scale * (with_cond - without)
     return denoise

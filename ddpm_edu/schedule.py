@@ -148,7 +148,7 @@ class Schedule:
             if not float(t_prev) < float(t):
                 raise ScheduleError(f"t_prev = {t_prev:g} is not earlier than t = {t:g}: the posterior goes from noise to picture, so t_prev < t")
             now, before = (torch.tensor(self.alpha_bar_at(s), dtype=torch.float64) for s in (t, t_prev))
-            at = lambda c: c.to(x_0)
+            at = lambda c: c.to(x_0.dtype)  # one number, left on the CPU: as a factor it reaches a GPU without a wait
         alpha = now / before
         beta = 1 - alpha
         mean = at(before.sqrt() * beta / (1 - now)) * x_0 + at(alpha.sqrt() * (1 - before) / (1 - now)) * x_t

@@ -226,19 +226,23 @@ class UNet(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         self._check(x_t, t, cond)
+        return self.trunk(x_t, t, *cond)
+
+    def trunk(self, x_t, t, context, vector):
+        """The network itself, after `forward` has checked its inputs."""
         emb = self.time(timestep_embedding(t, self.config.channels).to(x_t.dtype))
         if self.config.vector:
-            emb = emb + self.vector(cond.vector.to(x_t.dtype))
+            emb = emb + self.vector(vector.to(x_t.dtype))
 
         h = self.conv_in(x_t)
         skips = [h]
         for blocks in self.down:
-            h = _run(blocks, h, emb, cond.context)
+            h = _run(blocks, h, emb, context)
             skips.append(h)
-        h = _run(self.mid, h, emb, cond.context)
+        h = _run(self.mid, h, emb, context)
         for blocks in self.up:
             h = torch.cat([h, skips.pop()], dim=1)
-            h = _run(blocks, h, emb, cond.context, size=skips[-1].shape[2:] if skips else None)
+            h = _run(blocks, h, emb, context, size=skips[-1].shape[2:] if skips else None)
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def _check(self, x_t, t, cond):

@@ -4,17 +4,17 @@ Nothing here is new: a condition for the UNet, guidance around it, one of SAMPLE
 Sizes are (height, width) in pixels, as in SDXL's own numbers. Guidance = Ho & Salimans 2022 (arXiv 2207.12598),
 SDXL = Podell et al. 2023 (arXiv 2307.01952).
 """
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from .diffusion import Cond, Denoiser, Step, generators, in_range, last, randn_like, spaced_timesteps, whole
-from .errors import OptionError, ResourceError, SamplingError, ShapeError
+from .errors import OptionError, SamplingError, ShapeError
+from .guard import make_room, watched, within_memory
 from .schedule import Schedule
 from .solvers import SAMPLERS
-from .stable_diffusion import StableDiffusion, memory_needed
+from .stable_diffusion import StableDiffusion
 from .text import checked_prompts
 from .unet import timestep_embedding
 from .vae import decode_tiled
@@ -39,11 +39,16 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int = 30,
     Arguments are checked and texts encoded at the call: OptionError, ShapeError. While it runs: ResourceError where memory
     ends, SamplingError at the step that brings NaN or infinity.
     """
+    _is_system("sd", sd)
+    if refiner is not None:
+        _is_system("refiner", refiner)
     prompts, negative, seeds = _pictures(prompts, negative, seeds)
     size = _size(sd.config.size if size is None else size, sd.vae.factor)
-    told = {"original_size": _pair("original_size", original_size or size), "crop": _pair("crop", crop),
-            "target_size": _pair("target_size", target_size or size)}
-    _check(sd, guidance, rescale, interval, refiner, handover, aesthetic)
+    told = {"original_size": size if original_size is None else original_size, "crop": crop,
+            "target_size": size if target_size is None else target_size}
+    for name, pair in told.items():
+        _two(name, pair, whole, 0, 2 ** 16, "pixels, vertical first")
+    _check(sd, refiner, guidance, rescale, interval, handover, aesthetic)
     times, end = sampling_times(sd.schedule, steps, sampler, spacing)
     gens = generators(seeds)
     shape = len(prompts), sd.config.vae.latent, size[0] // sd.vae.factor, size[1] // sd.vae.factor
@@ -132,7 +137,7 @@ def steer(model: Denoiser, cond: Cond, uncond: Cond | None, scale: float = 7.5, 
     both = Cond(*(None if part is None else torch.cat([part, other]) for part, other in zip(cond, uncond)))
 
     def denoise(x_t, t, _):
-        if interval is not None and not interval[0] <= t[0] <= interval[1]:
+        if interval and not interval[0] <= t[0].item() <= interval[1]:  # a wait for the GPU, cheaper than the second half of the batch
             return model(x_t, t, cond)
         positive, negative = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         prediction = negative + scale * (positive - negative)
@@ -157,7 +162,7 @@ def decode(sd: StableDiffusion, z: Tensor, tiled: bool | None = None) -> Tensor:
     if _weight(sd.vae).dtype == torch.float16:
         sd.vae.float()
     if tiled is None:
-        tiled = z[0, 0].numel() * sd.vae.factor ** 2 > TILED_FROM
+        tiled = z.shape[-2:].numel() * sd.vae.factor ** 2 > TILED_FROM
     run = (lambda z: decode_tiled(sd.vae, z)) if tiled else sd.vae.from_latent
     with torch.no_grad():
         x = torch.cat([within_memory(lambda: run(one.to(_weight(sd.vae)))).float().clamp(-1, 1) for one in z.split(1)])
@@ -176,69 +181,6 @@ def draw(sd: StableDiffusion, prompts, *, tiled: bool | None = None, progress: b
     steps = text_to_image(sd, prompts, **options)
     z = last(tqdm(steps, total=options["steps"], desc="drawing", disable=not progress))
     return decode(options.get("refiner") or sd, z, tiled)
-
-
-# ---------------------------------------------------------------- memory, and steps that go wrong
-
-def make_room(sd: StableDiffusion, size: tuple[int, int], pictures: int, guidance: bool) -> None:
-    """On a GPU that is short of memory, move the text encoders to the CPU, where they then work; warn if that is too little."""
-    weight = _weight(sd.unet)
-    if weight.device.type != "cuda":
-        return
-    held = sum(p.numel() * p.element_size() for p in sd.parameters())
-    needed = memory_needed(sd.config, weight.dtype, size, pictures, guidance) - held
-    if needed > free_memory(weight.device):
-        sd.text.to("cpu")
-        torch.cuda.empty_cache()
-    if needed > (free := free_memory(weight.device)):
-        warnings.warn(f"about {needed / 2**30:.1f} GiB will be needed and {free / 2**30:.1f} GiB are free: {WAYS_OUT}", stacklevel=4)
-
-
-WAYS_OUT = "choose a smaller size, fewer pictures at a time, bfloat16 instead of float32, or decode with tiled=True"
-
-
-def within_memory(call: Callable):
-    """call(), with running out of memory told as ResourceError, after everything that call had allocated is free again."""
-    try:
-        return call()
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        said = str(error).splitlines()[0] if str(error) else "out of memory"
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in said:
-            raise
-    torch.cuda.empty_cache()  # outside of `except`: the error itself holds on to the tensors of its frames
-    raise ResourceError(f"out of memory ({said}): {WAYS_OUT}. The models are still loaded and can be used")
-
-
-def watched(steps: Iterator[Step], total: int) -> Iterator[Step]:
-    """Pass Steps on and stop at one that is not finite. On a GPU the answer is read one step later, so that nothing waits."""
-    asked, number = [], 0
-    while (step := within_memory(lambda: next(steps, None))) is not None:
-        number += 1
-        asked.append((f"step {number} of {total} (t = {step.t:g})", _finite(step.x_prev)))
-        while len(asked) > step.x_prev.is_cuda:
-            _require(*asked.pop(0))
-        yield step
-    for question in asked:
-        _require(*question)
-
-
-def _finite(x):
-    """A function that says whether x is finite: on a GPU it waits for x, and not for what was started since."""
-    flag, done = x.isfinite().all().to("cpu", non_blocking=True), torch.cuda.Event() if x.is_cuda else None
-    if done:
-        done.record()
-    return lambda: (done is None or done.synchronize() is None) and bool(flag)
-
-
-def _require(where, finite):
-    if not finite():
-        raise SamplingError(f"NaN or infinity came up in {where}: float16 overflows easily, use bfloat16 or float32; "
-                            "in float32 the weights are broken or guidance is far too large")
-
-
-def free_memory(device) -> int:
-    """Bytes that can still be allocated on a GPU, those included that torch keeps but does not use."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 # ---------------------------------------------------------------- arguments
@@ -263,38 +205,41 @@ def _pictures(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]
     return checked_prompts(prompts), checked_prompts(negative), many
 
 
+def _two(name, value, check, *limits) -> tuple:
+    """`value` as a pair, after `check` (whole or in_range) of each number."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise OptionError(f"{name} = {value!r}: pass two numbers ({limits[-1]})")
+    for number in value:
+        check(name, number, *limits)
+    return tuple(value)
+
+
 def _size(size, factor) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else size
-    if not isinstance(sides, (list, tuple)) or len(sides) != 2:
-        raise OptionError(f"size = {size!r}: pass one side in pixels, or (height, width)")
-    for side in sides:
-        whole("size", side, factor, MAX_SIDE, f"pixels, a multiple of {factor}")
+    for side in _two("size", sides, whole, factor, MAX_SIDE, f"pixels, multiples of {factor}: one side, or (height, width)"):
         if side % factor:
             raise OptionError(f"size = {side} is no multiple of {factor}: choose {side // factor * factor} or {side // factor * factor + factor}")
     return tuple(sides)
 
 
-def _pair(name, value) -> tuple[int, int]:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise OptionError(f"{name} = {value!r}: pass two numbers of pixels, vertical first")
-    for side in value:
-        whole(name, side, 0, 2 ** 16, "pixels, vertical first")
-    return tuple(value)
-
-
-def _check(sd, guidance, rescale, interval, refiner, handover, aesthetic) -> None:
+def _check(sd, refiner, guidance, rescale, interval, handover, aesthetic) -> None:
     in_range("guidance", guidance, 0, 100, "1 is no guidance, 5 to 8 are usual")
     in_range("rescale", rescale, 0, 1, "0 is plain guidance")
     in_range("handover", handover, 0, 1, "the first system's share of the noise times")
-    for name, pair, top in (("aesthetic", aesthetic, 10), ("interval", interval or (0, 0), sd.schedule.T - 1)):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise OptionError(f"{name} = {pair!r}: pass two numbers")
-        for number in pair:
-            in_range(name, number, 0, top, "two numbers: times t, low and high" if name == "interval" else "of prompt and negative prompt")
-    if interval and interval[0] > interval[1]:
-        raise OptionError(f"interval = {interval!r} is upside down: pass the lower t first")
-    if refiner is not None and (refiner.config.vae.latent, refiner.config.vae.scale) != (sd.config.vae.latent, sd.config.vae.scale):
+    _two("aesthetic", aesthetic, in_range, 0, 10, "scores of prompt and negative prompt")
+    if interval is not None:
+        low, high = _two("interval", interval, in_range, 0, sd.schedule.T - 1, "times t, the lower first")
+        if low > high:
+            raise OptionError(f"interval = {interval!r} is upside down: pass the lower t first")
+    if refiner and (refiner.config.vae.latent, refiner.config.vae.scale) != (sd.config.vae.latent, sd.config.vae.scale):
         raise OptionError(f"{refiner.config.name} cannot go on from {sd.config.name}: their latents differ (channels or scale)")
+
+
+def _is_system(name, sd) -> None:
+    if not isinstance(sd, StableDiffusion):
+        raise OptionError(f"{name} = {sd!r:.80}: pass a StableDiffusion, such as stable_diffusion.load(\"sd15\")")
+    if _weight(sd.unet).is_meta:
+        raise OptionError(f"{name} is on the meta device, where it has no weights: load or build it on cpu or cuda")
 
 
 def _weight(model):

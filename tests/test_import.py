@@ -19,7 +19,7 @@ LAYERS = [
     ["recognise"], ["layouts"],
     ["checkpoint"],
     ["memory", "folder", "hub", "system", "stable_diffusion"],
-    ["pipeline"],
+    ["guard"], ["pipeline"],
     ["fast"], ["float8"],
     ["muon", "train", "data", "metrics"], ["recipes"],
     ["plot", "widgets", "check", "exercises", "cli"],

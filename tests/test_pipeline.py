@@ -1,10 +1,11 @@
 """Text to picture: the same pictures as diffusers' pipelines from the files they save, and plain words where none can be made."""
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ddpm_edu import (DdpmEduError, OptionError, ResourceError, SAMPLERS, SamplingError, Schedule, ShapeError, last, noise, pipeline)
+from ddpm_edu import (DdpmEduError, OptionError, ResourceError, SAMPLERS, SamplingError, Schedule, ShapeError, guard, last, noise, pipeline)
 from ddpm_edu.diffusion import Cond
 from ddpm_edu.pipeline import condition, decode, draw, sampling_times, steer, text_to_image
 from ddpm_edu.stable_diffusion import load
@@ -434,20 +435,34 @@ def test_no_picture_of_one_colour_or_nan_is_returned(fresh):
 
 # ---------------------------------------------------------------- a GPU short of memory, acted out
 
-def test_text_encoders_make_room(fresh, monkeypatch):
-    moved = []
-    monkeypatch.setattr(fresh.text, "to", lambda device: moved.append(device))
-    held = sum(4 * p.numel() for p in fresh.parameters())
-    class Gpu:
-        device, dtype = torch.device("cuda"), torch.bfloat16
-    monkeypatch.setattr(pipeline, "_weight", lambda module: Gpu)
-    monkeypatch.setattr(pipeline, "memory_needed", lambda config, dtype, size, pictures, guidance: 10 * 2 ** 30 + held)
-    monkeypatch.setattr(pipeline, "free_memory", lambda device: 11 * 2 ** 30)
-    pipeline.make_room(fresh, (64, 64), 2, True)
-    assert not moved
-    monkeypatch.setattr(pipeline, "free_memory", lambda device: (12 if moved else 8) * 2 ** 30)
-    pipeline.make_room(fresh, (64, 64), 2, True)
-    assert moved == ["cpu"]
-    monkeypatch.setattr(pipeline, "free_memory", lambda device: 8 * 2 ** 30)
+class Actor(torch.nn.Module):
+    """A system that claims to be on a GPU."""
+    def __init__(self):
+        super().__init__()
+        self.unet, self.text, self.config, self.moved = torch.nn.Linear(3, 3), torch.nn.Linear(2, 2), None, []
+        self.unet.parameters = lambda: iter([SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)])
+        self.text.to = self.moved.append
+
+
+def test_text_encoders_make_room(monkeypatch):
+    sd = Actor()
+    weights, gib = 4 * (3 * 3 + 3 + 2 * 2 + 2), 2 ** 30
+    asked = []
+    monkeypatch.setattr(guard, "memory_needed", lambda *a: asked.append(a) or 10 * gib + weights)
+    monkeypatch.setattr(guard, "free_memory", lambda device: free(sd.moved))
+    free = lambda moved: 11 * gib
+    guard.make_room(sd, (64, 72), 2, True)
+    assert not sd.moved and asked == [(None, torch.bfloat16, (64, 72), 2, True)]
+    free = lambda moved: (12 if moved else 8) * gib
+    guard.make_room(sd, (64, 72), 2, True)
+    assert sd.moved == ["cpu"]
+    free = lambda moved: 8 * gib
     with pytest.warns(UserWarning, match="10.0 GiB .* 8.0 GiB .* smaller size"):
-        pipeline.make_room(fresh, (64, 64), 2, True)
+        guard.make_room(sd, (64, 72), 2, True)
+
+
+def test_the_estimate_is_asked_as_it_answers(one):
+    """The real call, without a GPU: its signature, and more for more pictures."""
+    from ddpm_edu.stable_diffusion import memory_needed
+    few, many = (memory_needed(one.config, torch.bfloat16, (64, 72), pictures, True) for pictures in (1, 8))
+    assert sum(2 * p.numel() for p in one.parameters()) < few < many

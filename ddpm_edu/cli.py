@@ -1,7 +1,9 @@
 """The `ddpm-edu` command: draw pictures, train what ships, make the students' version of the notebooks."""
 import argparse
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 from .errors import DdpmEduError, OptionError
@@ -36,6 +38,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--zoom", type=int, default=4, help="screen pixels a pixel (default: 4)")
     p.add_argument("--out", type=Path, default=Path("sample.png"))
     p.set_defaults(run=sample)
+
+    p = commands.add_parser("txt2img", help="draw a picture of a text with Stable Diffusion")
+    p.add_argument("prompt", help="what the picture shows")
+    p.add_argument("--model", help="sd15, sd21, sdxl, a folder or a .safetensors file; `ddpm-edu models` says where names are looked for")
+    p.add_argument("--refiner", nargs="?", const="sdxl-refiner", help="let a refiner finish: sdxl-refiner unless a folder or file is named")
+    p.add_argument("--negative", default="", help="what it should not show")
+    p.add_argument("--steps", type=int, default=30, help="(default: 30)")
+    p.add_argument("--guidance", type=float, default=7.5, help="1 is none (default: 7.5)")
+    p.add_argument("--sampler", default="dpmpp_2m", help="ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, ipndm (default: dpmpp_2m)")
+    p.add_argument("--size", help="pixels of a side, or WIDTHxHEIGHT (default: what the model was trained for)")
+    p.add_argument("--seed", type=int, default=0, help="the first picture's seed; the next ones count up (default: 0)")
+    p.add_argument("--count", type=int, default=1, help="number of pictures; FILE.png becomes FILE_1.png, FILE_2.png ... (default: 1)")
+    p.add_argument("--handover", type=float, default=0.8, help="share of the noise times before the refiner (default: 0.8)")
+    p.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: bfloat16 on a GPU, float32 on the CPU)")
+    p.add_argument("--fast", action="store_true", help="exact speed-ups; compiling for a GPU takes minutes the first time")
+    p.add_argument("--out", type=Path, default=Path("txt2img.png"))
+    p.set_defaults(run=txt2img)
 
     p = commands.add_parser("train", help="train one of the models that ship, from random weights")
     p.add_argument("name", help="mnist or cifar10")
@@ -102,6 +122,92 @@ def grid(x, columns: int, zoom: int):
     x = x.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)     # (rows*H, columns*W, C)
     x = x.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
     return (x[..., 0] if c == 1 else x).numpy()
+
+
+def txt2img(args) -> None:
+    """Load a system, draw, and write one PNG a picture, settings in its metadata. Options are checked before anything is loaded."""
+    import torch
+
+    from .data import to_uint8
+    from .pipeline import draw
+    from .stable_diffusion import load, memory_needed
+
+    paths, size = _outputs(args.out, args.count), _check_drawing(args)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not (device == "cpu" or device.startswith("cuda") and torch.cuda.is_available()):
+        raise OptionError(f"--device {device}: not to be had here; use --device cpu" + (" or cuda" if torch.cuda.is_available() else ""))
+    dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    for name in filter(None, (args.model, args.refiner)):
+        gib = memory_needed(name, dtype, size, args.count, args.guidance != 1) / 2 ** 30
+        print(f"{name}: about {gib:.1f} GiB of memory for weights and drawing in {str(dtype).removeprefix('torch.')}", file=sys.stderr)
+    sd = load(args.model, device=device, dtype=dtype)
+    refiner = load(args.refiner, device=device, dtype=dtype) if args.refiner else None
+    if args.fast:
+        from .fast import speed_up
+        sd, refiner = speed_up(sd), refiner and speed_up(refiner)
+    options = {"negative": args.negative, "steps": args.steps, "guidance": args.guidance, "sampler": args.sampler, "handover": args.handover}
+    seeds = list(range(args.seed, args.seed + args.count))
+    pictures = draw(sd, args.prompt, size=size, seeds=seeds, refiner=refiner, **options)
+    for path, picture, seed in zip(paths, to_uint8(pictures), seeds):
+        write_png(path, picture.permute(1, 2, 0).cpu().numpy(), {
+            "prompt": args.prompt, "seed": seed, **options, "model": args.model, "refiner": args.refiner, "device": device, "dtype": str(dtype)})
+        print(f"{path}: {picture.shape[2]}x{picture.shape[1]}, {args.sampler}, {args.steps} steps, guidance {args.guidance:g}, seed {seed}")
+
+
+def _check_drawing(args):
+    """The size as `draw` takes it, after a look at all that would be refused anyway, minutes later, with a model in memory."""
+    from .diffusion import in_range, whole
+    from .pipeline import picture_size, sampling_times
+    from .schedule import Schedule
+    if not args.model:
+        raise OptionError("no model named: pass --model sd15, sd21 or sdxl (official files, looked for where `ddpm-edu models` says), "
+                          "a folder in diffusers' layout, or a single .safetensors file")
+    sampling_times(Schedule.sqrt_linear(), args.steps, args.sampler)
+    in_range("--guidance", args.guidance, 0, 100, "1 is no guidance, 5 to 8 are usual")
+    in_range("--handover", args.handover, 0, 1, "share of the noise times before the refiner")
+    whole("--seed", args.seed, 0, 2 ** 63 - 1 - args.count, "the first picture's")
+    if args.size is None:
+        return None
+    try:
+        width, height = map(int, args.size.lower().split("x")) if "x" in args.size.lower() else [int(args.size)] * 2
+    except ValueError:
+        raise OptionError(f"--size {args.size}: pass pixels, such as 512, or WIDTHxHEIGHT, such as 768x512") from None
+    return picture_size((height, width))
+
+
+def _outputs(out: Path, count: int) -> list[Path]:
+    """The files to write, after a look whether they can be: nobody wants to hear it after the drawing."""
+    if count < 1:
+        raise OptionError(f"--count {count}: pass a whole number of at least 1")
+    if out.suffix.lower() != ".png":
+        raise OptionError(f"--out {out}: pass a file name that ends in .png")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise OptionError(f"--out {out}: there is no folder {out.parent.resolve()} that can be written to: make it first")
+    if out.is_dir():
+        raise OptionError(f"--out {out} is a folder: name a file")
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}_{i}") for i in range(1, count + 1)]
+
+
+def write_png(path: Path, picture, meta: dict) -> None:
+    """A numpy picture as PNG with `meta` and the versions as JSON in its text chunk "ddpm_edu", all or nothing."""
+    import torch
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from . import __version__
+    info, part = PngInfo(), None
+    info.add_text("ddpm_edu", json.dumps({**meta, "version": __version__, "torch": torch.__version__}))
+    try:
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(picture).save(file, format="png", pnginfo=info)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--out {path}: could not be written ({error})") from error
+    finally:
+        if part and os.path.exists(part):
+            os.unlink(part)
 
 
 def train(args) -> None:

@@ -43,7 +43,7 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int = 30,
     if refiner is not None:
         _is_system("refiner", refiner)
     prompts, negative, seeds = _pictures(prompts, negative, seeds)
-    size = _size(sd.config.size if size is None else size, sd.vae.factor)
+    size = picture_size(sd.config.size if size is None else size, sd.vae.factor)
     told = {"original_size": size if original_size is None else original_size, "crop": crop,
             "target_size": size if target_size is None else target_size}
     for name, pair in told.items():
@@ -214,7 +214,8 @@ def _two(name, value, check, *limits) -> tuple:
     return tuple(value)
 
 
-def _size(size, factor) -> tuple[int, int]:
+def picture_size(size, factor: int = 8) -> tuple[int, int]:
+    """(height, width) of a size given so, or as one side. Raises OptionError unless both are multiples of factor up to MAX_SIDE."""
     sides = (size, size) if isinstance(size, int) else size
     for side in _two("size", sides, whole, factor, MAX_SIDE, f"pixels, multiples of {factor}: one side, or (height, width)"):
         if side % factor:

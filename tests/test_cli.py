@@ -64,6 +64,106 @@ def test_unwritable_picture(tiny, tmp_path, capsys):
     assert "could not be written" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------- txt2img
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    """A tiny system of random weights, saved as a folder."""
+    pytest.importorskip("transformers")
+    from ddpm_edu.stable_diffusion import SystemConfig, build, save_folder
+    from ddpm_edu.text import TextConfig
+    from ddpm_edu.vae import VAEConfig
+    torch.manual_seed(0)
+    unet = UNetConfig(channels=64, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 4), context=32, blocks=1)
+    folder = tmp_path_factory.mktemp("system")
+    save_folder(build(SystemConfig("tiny", unet, VAEConfig(channels=16, mult=(1, 1, 2, 2), blocks=1, groups=8), (TextConfig(32, 2, 4, 64),), size=64)), folder)
+    return folder
+
+
+def txt2img(system, out, *more):
+    return main(["txt2img", "a lighthouse 🗼 at dusk", "--model", str(system), "--out", str(out), "--device", "cpu", "--steps", "2", *more])
+
+
+def test_txt2img_writes_the_picture_that_draw_draws_and_its_settings(system, tmp_path, capsys):
+    from ddpm_edu.data import to_uint8
+    from ddpm_edu.pipeline import draw
+    from ddpm_edu.stable_diffusion import load
+    out = tmp_path / "a.png"
+    assert txt2img(system, out, "--size", "72x56", "--seed", "3", "--negative", "blurry", "--guidance", "4", "--sampler", "euler") == 0
+    picture = Image.open(out)
+    assert picture.size == (72, 56) and picture.mode == "RGB"
+    info = json.loads(picture.info["ddpm_edu"])
+    told = {"prompt": "a lighthouse 🗼 at dusk", "negative": "blurry", "seed": 3, "steps": 2, "sampler": "euler", "guidance": 4.0, "model": str(system)}
+    assert told.items() <= info.items() and info["torch"] == torch.__version__ and "version" in info
+    same = to_uint8(draw(load(system), told["prompt"], negative="blurry", seeds=3, steps=2, sampler="euler", guidance=4.0, size=(56, 72), progress=False))
+    assert picture.tobytes() == same[0].permute(1, 2, 0).numpy().tobytes()
+    said = capsys.readouterr()
+    assert "72x56" in said.out and "GiB" in said.err and [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_txt2img_counts_pictures_and_seeds_up(system, tmp_path):
+    assert txt2img(system, tmp_path / "a.png", "--count", "2", "--seed", "5") == 0
+    assert txt2img(system, tmp_path / "b.png", "--seed", "6") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a_1.png", "a_2.png", "b.png"]
+    one, two, same = (Image.open(tmp_path / f"{name}.png") for name in ("a_1", "a_2", "b"))
+    assert json.loads(two.info["ddpm_edu"])["seed"] == 6
+    far = lambda a, b: max(abs(i - j) for i, j in zip(a.tobytes(), b.tobytes()))
+    assert far(two, same) <= 1 < far(one, two)
+
+
+def test_txt2img_fast_draws_the_same(system, tmp_path):
+    assert txt2img(system, tmp_path / "a.png") == 0 and txt2img(system, tmp_path / "b.png", "--fast") == 0
+    a, b = (Image.open(tmp_path / name).tobytes() for name in ("a.png", "b.png"))
+    assert max(abs(i - j) for i, j in zip(a, b)) <= 1
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--steps", "0"], ("steps", "0")), (["--steps", "1001"], ("steps", "1000")), (["--guidance", "nan"], ("guidance", "nan")),
+    (["--guidance", "-1"], ("guidance",)), (["--sampler", "magic"], ("magic", "heun")), (["--size", "511"], ("511", "504", "512")),
+    (["--size", "0"], ("size", "0")), (["--size", "1000000"], ("size", "8192")), (["--size", "a"], ("size", "a")), (["--size", "64x"], ("64x",)),
+    (["--size", "64x64x64"], ("64x64x64",)), (["--seed", "-1"], ("seed", "-1")), (["--count", "0"], ("count", "0")), (["--handover", "2"], ("handover",)),
+    (["--device", "abacus"], ("abacus", "cpu"))])
+def test_txt2img_refuses_before_it_loads(tmp_path, capsys, monkeypatch, arguments, words):
+    import ddpm_edu.stable_diffusion as stable_diffusion
+    monkeypatch.setattr(stable_diffusion, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    out = tmp_path / "bad.png"
+    assert txt2img("sd15", out, *arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("ddpm-edu: ") and "\n" not in message and not out.exists()
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("out, words", [("no_folder/a.png", "no folder"), ("a.jpg", "ends in .png"), (".", "png")])
+def test_txt2img_refuses_an_output_before_it_loads(tmp_path, capsys, monkeypatch, out, words):
+    import ddpm_edu.stable_diffusion as stable_diffusion
+    monkeypatch.setattr(stable_diffusion, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    assert txt2img("sd15", tmp_path / out) == 2 and words in capsys.readouterr().err
+
+
+def test_txt2img_without_a_model_says_which(tmp_path, capsys):
+    assert main(["txt2img", "a fox", "--out", str(tmp_path / "a.png")]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("--model", "sd15", "sdxl", "folder", ".safetensors", "ddpm-edu models"))
+    assert main(["txt2img", "a fox", "--model", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "a.png")]) == 2
+    assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_a_png_is_written_all_or_nothing(tmp_path, monkeypatch):
+    import numpy as np
+
+    from ddpm_edu import OptionError
+    from ddpm_edu.cli import write_png
+    write_png(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8), {})
+    before = (tmp_path / "a.png").read_bytes()
+    def half(self, file, **options):
+        file.write(b"half")
+        raise OSError("disk full")
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OptionError, match="disk full"):
+        write_png(tmp_path / "a.png", np.ones((2, 2, 3), np.uint8), {})
+    assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 def test_train_writes_a_model_that_sample_reads(tmp_path, capsys):
     out = tmp_path / "mine.safetensors"
     assert main(["train", "minute", "--seconds", "1", "--out", str(out)]) == 0

@@ -99,10 +99,11 @@ class FastUNet(UNet):
             project = lambda context, *weights: F.linear(context, weight)        # (B, L, K and V of every block side by side)
             self.text = remembered(project) if "cached" in self.changes else project
         self.run = _on_cuda(self.trunk, self.mode, "graphed" in self.changes)
+        self.weights = list(self.parameters())
         self.settled = self._where()
 
     def _where(self):
-        return [p.data_ptr() for p in self.parameters()]
+        return [p.data_ptr() for p in self.weights]
 
 
 class FusedSelf(nn.Module):
@@ -156,7 +157,7 @@ class Graphed:
     """
 
     def __init__(self, f: Callable):
-        self.f, self.recorded = f, {}
+        self.f, self.recorded, self.pool = f, {}, None
 
     def __call__(self, *inputs):
         key = tuple(x if x is None else (x.shape, x.dtype, x.device) for x in inputs)
@@ -178,8 +179,9 @@ class Graphed:
                 self.f(*held)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):  # graphs run one after the other, so they may share their memory
             result = self.f(*held)
+        self.pool = graph.pool()
         return graph, held, result
 
 

@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path, monkeypatch):
     def full_disk(tensors, name, metadata):
         Path(name).write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr("ddpm_edu.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("ddpm_edu.tensorfile.save_file", full_disk)
     with refuses(CheckpointError, "x.safetensors", "could not be written", "No space", "writable"):
         save_tensors(path, {"a": torch.zeros(2)})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -219,6 +220,159 @@ def test_missing_files(tmp_path):
     for name in (tmp_path / "nothing.safetensors", "no_such_model"):
         with refuses(CheckpointError, "no such weights", "Shipped with the course"):
             load_pretrained(name)
+
+
+# ---------------------------------------------------------------- pickles, when asked for
+
+def test_an_innocent_pickle_is_read_when_asked_for(tmp_path):
+    state = {"a": torch.randn(3, 4), "b.weight": torch.arange(5), "half": torch.randn(2).half()}
+    for name, content, options in (("zipped", state, {}), ("older", state, {"_use_new_zipfile_serialization": False}),
+                                   ("renamed", state, {}), ("lightning", {"epoch": 3, "global_step": 7, "state_dict": state}, {})):
+        path = tmp_path / (f"{name}.safetensors" if name == "renamed" else f"{name}.ckpt")
+        with open(path, "wb") as f:  # by the name .safetensors torch would write such a file
+            torch.save(content, f, **options)
+        with refuses(CheckpointError, path.name, "pickle", "refused"):
+            load_tensors(path)
+        back, meta = load_tensors(path, allow_pickle=True)
+        assert meta == {} and back.keys() == state.keys() and all(torch.equal(back[k], v) and back[k].dtype == v.dtype for k, v in state.items())
+        back, _ = load_tensors(path, allow_pickle=True, dtype=torch.bfloat16)
+        assert [v.dtype for v in back.values()] == [torch.bfloat16, torch.int64, torch.bfloat16]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
+@pytest.mark.parametrize("kind", ["torch", "zip", "protocol 2", "protocol 4"])
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "x.bin"])
+def test_a_payload_never_runs_even_then(kind, name, tmp_path):
+    marker, path = tmp_path / "it ran", tmp_path / name
+    path.write_bytes(pickles(marker)[kind])
+    with refuses(CheckpointError, name, "more than weights, or is damaged", "nothing in it was run", "safetensors file of the same model"):
+        load_tensors(path, allow_pickle=True)
+    assert not marker.exists()
+    if kind == "torch" and name != "x.safetensors":
+        torch.load(path, weights_only=False)
+        assert marker.exists()  # the payload is a live one
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], {}, {"a": 1}, {"state_dict": [1]}, {"model": {"a": torch.ones(1)}}, torch.ones(2)], ids=str)
+def test_pickles_that_are_no_weights(content, tmp_path):
+    torch.save(content, tmp_path / "x.pt")
+    with refuses(CheckpointError, "x.pt", "no plain set of named tensors"):
+        load_tensors(tmp_path / "x.pt", allow_pickle=True)
+
+
+def test_damaged_pickles(tmp_path):
+    torch.save({"a": torch.randn(100)}, tmp_path / "x.pt")
+    whole = (tmp_path / "x.pt").read_bytes()
+    for cut in (4, 50, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "x.pt").write_bytes(whole[:cut])
+        with refuses(CheckpointError, "x.pt", "damaged"):
+            load_tensors(tmp_path / "x.pt", allow_pickle=True)
+
+
+def test_pickles_need_a_new_torch(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
+    for version, good in (("2.9.1+cpu", False), ("1.13.0", False), ("2.10.0", True), ("2.14.1+cu128", True), ("3.0.0a0+git1", True)):
+        monkeypatch.setattr(torch, "__version__", version)
+        if good:
+            load_tensors(tmp_path / "x.pt", allow_pickle=True)
+        else:
+            with refuses(CheckpointError, "x.pt", "torch 2.10", version.replace("+", "."), "update"):
+                load_tensors(tmp_path / "x.pt", allow_pickle=True)
+
+
+def test_the_content_counts_not_the_name(tmp_path):
+    for name in ("x.ckpt", "x.bin", "x.png", "x"):
+        save_tensors(tmp_path / name, {"a": torch.ones(2)})
+        for allow in (False, True):
+            assert torch.equal(load_tensors(tmp_path / name, allow_pickle=allow)[0]["a"], torch.ones(2))
+
+
+# ---------------------------------------------------------------- time and memory
+
+def long_header(path):
+    """A file with a true header of 200 MB: one name, spaces."""
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", 200_000_000) + ("{" + ENTRY).encode())
+        f.truncate(8 + 200_000_000 + 8)
+
+
+BAD_FILES = {**{kind: lambda path, kind=kind: path.write_bytes(ODD_FILES[kind][0]) for kind in ODD_FILES}, "header of 200 MB": long_header,
+             "deep header": lambda path: path.write_bytes(header('{"a":' + "[" * 1_000_000)),
+             "long sound header": lambda path: save_file({"a" * 30_000_000: torch.ones(1)}, path),
+             "a gigabyte of nothing": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 10 ** 9)}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+@pytest.mark.parametrize("allow", [False, True])
+def test_bad_files_are_refused_quickly(kind, allow, tmp_path):
+    path = tmp_path / "x.safetensors"
+    BAD_FILES[kind](path)
+    start = time.process_time()
+    with refuses(CheckpointError, "x.safetensors"):
+        load_tensors(path, allow_pickle=allow)
+    assert time.process_time() - start < 1
+
+
+def test_what_is_said_of_long_headers(tmp_path):
+    for kind, words in (("header of 200 MB", "200,000,000"), ("long sound header", "30,000,0")):
+        BAD_FILES[kind](tmp_path / "x.safetensors")
+        with refuses(CheckpointError, "header would be " + words, "far more than any model", "damaged, or made to do harm"):
+            load_tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_conversion(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm_edu.tensorfile.PIECE", 100)  # the file is opened anew, several times
+    tensors = {f"t{i}": torch.randn(5, 6).to((torch.float32, torch.float16, torch.bfloat16)[i % 3]) for i in range(12)} | {"n": torch.arange(5), "yes": torch.tensor(True)}
+    save_tensors(tmp_path / "x.safetensors", tensors, {"step": 1})
+    back, meta = load_tensors(tmp_path / "x.safetensors", dtype=dtype)
+    assert meta == {"step": 1} and back.keys() == tensors.keys()
+    for k, v in tensors.items():
+        assert torch.equal(back[k], v.to(dtype) if v.is_floating_point() else v) and back[k].dtype == (dtype if v.is_floating_point() else v.dtype)
+
+
+PEAK = """
+import os, sys, torch
+from ddpm_edu.checkpoint import load_state, load_tensors
+from ddpm_edu.unet import UNet, UNetConfig
+path, dtype = sys.argv[1], {"None": None, "float32": torch.float32, "float16": torch.float16}[sys.argv[2]]
+config = UNetConfig(channels=int(sys.argv[3]), mult=(1, 2, 4), depth=(0, 1, 1), heads=(8, 8, 8), context=768)
+def memory(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+with torch.device("meta"):
+    model = UNet(config)
+torch.ones(10).half().float().aminmax()
+if os.path.exists(path):
+    base = memory("VmRSS")
+    load_state(model, load_tensors(path, dtype=dtype, allow_pickle=True)[0])
+    assert all(bool(p.abs().max() < 1e3) for p in model.parameters())
+    print((memory("VmHWM") - base) / sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in model.parameters()))
+else:
+    state = {k: torch.rand(v.shape).to(dtype) for k, v in model.state_dict().items()}
+    if path.endswith(".pt"):
+        torch.save(state, path)
+    else:
+        from ddpm_edu.checkpoint import save_tensors
+        save_tensors(path, state)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("stored, wanted", [("float32", "None"), ("float16", "None"), ("float16", "float32"), ("float32", "float16")])
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_peak_memory_is_little_more_than_the_weights(stored, wanted, name, tmp_path):
+    """From a file of 500 MB (or half) into a model on the meta device, all numbers looked at: at most 1.15 times the weights."""
+    if name == "x.pt" and wanted != "None":
+        pytest.skip("pickles are mapped as a whole: converting holds both versions")
+    def run(dtype):
+        done = subprocess.run([sys.executable, "-c", PEAK, tmp_path / name, dtype, "192"], capture_output=True, text=True, timeout=150)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    run(stored)
+    ratio, size = map(float, run(wanted).split())
+    print(f"peak {ratio:.3f} times {size / 1e6:.0f} MB, {stored} to {wanted}, {name}")
+    assert size > 2e8 and 0.9 < ratio <= 1.15
 
 
 # ---------------------------------------------------------------- the right weights for the right model

@@ -16,7 +16,7 @@ LAYERS = [
     ["errors", "remember", "schedule", "paths"],
     ["diffusion", "solvers"],
     ["mlp", "unet", "unet_classic", "gaussian", "vae", "text"],
-    ["recognise"], ["layouts"],
+    ["recognise", "tensorfile"], ["layouts"],
     ["checkpoint"],
     ["memory", "folder", "hub", "system", "stable_diffusion"],
     ["guard"], ["pipeline"],

@@ -70,11 +70,12 @@ def unet_config(entries: dict, source="unet/config.json") -> UNetConfig:
             raise _Unable("up_block_types", up, "the down blocks in reverse")
         layers = _per_level(entries, "transformer_layers_per_block", 1, levels)
         heads = _per_level(entries, "attention_head_dim", 8, levels)
-        heads = [h if known[b] or level == levels - 1 else 1 for level, (h, b) in enumerate(zip(heads, down))]
+        heads = [1 if not known[b] and widths[level] % h else h for level, (h, b) in enumerate(zip(heads, down))]  # unused without attention
         vector = entries.get("projection_class_embeddings_input_dim") if entries.get("addition_embed_type") else 0
         if vector is None:
             raise _Unable("projection_class_embeddings_input_dim", None, "a number beside addition_embed_type")
-        return UNetConfig(entries.get("in_channels", 4), entries.get("out_channels", 4), widths[0], _mult(widths),
+        inputs, outputs = entries.get("in_channels", 4), entries.get("out_channels", 4)
+        return UNetConfig(inputs, 0 if outputs == inputs else outputs, widths[0], _mult(widths),
                           tuple(n if known[b] else 0 for n, b in zip(layers, down)), layers[-1], tuple(heads),
                           _same(entries, "cross_attention_dim", 1280), vector, _same(entries, "layers_per_block", 2),
                           entries.get("norm_num_groups", 32))
@@ -161,7 +162,7 @@ def _shards(index):
         raise CheckpointError(f"{index}: no weight_map of names to files; fetch the file again")
     files = sorted(set(names.values()))
     for name in files:
-        if PurePosixPath(name).name != name or name == ".." or "\\" in name or ":" in name or "\0" in name:
+        if PurePosixPath(name).name != name or name in ("", "..") or "\\" in name or ":" in name or "\0" in name:
             raise CheckpointError(f"{index}: names the shard {name!r}, which lies outside its folder: refused, use an index from a source you trust")
     missing = [n for n in files if not (index.parent / n).is_file()]
     if missing:

@@ -10,11 +10,13 @@ from .stable_diffusion import StableDiffusion, memory_needed
 
 WAYS_OUT = "choose a smaller size, fewer pictures at a time, bfloat16 instead of float32, or decode with tiled=True"
 
+PLENTY = 16 * 1024  # bytes a pixel, several times what drawing with SDXL takes: no need then for an estimate, which takes seconds
+
 
 def make_room(sd: StableDiffusion, size: tuple[int, int], pictures: int, guidance: bool) -> None:
     """On a GPU that is short of memory, move the text encoders to the CPU, where they then work; warn if that is too little."""
     weight = next(sd.unet.parameters())
-    if weight.device.type != "cuda":
+    if weight.device.type != "cuda" or free_memory(weight.device) > PLENTY * pictures * size[0] * size[1]:
         return
     held = sum(p.numel() * p.element_size() for p in sd.parameters())
     needed = memory_needed(sd.config, weight.dtype, size, pictures, guidance) - held

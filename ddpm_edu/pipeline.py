@@ -33,7 +33,7 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int = 30,
     size: one side or (height, width), multiples of 8; the system's own unless given.  seeds: the first picture's, the others
     count up; or a list, one a picture (one prompt is then drawn with each). A picture depends on its own prompt and seed,
     not on the batch.  sampler, spacing: see `sampling_times`.  guidance, rescale, interval: see `steer`.
-    refiner: a second system that does what is left when t falls below (1 - handover) T.
+    refiner: a second system that does what is left when t falls below T - handover T.
     original_size, crop (top, left), target_size, aesthetic (score of prompt and negative prompt): see `condition`.
 
     Arguments are checked and texts encoded at the call: OptionError, ShapeError. While it runs: ResourceError where memory
@@ -63,7 +63,7 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int = 30,
         model = steer(denoiser(system), cond, uncond, guidance, rescale, interval)
         return lambda x: SAMPLERS[sampler](model, system.schedule, x, times, predict=system.predict, end=end, generator=gens)
 
-    first = [t for t in times if refiner is None or t >= round((1 - handover) * sd.schedule.T)]
+    first = [t for t in times if refiner is None or t >= round(sd.schedule.T - handover * sd.schedule.T)]
     rest = times[len(first):]
     shares = (sd, first, rest[0] if rest else end), (refiner, rest, end)
     return watched(_in_turn([stage(*share) for share in shares if share[1]], x_T), len(times))

@@ -95,7 +95,7 @@ def test_two_prompts_at_once_as_diffusers(saved, name):
                                    guidance_scale=5, negative_prompt=negatives)) < TOLERANCE
 
 
-@pytest.mark.parametrize("sampler, handover, guidance", [("euler", 0.8, 5), ("ddim", 0.7, 1), ("dpmpp_2m", 0.5, 5)])
+@pytest.mark.parametrize("sampler, handover, guidance", [("euler", 0.8, 5), ("euler", 0.799, 1), ("ddim", 0.7, 1), ("dpmpp_2m", 0.5, 5)])
 def test_base_and_refiner_as_diffusers(saved, sampler, handover, guidance):
     (base_pipe, base), (refiner_pipe, refiner) = saved("sdxl"), saved("refiner")
     from tiny_pipelines import scheduler
@@ -450,15 +450,18 @@ def test_text_encoders_make_room(monkeypatch):
     asked = []
     monkeypatch.setattr(guard, "memory_needed", lambda *a: asked.append(a) or 10 * gib + weights)
     monkeypatch.setattr(guard, "free_memory", lambda device: free(sd.moved))
+    free = lambda moved: 300 * gib
+    guard.make_room(sd, (1024, 1024), 16, True)
+    assert not asked  # plenty
     free = lambda moved: 11 * gib
-    guard.make_room(sd, (64, 72), 2, True)
-    assert not sd.moved and asked == [(None, torch.bfloat16, (64, 72), 2, True)]
+    guard.make_room(sd, (1024, 1032), 2, True)
+    assert not sd.moved and asked == [(None, torch.bfloat16, (1024, 1032), 2, True)]
     free = lambda moved: (12 if moved else 8) * gib
-    guard.make_room(sd, (64, 72), 2, True)
+    guard.make_room(sd, (1024, 1032), 2, True)
     assert sd.moved == ["cpu"]
     free = lambda moved: 8 * gib
     with pytest.warns(UserWarning, match="10.0 GiB .* 8.0 GiB .* smaller size"):
-        guard.make_room(sd, (64, 72), 2, True)
+        guard.make_room(sd, (1024, 1032), 2, True)
 
 
 def test_the_estimate_is_asked_as_it_answers(one):

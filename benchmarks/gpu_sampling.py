@@ -4,6 +4,7 @@
     python benchmarks/gpu_sampling.py --only sdxl,ladder/fused    some of it; what is in the results already is kept
     python benchmarks/gpu_sampling.py --tiny                      all of it at tiny size on the CPU, to see that it works
 
+What is measured is exact up to rounding but for "fp8"; approximations.py shows what fewer steps and the like do to pictures.
 Weights are random: speed does not depend on them. diffusers gets the same ones, and `off_diffusers` says how far apart the
 two pictures are. Times are medians of CUDA events around a whole call, after warm-up; prompts are already encoded.
 A picture is: all steps with guidance (two UNet passes each, one batched call), Euler, and the VAE. Each result is written
@@ -32,12 +33,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddpm_edu import SAMPLERS, Cond, Schedule, folder, guided, last, noise, spaced_timesteps, system
-from ddpm_edu.checkpoint import load_pretrained
-from ddpm_edu.diffusion import class_cond
 from ddpm_edu.fast import CHANGES, flops, speed_up
 from ddpm_edu.float8 import fp8, to_float8
 from ddpm_edu.layouts import to_folder
-from ddpm_edu.pipeline import steer
 from ddpm_edu.unet import UNet, timestep_embedding
 from ddpm_edu.vae import VAE
 
@@ -56,11 +54,10 @@ class Setting:
     repeats: int = 5
     matmul: int = 8192
     tokens: tuple[tuple[int, int, int], ...] = ((10, 4096, 64), (20, 1024, 64), (8, 4096, 40))  # heads, tokens, width of a head
-    pictures: int = 64
     mode: str = "default"
 
 
-TINY = Setting("cpu", F32, 3, 2, (1, 2), 1, 128, ((2, 64, 16),), 4)
+TINY = Setting("cpu", F32, 3, 2, (1, 2), 1, 128, ((2, 64, 16),))
 
 
 def plan(name, setting):
@@ -344,45 +341,8 @@ def rounded(unet, config, dtype):
     return other.eval().requires_grad_(False)
 
 
-def approximations(setting, skip):
-    """What fewer steps, guidance in a part of the steps and 8-bit products do to the pictures of a trained network.
-
-    The CIFAR-10 network that ships, since random weights make no pictures. `rms` is the root mean square difference of
-    pictures in [-1, 1] from those of 250 DDIM steps (for "interval" and "fp8": from the same run without it).
-    """
-    trained = load_pretrained("cifar10")
-    model, device = trained.model.to(setting.device).eval(), setting.device
-    x_T, labels = noise((3, 32, 32), range(setting.pictures)).to(device), torch.arange(setting.pictures) % 10
-    cond = class_cond(labels).map(lambda x: x.to(device))
-    uncond, calls = cond.map(torch.zeros_like), []
-
-    def run(steps, sampler="ddim", model=model, interval=None):
-        calls.clear()
-        counted = lambda *args: (calls.append(len(args[0]) / len(x_T)), model(*args))[1]
-        f = steer(counted, cond, uncond, 1.5, interval=interval)
-        x = last(SAMPLERS[sampler](f, trained.schedule, x_T, steps, cond, predict=trained.predict, clip=1.0))
-        return x, {"network_passes_a_picture": sum(calls)}
-
-    rms = lambda a, b: (a - b).square().mean().sqrt().item()
-    many = 250 if setting.device != "cpu" else 20
-    jobs = {f"{sampler}_{steps}": dict(steps=steps, sampler=sampler) for sampler in ("euler", "heun", "dpmpp_2m", "ipndm") for steps in (5, 10, 20, 30)}
-    jobs |= {f"interval_{low}_{high}": dict(steps=20, sampler="dpmpp_2m", interval=(low, high)) for low, high in ((0, 999), (200, 800), (300, 700))}
-    jobs |= {"fp8": dict(steps=20, sampler="dpmpp_2m", model=fp8(model, emulate=True))}
-    if setting.device == "cpu":
-        jobs = {name: jobs[name] for name in ("dpmpp_2m_5", "interval_200_800", "fp8")}
-    reference = base = None
-    for key, job in jobs.items():
-        if skip(key):
-            continue
-        if reference is None:
-            reference, base = run(many)[0], run(20, "dpmpp_2m")[0]
-        x, passes = run(**job)
-        yield key, {"rms": rms(x, reference if key[0] not in "if" or "ipndm" in key else base), **passes, "pictures": setting.pictures}
-
-
 TASKS = {"roof": roof, "attention": attention, "sdxl": functools.partial(whole_picture, "sdxl"), "sd15": functools.partial(whole_picture, "sd15"),
-         "vae": vae_decode, "throughput": throughput, "ladder": functools.partial(ladder, "sdxl"), "ladder_sd15": functools.partial(ladder, "sd15"),
-         "approximations": approximations}
+         "vae": vae_decode, "throughput": throughput, "ladder": functools.partial(ladder, "sdxl"), "ladder_sd15": functools.partial(ladder, "sd15")}
 
 
 # ---------------------------------------------------------------- around them

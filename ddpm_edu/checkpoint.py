@@ -68,7 +68,8 @@ def check_finite(tensors: dict[str, Tensor], source) -> None:
 
 def _finite(x: Tensor) -> bool:
     """The extremes of a piece tell, and need no memory: NaN is the extreme of whatever holds it."""
-    return all(bool(torch.stack(piece.aminmax()).isfinite().all()) for piece in x.flatten().split(1 << 22) if piece.numel())
+    pieces = (piece.float() if x.itemsize == 1 else piece for piece in x.flatten().split(1 << 22))  # 8 bits know no order
+    return all(bool(torch.stack(piece.aminmax()).isfinite().all()) for piece in pieces if piece.numel())
 
 
 # ---------------------------------------------------------------- models that ship

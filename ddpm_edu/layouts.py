@@ -258,6 +258,7 @@ def to_folder_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A text encoder's weights in our names -> transformers' names, "text_model." in front, which all its versions read."""
     return dict(state)
 
+
 # ---------------------------------------------------------------- one part, whatever its layout
 
 READ = {("unet", "original"): original_unet, ("unet", "folder"): folder_unet, ("unet", "ours"): flat_projections,

@@ -242,6 +242,17 @@ def test_broken_numbers_are_named_and_nothing_is_filled(dtype, value):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_eight_bits_are_looked_at_too():
+    with torch.device("meta"):
+        model = UNet(SMALL)
+    state = {k: v.to(torch.float8_e4m3fn) for k, v in small(1).state_dict().items()}
+    load_state(model, state)
+    assert model.conv_in.weight.dtype == torch.float8_e4m3fn
+    state["conv_in.weight"] = torch.full((8, 4, 3, 3), float("nan")).to(torch.float8_e4m3fn)
+    with refuses(CheckpointError, "1 tensors hold NaN", "conv_in.weight"):
+        load_state(model, state)
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda s: s.pop("conv_in.bias"), ("1 missing .conv_in.bias.",)), (lambda s: s.update(extra=torch.ones(1)), ("1 unexpected .extra.",)),
     (lambda s: s.update({"conv_in.bias": torch.ones(9)}), ("1 of another shape .conv_in.bias.",)),

@@ -1,80 +1,109 @@
-"""A head start for pictures: the exact denoiser of the Gaussian that fits the data, and a network for the rest.
+"""A head start for pictures: the exact denoiser of a mixture of Gaussians that fits the data, and a network for the rest.
 
-For Gaussian data the best denoiser is a formula (a Wiener filter). Real pictures are not Gaussian, but a Gaussian a
-class already knows the average 7 and the main ways in which sevens differ; fitting it takes a second. The network
-then learns only what no Gaussian can know.
+For Gaussian data the best denoiser is a formula (a Wiener filter), and for a mixture it is the average of the
+parts' formulas, each weighted by how well it explains x_t. Real pictures are no such mixture, but one already knows
+the ways in which a seven is written; fitting it takes seconds. The network then learns only what it cannot know.
 """
 import torch
 from torch import Tensor, nn
 
 from .diffusion import Cond
-from .errors import DataError, ShapeError
+from .errors import DataError, OptionError, ShapeError
 from .schedule import Schedule
 
 
 class GaussianPrior(nn.Module):
-    """v predicted as v of a class's Gaussian, in closed form, plus `model`'s answer to (x_t, x0_hat of the Gaussian).
+    """v predicted as v of a mixture of Gaussians, in closed form, plus `model`'s answer to (x_t, x0_hat of the mixture).
 
-    Data of class k as N(mean_k, C_k), C_k = V_k diag(variance_k) V_k^T in `rank` directions and rest_k in all others
-    (probabilistic PCA, Tipping & Bishop 1999). With s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t), x_t = s x_0 + n eps:
+    Every class is `parts` Gaussians N(mean_j, C_j) with C_j = V_j diag(variance_j) V_j^T in `rank` directions and rest_j
+    in all others (probabilistic PCA, Tipping & Bishop 1999). With s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t):
 
-        E[x_0 | x_t] = mean + s C (s^2 C + n^2 I)^-1 (x_t - s mean)     v = s eps - n x_0 = (s x_t - x_0) / n
+        x_t = s x_0 + n eps                      a part sees x_t as N(s mean_j, s^2 C_j + n^2 I)
+        E[x_0 | x_t] = sum_j w_j(x_t) (mean_j + s C_j (s^2 C_j + n^2 I)^-1 (x_t - s mean_j))
+        w_j(x_t) ~ weight_j N(x_t; s mean_j, s^2 C_j + n^2 I)          v = s eps - n x_0 = (s x_t - x_0) / n
 
-    `model` takes 2 C channels (x_t and x0_hat) and returns C. Class K, one past the last, is the data as a whole, for
-    rows of zeros in cond.vector. t must be whole or fractional inside the schedule, t >= 0.
+    The sum runs over the parts of the class in cond.vector, over all parts where it is zeros. `model` takes 2 C channels
+    (x_t and x0_hat) and returns C. t must be whole or fractional inside the schedule, t >= 0.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, shape: tuple[int, ...], classes: int, rank: int):
+    def __init__(self, model: nn.Module, schedule: Schedule, shape: tuple[int, ...], classes: int, parts: int, rank: int):
         super().__init__()
-        self.model, self.shape, self.rank, self.classes = model, tuple(shape), rank, classes
-        n = torch.Size(shape).numel()
-        for name, size in (("mean", (n,)), ("basis", (n, rank)), ("variance", (rank,)), ("rest", (1,))):
-            self.register_buffer(name, torch.zeros(classes + 1, *size))
+        self.model, self.shape, self.classes, self.parts, self.rank = model, tuple(shape), classes, parts, rank
+        n, total = torch.Size(shape).numel(), classes * parts
+        for name, size in (("weight", (total,)), ("mean", (total, n)), ("basis", (n, total, rank)),
+                           ("variance", (total, rank)), ("rest", (total,))):
+            self.register_buffer(name, torch.zeros(*size))
         self.register_buffer("sigma", torch.cat([torch.zeros(1), schedule.sigma.float()]), persistent=False)  # index t + 1
 
     @classmethod
     @torch.no_grad()
-    def fit(cls, model: nn.Module, schedule: Schedule, dataset, classes: int, rank: int, most: int = 6000) -> "GaussianPrior":
-        """Fit mean and covariance of every class, and of all together, on at most `most` pictures each."""
+    def fit(cls, model: nn.Module, schedule: Schedule, dataset, classes: int, parts: int, rank: int, most: int = 6000) -> "GaussianPrior":
+        """Split every class into `parts` clusters (at most `most` pictures of it), then mean and covariance of each."""
+        for name, value in (("parts", parts), ("rank", rank)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name} = {value!r}: pass a whole number of at least 1")
         shape = dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]
-        prior = cls(model, schedule, shape, classes, rank)
-        everything = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-        for k in range(classes + 1):
-            chosen = everything if k == classes else (dataset.labels == k).nonzero()[:, 0]
-            if not 0 < rank < min(len(chosen), prior.mean.shape[1]):
-                raise DataError(f"class {k} has {len(chosen)} pictures of {prior.mean.shape[1]} numbers: rank = {rank} must be below both")
-            x = dataset[chosen[:most]][0].flatten(1)
-            prior.mean[k] = x.mean(0)
-            centred = x - prior.mean[k]
-            with torch.random.fork_rng(devices=[]):  # the randomized SVD (Halko et al. 2011) draws from the global seed
-                torch.manual_seed(k)
-                _, size, vectors = torch.svd_lowrank(centred, q=min(rank + 16, *centred.shape), niter=3)
-            prior.basis[k], prior.variance[k] = vectors[:, :rank], size[:rank] ** 2 / len(x)
-            left = centred.square().sum() / len(x) - prior.variance[k].sum()
-            prior.rest[k] = (left / (centred.shape[1] - rank)).clamp(min=1e-4)
+        prior = cls(model, schedule, shape, classes, parts, rank)
+        with torch.random.fork_rng(devices=[]):  # clusters and randomized SVD draw from the global seed
+            torch.manual_seed(0)
+            for k in range(classes):
+                chosen = (dataset.labels == k).nonzero()[:most, 0]
+                if len(chosen) < parts or rank >= len(prior.mean[0]):
+                    raise DataError(f"class {k} has {len(chosen)} pictures of {len(prior.mean[0])} numbers: too few for "
+                                    f"parts = {parts} with rank = {rank} directions each, lower them")
+                x = dataset[chosen][0].flatten(1)
+                for j, near in enumerate(_clusters(x, parts)):
+                    if len(near):  # an empty part keeps weight 0
+                        prior._fit_part(k * parts + j, x[near], len(near) / len(x))
         return prior
 
+    def _fit_part(self, j: int, x: Tensor, weight: float) -> None:
+        self.weight[j], self.mean[j] = weight, x.mean(0)
+        x = x - self.mean[j]
+        r = min(self.rank, len(x) - 1)
+        _, size, vectors = torch.svd_lowrank(x, q=min(r + 16, *x.shape), niter=3)  # Halko et al. 2011
+        variance = size[:r] ** 2 / len(x)
+        self.rest[j] = ((x.square().sum() / len(x) - variance.sum()) / (x.shape[1] - r)).clamp(min=1e-4)
+        self.basis[:, j, :r], self.variance[j] = vectors[:, :r], self.rest[j]  # unused directions: none, of variance rest
+        self.variance[j, :r] = variance
+
     def x0_hat(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
-        """(E[x_0 | x_t] under the Gaussian, s, n); s and n are (B, 1, ..., 1)."""
+        """(E[x_0 | x_t] under the mixture, s, n); s and n are (B, 1, ..., 1)."""
         if x_t.shape[1:] != self.shape or cond.vector is None or cond.vector.shape != (len(x_t), self.classes):
             raise ShapeError(f"x_t has shape {tuple(x_t.shape)}: this GaussianPrior takes (B, {', '.join(map(str, self.shape))}) "
                              f"and cond.vector (B, {self.classes}), zeros for no class")
-        k = torch.where(cond.vector.sum(1) > 0, cond.vector.argmax(1), self.classes)
         low = t.long()
         sigma = torch.lerp(self.sigma[low + 1], self.sigma[(low + 2).clamp(max=len(self.sigma) - 1)], (t - low).float())[:, None]
-        s = (1 + sigma ** 2).rsqrt()
+        s = (1 + sigma ** 2).rsqrt()                                                   # (B, 1)
         n = s * sigma
-
-        def gain(variance):
-            return s * variance / (s ** 2 * variance + n ** 2)
-
-        away = x_t.flatten(1) - s * self.mean[k]
-        along = torch.bmm(away[:, None], self.basis[k])                                          # (B, 1, rank)
-        along = along * (gain(self.variance[k]) - gain(self.rest[k]))[:, None]
-        x_0 = self.mean[k] + gain(self.rest[k]) * away + torch.bmm(along, self.basis[k].transpose(1, 2))[:, 0]
+        x, V = x_t.flatten(1), self.basis.flatten(1)                                   # (B, N), (N, J * rank)
+        # V_j^T (x_t - s mean_j), and the variances of x_t along V_j and across it
+        along = (x @ V).unflatten(1, (-1, self.rank)) - s[..., None] * torch.einsum("jn,njr->jr", self.mean, self.basis)
+        var, rest = s[..., None] ** 2 * self.variance + n[..., None] ** 2, s ** 2 * self.rest + n ** 2  # (B, J, rank), (B, J)
+        w = self._share(x, s, along, var, rest, cond.vector)
+        gain, gain_rest = s[..., None] * self.variance / var, s * self.rest / rest
+        x_0 = ((w * gain_rest).sum(1, keepdim=True) * x + (w * (1 - s * gain_rest)) @ self.mean
+               + (w[..., None] * (gain - gain_rest[..., None]) * along).flatten(1) @ V.T)
         ones = [1] * len(self.shape)
         return x_0.view_as(x_t), s.view(-1, *ones), n.view(-1, *ones)
+
+    def _share(self, x, s, along, var, rest, classes):
+        """w_j(x_t), (B, J): the posterior probability of each part, by log N(x_t; s mean_j, s^2 C_j + n^2 I)."""
+        away = x.square().sum(1, keepdim=True) - 2 * s * (x @ self.mean.T) + s ** 2 * self.mean.square().sum(1)
+        across = (away - along.square().sum(2)).clamp(min=0)
+        log_n = -0.5 * (across / rest + (along ** 2 / var).sum(2) + var.log().sum(2) + (x.shape[1] - self.rank) * rest.log())
+        allowed = torch.where(classes.sum(1, keepdim=True) > 0, classes, 1.0).repeat_interleave(self.parts, dim=1)
+        return (log_n + (self.weight * allowed).log()).softmax(1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         x_0, s, n = self.x0_hat(x_t, t, cond)
         return (s * x_t - x_0) / n + self.model(torch.cat([x_t, x_0], dim=1), t, cond)
+
+
+def _clusters(x: Tensor, parts: int, rounds: int = 15) -> list[Tensor]:
+    """Row numbers of `parts` groups, a few perhaps empty: k-means (Lloyd 1982) from random rows."""
+    centres = x[torch.randperm(len(x))[:parts]]
+    for _ in range(rounds if parts > 1 else 1):
+        near = torch.cdist(x, centres).argmin(1)
+        centres = torch.stack([x[near == j].mean(0) if (near == j).any() else centres[j] for j in range(parts)])
+    return [(near == j).nonzero()[:, 0] for j in range(parts)]

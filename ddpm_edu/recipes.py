@@ -25,12 +25,13 @@ from .unet import SpaceToDepth, UNet, UNetConfig
 class Recipe:
     """A denoiser, its data and one training run.
 
-    The denoiser is a UNet behind SpaceToDepth(2), learning what is left over by a class's Gaussian of `rank`
+    The denoiser is a UNet behind SpaceToDepth(2), learning what is left over by `parts` Gaussians a class, each of `rank`
     directions (`gaussian.py`). guidance: the scale that suits the result, with `clip` on x0_hat.
     """
     name: str
     dataset: Callable
     unet: UNetConfig
+    parts: int
     rank: int
     config: TrainConfig
     guidance: float
@@ -46,7 +47,7 @@ class Recipe:
         unet = UNet(self.unet)
         nn.init.zeros_(unet.conv_out.weight)  # start as the Gaussian's own answer
         nn.init.zeros_(unet.conv_out.bias)
-        return GaussianPrior.fit(SpaceToDepth(unet, 2), self.schedule(), dataset, classes=10, rank=self.rank)
+        return GaussianPrior.fit(SpaceToDepth(unet, 2), self.schedule(), dataset, classes=10, parts=self.parts, rank=self.rank)
 
 
 def _unet(channels: int, mult: tuple[int, ...], depth: tuple[int, ...], colours: int) -> UNetConfig:
@@ -55,11 +56,11 @@ def _unet(channels: int, mult: tuple[int, ...], depth: tuple[int, ...], colours:
                       heads=(4,) * len(mult), vector=10, blocks=1, groups=8)
 
 
-FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal", t_mean=0.5, batch_size=32)
+FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal", t_mean=0.5, batch_size=64)
 
-MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 64, TrainConfig(seconds=60, ema=0.99, **FAST), guidance=1.7)
-MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 64, TrainConfig(steps=7500, ema=0.998, **FAST), guidance=1.7)
-CIFAR10 = Recipe("cifar10", data.cifar10, _unet(32, (1, 2, 2), (0, 0, 1), 3), 48, TrainConfig(steps=6000, ema=0.998, **FAST), guidance=1.5)
+MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 30, 16, TrainConfig(seconds=60, ema=0.99, **FAST), guidance=1.3)
+MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 30, 16, TrainConfig(steps=7000, ema=0.998, **FAST), guidance=1.2)
+CIFAR10 = Recipe("cifar10", data.cifar10, _unet(32, (1, 2, 2), (0, 0, 1), 3), 4, 16, TrainConfig(steps=6000, ema=0.998, **FAST), guidance=1.5)
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10)}
 
 

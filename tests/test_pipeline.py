@@ -186,6 +186,16 @@ def test_one_prompt_with_several_seeds_and_seeds_that_count_up(one):
     assert torch.equal(by_hand, draw(one, ["a fox", "a fox"], seeds=4, steps=2, progress=False)) and by_hand.shape == (2, 3, 64, 64)
 
 
+def test_draw_shows_progress_and_decodes_with_the_system_that_came_last(two, capsys):
+    sd, refiner = two
+    shown = draw(sd, PROMPT, steps=4, refiner=refiner)
+    assert "4/4" in capsys.readouterr().err
+    z = last(text_to_image(sd, PROMPT, steps=4, refiner=refiner))
+    assert torch.equal(shown, decode(refiner, z)) and not torch.equal(shown, decode(sd, z))
+    draw(sd, PROMPT, steps=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_yields_steps_in_float32(one):
     steps = list(text_to_image(one, PROMPT, steps=3, size=(72, 40)))
     assert [s.t for s in steps] == [751, 501, 251] and steps[0].x_t.shape == (1, 4, 9, 5) and steps[0].x_t.dtype == torch.float32
@@ -340,6 +350,16 @@ def test_long_prompt_warns_and_quotes_what_is_left_out(one):
 def test_refused_at_the_call(one, options, words):
     with refuses(OptionError, *words):
         text_to_image(one, PROMPT, **options)
+
+
+def test_refused_systems(one):
+    from ddpm_edu.stable_diffusion import build
+    for system, words in (("sd15", ("sd15", "load")), (None, ("None",)), (one.unet, ("load",)), (build(one.config, device="meta"), ("meta", "no weights"))):
+        with refuses(OptionError, "sd", *words):
+            text_to_image(system, PROMPT)
+        if system is not None:
+            with refuses(OptionError, "refiner", *words):
+                text_to_image(one, PROMPT, refiner=system)
 
 
 def test_too_many_or_few_seeds(one):

@@ -219,12 +219,19 @@ def train(args) -> None:
 
 
 def models(args) -> None:
-    """One line a model: name, where it is, size, parameters, what its card says."""
-    from .checkpoint import data_folder
+    """What ships, then the published systems that `txt2img` knows: name, size, title, and where each is or is looked for."""
+    from .paths import data_folder
+    from .stable_diffusion import KNOWN, where
     for path in sorted((data_folder() / "weights").glob("*.safetensors")):
         card = path.with_suffix(".md")
         title = card.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") if card.exists() else "no card"
         print(f"{path.stem:16} {path.stat().st_size / 2 ** 20:5.1f} MiB  {title}\n{'':16} {path}")
+    for name, known in KNOWN.items():
+        size = next(iter(known.files.values())) / 2 ** 30
+        print(f"\n{name:16} {size:5.1f} GiB  {known.config.name}, {known.config.size}x{known.config.size} pixels; hub name {known.hub}")
+        places = where(name)
+        for place in places:
+            print(f"{'':16} {'found' if place.exists() else 'looked for'}: {place}")
 
 
 def student(args) -> None:

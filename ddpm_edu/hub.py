@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .errors import CheckpointError
-from .folder import weight_files
+from .folder import read_json, weight_files
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -18,8 +18,11 @@ def is_name(source: str) -> bool:
 
 def cache(repo: str) -> Path:
     """Where huggingface_hub keeps a model, its `blobs` and `snapshots`."""
-    from huggingface_hub import constants
-    return Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        HF_HUB_CACHE = Path.home() / ".cache" / "huggingface" / "hub"
+    return Path(HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
 
 
 def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Path:
@@ -27,16 +30,20 @@ def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Pat
 
     Half precision takes the files in half precision where there are some. Raises CheckpointError naming `places`.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    remedy = f"pass the path of a .safetensors file or of a folder with {repo}'s files"
+    try:
+        from huggingface_hub import HfApi, constants, snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise CheckpointError(f"{repo}: hub names need the package huggingface_hub, which is not installed: install it, or {remedy}") from None
     try:
         folder = Path(snapshot_download(repo, local_files_only=True))
-        if whole(folder, dtype, ema):
+        if complete(folder, dtype, ema):
             return folder
         lacking = f"{folder} is incomplete"
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         lacking = f"not found ({', '.join(map(str, places))})"
-    remedy = f"fetch it where there is a network, or pass the path of a .safetensors file or of a folder with {repo}'s files"
+    remedy = f"fetch it where there is a network, or {remedy}"
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise CheckpointError(f"{repo}: {lacking}, and HF_HUB_OFFLINE forbids to fetch it: {remedy}, or unset HF_HUB_OFFLINE")
     try:
@@ -46,16 +53,18 @@ def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Pat
         raise CheckpointError(f"{repo}: {lacking}, and fetching it failed ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): {remedy}") from e
 
 
-def whole(folder: Path, dtype, ema: bool) -> bool:
-    """Whether a snapshot holds every file that `load` reads: configs, and the weights of each part that has a config."""
+def complete(folder: Path, dtype, ema: bool) -> bool:
+    """Whether a snapshot holds what `load` reads: the index, and config and weights of each part that it names."""
     try:
+        index = read_json(folder / "model_index.json")
         for part in PARTS:
-            if (folder / part).is_dir() or part in ("unet", "vae"):
+            if (index.get(part) or [None])[0]:
+                read_json(folder / part / "config.json")
                 weight_files(folder / part, dtype, ema)
-                (folder / part / "config.json").stat()
-        return (folder / "model_index.json").is_file() and any((folder / p).is_dir() for p in PARTS[2:])
+        read_json(folder / "scheduler" / "scheduler_config.json")
     except (CheckpointError, OSError):
         return False
+    return True
 
 
 def needed(names: list[str], dtype, ema: bool) -> list[str]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import folder, hub
-from .checkpoint import load_state, load_tensors, save_tensors
+from .checkpoint import load_state
+from .diffusion import whole
 from .errors import CheckpointError, OptionError
 from .layouts import to_folder
 from .memory import widest_moment
@@ -20,6 +21,7 @@ from .paths import data_folder
 from .recognise import looks_like, split_single_file
 from .schedule import Schedule
 from .system import REFINER, SD15, SD21, SDXL, StableDiffusion, SystemConfig, build, part_dtype
+from .tensorfile import load_tensors, save_tensors
 from .text import CLIP_L, Tokenizer
 from .vae import SD_VAE
 
@@ -214,7 +216,6 @@ def weight_bytes(config: SystemConfig, dtype=torch.float32) -> int:
     return sum(p.numel() * p.element_size() for p in build(config, device="meta", dtype=dtype).parameters())
 
 
-@functools.lru_cache
 def memory_needed(source, dtype=torch.float32, size=None, batch: int = 1, guidance: bool = True) -> int:
     """Bytes to draw `batch` pictures of `size` (pixels: one side, or (height, width)) at once: weights and the widest moment.
 
@@ -223,9 +224,16 @@ def memory_needed(source, dtype=torch.float32, size=None, batch: int = 1, guidan
     meta device counts it (memory.py); the libraries' own work space comes on top.
     """
     config = source if isinstance(source, SystemConfig) else config_of(source)
-    size = size or config.size
-    return weight_bytes(config, dtype) + widest_moment(build(config, device="meta", dtype=dtype),
-                                                       (size, size) if isinstance(size, int) else size, batch * (2 if guidance else 1))
+    height, width = (size, size) if isinstance(size, int) else size or (config.size, config.size)
+    for side in (height, width):
+        whole("size", side, 8, 8192, "pixels a side")
+    whole("batch", batch, 1, 1024, "pictures at once")
+    return _memory(config, dtype, (height, width), batch * (2 if guidance else 1))
+
+
+@functools.lru_cache
+def _memory(config, dtype, size, batch):
+    return weight_bytes(config, dtype) + widest_moment(build(config, device="meta", dtype=dtype), size, batch)
 
 
 def config_of(source) -> SystemConfig:

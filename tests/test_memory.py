@@ -1,0 +1,113 @@
+"""The memory a system takes: foretold by a rehearsal without numbers, and measured by the operating system."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import refuses
+from test_stable_diffusion import SINGLE, TINY, sparse
+
+from ddpm_edu.errors import OptionError
+from ddpm_edu.memory import peak_bytes
+from ddpm_edu.stable_diffusion import SD15, SDXL, build, config_of, memory_needed, save_folder, weight_bytes
+
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+PROBE = '''
+import ctypes, json, sys, torch
+ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 20)  # blocks of a megabyte go back to the system when freed
+torch.set_num_threads(1), torch.set_grad_enabled(False)
+def status(name):
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+def peak(run):
+    """Bytes beyond those held before."""
+    before = status("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts anew
+    out = run()
+    return status("VmHWM") - before
+'''
+
+
+def probe(code, *args):
+    done = subprocess.run([sys.executable, "-c", PROBE + code, *map(str, args)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_peak_of_a_few_lines():
+    """Views and work in place cost nothing, what is let go makes room; in float32, 4 MB a piece."""
+    def chain():
+        a = torch.ones(1000, 1000)
+        b = a + 1
+        del a
+        c = b.view(-1).relu_()
+        return c[:10] + 1
+
+    assert peak_bytes(chain) == 8_000_000
+    assert peak_bytes(lambda: [torch.ones(1000, 1000) for _ in range(5)]) == 20_000_000
+    assert peak_bytes(lambda: torch.nn.functional.scaled_dot_product_attention(*torch.ones(3, 1, 8, 4096, 40))) < 4 * 8 * 4096 * 40 * 5
+
+
+def test_memory_needed():
+    weights = 859520964 + 83653863 + 123060480
+    assert weight_bytes(SD15) == 4 * weights and weight_bytes(SD15, torch.bfloat16) == 2 * weights
+    full, half = memory_needed(SD15), memory_needed("sd15", torch.bfloat16)
+    assert full == 2 * half and weights * 4 < full < weights * 4 * 1.5
+    assert memory_needed(SD15, size=768) > memory_needed(SD15, size=(512, 768)) > full
+    assert memory_needed(SD15, batch=16) > memory_needed(SD15, batch=8) > memory_needed(SD15, batch=8, guidance=False)
+    for bad in ({"size": 0}, {"size": True}, {"size": 1_000_000}, {"size": (512, 511.5)}, {"batch": 0}):
+        with refuses(OptionError, *bad):
+            memory_needed(SD15, **bad)
+    assert 7e9 < memory_needed(SDXL, torch.bfloat16, 1024) < 10e9
+
+
+def test_a_folder_is_asked_without_its_weights(tmp_path):
+    save_folder(build(TINY), tmp_path)
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    assert config_of(tmp_path).unet == TINY.unet
+    assert memory_needed(tmp_path) == memory_needed(TINY) > weight_bytes(TINY)
+
+
+@linux
+@pytest.mark.slow
+def test_rehearsal_against_the_operating_system():
+    """A UNet within 10 %; the VAE within a third, since its convolutions take work space that nobody announces."""
+    got = probe('''
+from ddpm_edu.diffusion import Cond
+from ddpm_edu.memory import peak_bytes
+from ddpm_edu.unet import UNet, UNetConfig
+from ddpm_edu.vae import VAE, VAEConfig
+def both(build, run, *x):
+    model = build()
+    run(model, *x)
+    measured = peak(lambda: run(model, *x))
+    with torch.device("meta"):
+        model = build()
+    return measured, peak_bytes(lambda: run(model, *(y.to("meta") for y in x)))
+wide = UNetConfig(channels=128, mult=(1, 2), depth=(1, 1), heads=(4, 4), context=64, blocks=1)
+deep = UNetConfig(channels=64, mult=(1, 2, 4), depth=(0, 1, 1), heads=(2, 4, 4), context=64)
+call = lambda unet, x, t, c: unet(x, t, Cond(c))
+print(json.dumps([both(lambda: UNet(wide), call, torch.randn(2, 4, 64, 64), torch.zeros(2), torch.randn(2, 77, 64)),
+                  both(lambda: UNet(deep), call, torch.randn(2, 4, 96, 96), torch.zeros(2), torch.randn(2, 77, 64)),
+                  both(lambda: VAE(VAEConfig(channels=64)), VAE.decode, torch.randn(1, 4, 32, 32))]))
+''')
+    for (measured, foretold), tolerance in zip(got, (0.1, 0.1, 1 / 3)):
+        assert abs(measured - foretold) < tolerance * measured, got
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_the_weights_once(tmp_path, dtype):
+    """SD 1.5 from a single file in bfloat16 with averaged weights beside: at most 1.15 times the weights, converted or not."""
+    sparse(tmp_path / "model.safetensors", SINGLE["sd15"])
+    weights, used = probe('''
+from ddpm_edu.stable_diffusion import SD15, build, load
+build(SD15, device="meta")  # imports what it imports
+kept = []
+used = peak(lambda: kept.append(load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))))
+print(json.dumps([sum(p.nbytes for p in kept[0].parameters()), used]))
+''', tmp_path / "model.safetensors", dtype)
+    assert weights == weight_bytes(SD15, getattr(torch, dtype))
+    assert 0.9 * weights < used < 1.15 * weights, used / weights

@@ -109,12 +109,12 @@ def condition(sd: StableDiffusion, texts: list[str], *, original_size, crop, tar
     context, vector = cond.context, None
     if sd.config.vector:
         numbers = torch.tensor([*original_size, *crop, *(target_size if sd.config.vector == "sdxl" else (score,))])
-        numbers = timestep_embedding(numbers, sd.config.number_dim).flatten().to(cond.vector)
+        numbers = timestep_embedding(numbers, sd.config.number_dim).flatten().to(context.device)
         vector = torch.cat([cond.vector, numbers.expand(len(texts), -1)], dim=1)
-    for name, part, width in (("context", context, sd.config.unet.context), ("vector", vector, sd.config.unet.vector)):
-        if (0 if part is None else part.shape[-1]) != width:
-            raise ShapeError(f"{sd.config.name}: the text gives cond.{name} {0 if part is None else part.shape[-1]} numbers wide, but "
-                             f"its UNet takes {width}: the text encoders belong to another system")
+    for name, part, takes in (("context", context, sd.config.unet.context), ("vector", vector, sd.config.unet.vector)):
+        if (width := 0 if part is None else part.shape[-1]) != takes:
+            raise ShapeError(f"{sd.config.name}: the text gives cond.{name} {width} numbers wide, but its UNet takes {takes}: "
+                             "the text encoders belong to another system")
     return Cond(context, vector).map(lambda part: part.to(_weight(sd.unet)))
 
 

@@ -99,6 +99,12 @@ def told(config, batch, setting):
     return cond(), cond(), noise((4, config.size // 8, config.size // 8), range(batch)).to(setting.device)
 
 
+def one_call(inputs, dtype):
+    """What a guided step asks the network: every picture with both conditions."""
+    cond, uncond, x = inputs
+    return torch.cat([x, x]).to(dtype), torch.full((2 * len(x),), 500.0, device=x.device), Cond(*(a if a is None else torch.cat([a, b]) for a, b in zip(cond, uncond)))
+
+
 def ours(unet, vae, inputs, steps):
     """Pictures (B, 3, H, W) in [0, 1]."""
     cond, uncond, x_T = inputs
@@ -293,7 +299,7 @@ def throughput(setting, skip):
             inputs = told(config, batch, setting)
             twin = twins[way] = twins.get(way) or make[way]()
             with torch.no_grad():  # the error of one call, against the plain network in the same type
-                call = inputs[2].to(setting.dtype), torch.full((batch,), 500.0, device=setting.device), inputs[0]
+                call = one_call(inputs, setting.dtype)
                 distance = off(twin(*call), unet(*call))
             result = clock(lambda: ours(twin, fast_vae, inputs, steps), setting, max(1, setting.repeats // 2))
             step, decode = work("sdxl", setting, batch)
@@ -314,19 +320,17 @@ def ladder(name, setting, skip):
             continue
         if reference is None:
             with tf32_allowed(False), torch.no_grad():
-                here = dataclasses.replace(setting, dtype=F32)
-                cond, uncond, x = told(config, 1, here)
-                reference = network(UNet, config.unet, F32, setting.device)(x, torch.full((1,), 500.0, device=setting.device), cond).cpu()
+                inputs = told(config, 1, dataclasses.replace(setting, dtype=F32))
+                reference = network(UNet, config.unet, F32, setting.device)(*one_call(inputs, F32)).cpu()
             forget()
-        here = dataclasses.replace(setting, dtype=dtype)
-        cond, uncond, x = told(config, 1, here)
+        cond, uncond, x = inputs = told(config, 1, dataclasses.replace(setting, dtype=dtype))
         # the same numbers in every type: made in float32, then rounded
         unet = network(UNet, config.unet, F32, setting.device)
         unet = unet if dtype == F32 else rounded(unet, config.unet, dtype)
         unet = speed_up(unet, compile=setting.mode, changes=changes) if changes else unet
         model, t = guided(lambda x_t, t, cond: unet(x_t.to(dtype), t, cond).float(), GUIDANCE, uncond), torch.full((1,), 500.0, device=setting.device)
         with tf32_allowed(tf32), torch.no_grad():
-            distance = off(unet(x.to(dtype), t, cond), reference)
+            distance = off(unet(*one_call(inputs, dtype)), reference)
             result = clock(lambda: [model(x, t, cond) for _ in range(10)], setting)
         yield rung, {k: v / 10 if k in ("seconds", "low", "high") else v for k, v in result.items()} | {
             "off_float32": distance, "tflop": work(name, setting)[0] / 1e12}

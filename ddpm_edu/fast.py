@@ -26,7 +26,7 @@ def speed_up(model, *, compile: bool | str = True, changes: tuple[str, ...] = CH
     """A twin of a StableDiffusion, a UNet or a VAE that samples faster and computes the same, up to rounding.
 
     Call it last: after loading and after .to(device, dtype). The model given keeps working as before, so going back
-    means using it; twin and model share their weights, nothing is held twice. The twin records no gradients.
+    means using it; twin and model share their weights, nothing is held twice. The UNet's twin records no gradients.
     changes, each exact, all of them unless given:
       channels_last  convolution weights lie in memory with channels innermost, as tensor cores want them
       fused          one matrix product makes Q, K and V of a self-attention; one makes K and V of all cross-attentions
@@ -162,7 +162,8 @@ class Graphed:
     def __call__(self, *inputs):
         key = tuple(x if x is None else (x.shape, x.dtype, x.device) for x in inputs)
         if key not in self.recorded:
-            self.recorded[key] = self._record(inputs)
+            with torch.inference_mode(False), torch.no_grad():  # fixed addresses are for calls in any mode
+                self.recorded[key] = self._record(inputs)
         graph, held, result = self.recorded[key]
         for fixed, x in zip(held, inputs):
             if x is not None:
@@ -172,16 +173,17 @@ class Graphed:
 
     def _record(self, inputs):
         held = [x if x is None else x.clone() for x in inputs]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(3):  # compiling, choosing kernels and first allocations are no part of the recording
-                self.f(*held)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):  # graphs run one after the other, so they may share their memory
-            result = self.f(*held)
-        self.pool = graph.pool()
+        with torch.cuda.device(inputs[0].device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(3):  # compiling, choosing kernels and first allocations are no part of the recording
+                    self.f(*held)
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):  # graphs run one after the other, so they may share their memory
+                result = self.f(*held)
+            self.pool = graph.pool()
         return graph, held, result
 
 

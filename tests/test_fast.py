@@ -254,6 +254,17 @@ def test_compiled_kernels_compute_the_same():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
+def test_the_decoder_is_one_graph_too(monkeypatch):
+    plain = VAE(VAEConfig(channels=32, mult=(1, 2), blocks=1, scale=0.13025)).eval().requires_grad_(False)
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode, **options: compile(f, backend="eager", **options))
+    z, x = torch.randn(1, 4, 6, 5), torch.randn(1, 3, 8, 8)
+    assert difference(_compile(plain.decoder.forward, "default")(z), plain.decoder(z)) < 1e-5
+    assert difference(_compile(plain.encoder.forward, "default")(x), plain.encoder(x)) < 1e-5
+    torch.compiler.reset()
+
+
 class Recorder(Graphed):
     """`Graphed` with a recording that is a plain function of the same fixed addresses."""
 
@@ -271,9 +282,10 @@ def test_a_recording_reads_new_inputs_and_its_results_may_be_kept():
     fast.run = Recorder(fast.trunk)
     plain = tiny("sd")
     kept = []
-    for seed, batch in ((0, 2), (1, 2), (2, 4), (3, 2)):
-        call = inputs(fast.config, batch, seed)
-        kept.append((fast(*call), plain(*call)))
+    for seed, batch, mode in ((0, 2, torch.inference_mode), (1, 2, torch.no_grad), (2, 4, torch.enable_grad), (3, 2, torch.no_grad)):
+        with mode():
+            call = inputs(fast.config, batch, seed)
+            kept.append((fast(*call), plain(*call)))
     assert all(difference(a, b) < 1e-5 for a, b in kept)
     assert len(fast.run.recorded) == 2
     fast.double()  # a recording reads the weights where they were: it must go

@@ -7,13 +7,14 @@ Here the JSON files become our configs and back. What our classes cannot do is r
 import json
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import torch
 
-from .errors import CheckpointError
+from .errors import CheckpointError, DataError
 from .schedule import Schedule
-from .text import TextConfig, clip_tokenizer
+from .text import TextConfig, Tokenizer, clip_tokenizer
 from .unet import UNetConfig
 from .vae import VAEConfig
 
@@ -33,7 +34,7 @@ VAE_ENTRIES = {
     "act_fn": ("silu", "swish"), "shift_factor": (None, 0), "latents_mean": (None,), "latents_std": (None,), "use_quant_conv": (True,),
     "use_post_quant_conv": (True,), "mid_block_add_attention": (True,),
 }
-TEXT_ENTRIES = {"layer_norm_eps": (1e-5,), "max_position_embeddings": (77,), "hidden_act": ("quick_gelu", "gelu")}
+TEXT_ENTRIES = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
 SCHEDULER_ENTRIES = {"rescale_betas_zero_snr": (False,), "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
                      "prediction_type": ("epsilon", "v_prediction", "sample")}
 PREDICT = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
@@ -57,7 +58,7 @@ def read_json(path: Path) -> dict:
 
 def unet_config(entries: dict, source="unet/config.json") -> UNetConfig:
     """UNetConfig of a `UNet2DConditionModel`; there `attention_head_dim` means the NUMBER of heads."""
-    with _reading(source, entries):
+    with _reading(source):
         _possible(source, entries, UNET_ENTRIES, "UNet2DConditionModel")
         widths = entries.get("block_out_channels", [320, 640, 1280, 1280])
         levels = len(widths)
@@ -65,7 +66,7 @@ def unet_config(entries: dict, source="unet/config.json") -> UNetConfig:
         up = entries.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
         known = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
         if len(down) != levels or any(b not in known for b in down):
-            raise _Unable("down_block_types", down)
+            raise _Unable("down_block_types", down, f"{levels} of {' or '.join(known)}")
         if up != [b.replace("Down", "Up") for b in reversed(down)]:
             raise _Unable("up_block_types", up, "the down blocks in reverse")
         layers = _per_level(entries, "transformer_layers_per_block", 1, levels)
@@ -83,7 +84,7 @@ def unet_config(entries: dict, source="unet/config.json") -> UNetConfig:
 
 def vae_config(entries: dict, source="vae/config.json", scale: float | None = None) -> VAEConfig:
     """VAEConfig of an `AutoencoderKL`. `scale` stands in for a missing scaling_factor; None: it must be there."""
-    with _reading(source, entries):
+    with _reading(source):
         _possible(source, entries, VAE_ENTRIES, "AutoencoderKL")
         widths = entries.get("block_out_channels", [64])
         for name, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
@@ -101,12 +102,12 @@ def vae_config(entries: dict, source="vae/config.json", scale: float | None = No
 def text_config(entries: dict, source="text_encoder/config.json", projects: bool = False, pad: str = "eot") -> TextConfig:
     """TextConfig of a CLIP text model; `projects`: the class has the projection of the pooled state (a bare one has not)."""
     entries = entries.get("text_config") or entries
-    with _reading(source, entries):
+    with _reading(source):
         _possible(source, entries, TEXT_ENTRIES, "CLIPTextModel")
         return TextConfig(width=entries.get("hidden_size", 512), layers=entries.get("num_hidden_layers", 12),
                           heads=entries.get("num_attention_heads", 8), hidden=entries.get("intermediate_size", 2048),
                           act=entries.get("hidden_act", "quick_gelu"), projection=entries.get("projection_dim", 512) if projects else 0,
-                          pad=pad, vocab=entries.get("vocab_size", 49408))
+                          pad=pad, vocab=entries.get("vocab_size", 49408), length=entries.get("max_position_embeddings", 77))
 
 
 def pad(tokenizer: Path) -> str:
@@ -122,9 +123,16 @@ def pad(tokenizer: Path) -> str:
     return "eot"
 
 
+def read_tokenizer(path: Path, length: int) -> Tokenizer:
+    """The tokenizer of a folder whose words are not CLIP's, from its tokenizer.json."""
+    names = [token.get("content") if isinstance(token, dict) else token for token in map(read_json(path / "tokenizer_config.json").get, ("bos_token", "eos_token"))]
+    with _reading(path / "tokenizer.json"):
+        return Tokenizer(path / "tokenizer.json", *names, length)
+
+
 def schedule_config(entries: dict, source="scheduler/scheduler_config.json") -> tuple[Schedule, str]:
     """(Schedule, what the UNet predicts) of any diffusers scheduler with betas; missing entries mean its defaults."""
-    with _reading(source, entries):
+    with _reading(source):
         _possible(source, entries, SCHEDULER_ENTRIES, entries.get("_class_name", "scheduler"))
         if "FlowMatch" in str(entries.get("_class_name")):
             raise _Unable("_class_name", entries["_class_name"], "a scheduler with betas")
@@ -133,7 +141,7 @@ def schedule_config(entries: dict, source="scheduler/scheduler_config.json") -> 
             schedule = Schedule(torch.tensor(entries["trained_betas"], dtype=torch.float64))
         else:
             kind = entries.get("beta_schedule", "linear")
-            schedule = {"linear": Schedule.linear, "scaled_linear": Schedule.sqrt_linear}[kind](T, *ends) if kind != "squaredcos_cap_v2" else Schedule.cosine(T)
+            schedule = Schedule.cosine(T) if kind == "squaredcos_cap_v2" else (Schedule.linear if kind == "linear" else Schedule.sqrt_linear)(T, *ends)
         return schedule, PREDICT[entries.get("prediction_type", "epsilon")]
 
 
@@ -174,21 +182,16 @@ class _Unable(Exception):
     """An entry that our classes cannot do: name, value, what they can."""
 
 
-class _reading:
+@contextmanager
+def _reading(source):
     """Turns whatever a config of wrong types or sizes raises into one CheckpointError that names its file."""
-
-    def __init__(self, source, entries):
-        self.source, self.entries = source, entries
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if kind is _Unable:
-            name, value, *can = error.args
-            raise CheckpointError(f"{self.source}: {name} = {value!r} is not supported here; possible: {can[0] if can else 'a standard U-Net'}") from None
-        if kind is not None and issubclass(kind, (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError)):
-            raise CheckpointError(f"{self.source}: no plan of a model that can be built ({error})") from error  # OptionError, ScheduleError too
+    try:
+        yield
+    except _Unable as e:
+        name, value, possible = e.args
+        raise CheckpointError(f"{source}: {name} = {value!r} is not supported here; possible: {possible}") from None
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, DataError) as e:  # OptionError and ScheduleError, too
+        raise CheckpointError(f"{source}: no plan of a model that can be built ({e})") from e
 
 
 def _possible(source, entries, table, kind):
@@ -224,7 +227,10 @@ def _mult(widths):
 # ---------------------------------------------------------------- writing
 
 def unet_entries(c: UNetConfig, number_dim: int) -> dict:
-    """The config.json of a UNet, as `unet_config` and diffusers read it."""
+    """The config.json of a UNet, as `unet_config` and diffusers read it. Raises CheckpointError for one they cannot describe."""
+    if not c.context or not c.middle or c.depth[-1] not in (0, c.middle):
+        raise CheckpointError(f"a UNet with context = {c.context}, middle = {c.middle}, depth = {c.depth} has no description in folder layout: "
+                              "it needs a context, and as many transformers in the middle as in a last level that has any; use save_pretrained")
     down = ["CrossAttnDownBlock2D" if n else "DownBlock2D" for n in c.depth]
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": number_dim, "projection_class_embeddings_input_dim": c.vector}
     return {"_class_name": "UNet2DConditionModel", "in_channels": c.in_channels, "out_channels": c.out_channels or c.in_channels,
@@ -248,7 +254,7 @@ def text_entries(c: TextConfig) -> dict:
     return {"architectures": ["CLIPTextModelWithProjection" if c.projection else "CLIPTextModel"], "model_type": "clip_text_model",
             "hidden_size": c.width, "num_hidden_layers": c.layers, "num_attention_heads": c.heads, "intermediate_size": c.hidden,
             "hidden_act": c.act, "projection_dim": c.projection or c.width, "vocab_size": c.vocab, "max_position_embeddings": c.length,
-            "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0 if c.pad == "!" else 49407}
+            "bos_token_id": c.vocab - 2, "eos_token_id": c.vocab - 1, "pad_token_id": 0 if c.pad == "!" else c.vocab - 1}
 
 
 def schedule_entries(schedule: Schedule, predict: str) -> dict:
@@ -257,30 +263,33 @@ def schedule_entries(schedule: Schedule, predict: str) -> dict:
             "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": {ours: theirs for theirs, ours in PREDICT.items()}[predict]}
 
 
-PIPELINES = {"": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "refiner": "StableDiffusionXLImg2ImgPipeline"}
-
-
 def index_entries(vector: str, zero_empty: bool, projects: bool) -> dict:
     """model_index.json: which parts there are, and the classes they have in diffusers."""
     clip, projected = "CLIPTextModel", "CLIPTextModelWithProjection"
-    first, second = {"": (projected if projects else clip, None), "sdxl": (clip, projected), "refiner": (None, projected)}[vector]
+    pipeline, *texts = {"": ("StableDiffusionPipeline", projected if projects else clip), "sdxl": ("StableDiffusionXLPipeline", clip, projected),
+                        "refiner": ("StableDiffusionXLImg2ImgPipeline", None, projected)}[vector]
     parts = {"scheduler": ("diffusers", "DDIMScheduler"), "unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL")}
-    for suffix, kind in (("", first), ("_2", second))[:2 if vector else 1]:
+    for suffix, kind in zip(("", "_2"), texts):
         parts[f"text_encoder{suffix}"] = ("transformers", kind) if kind else (None, None)
         parts[f"tokenizer{suffix}"] = ("transformers", "CLIPTokenizer") if kind else (None, None)
     if vector:
         more = {"force_zeros_for_empty_prompt": zero_empty, **({"requires_aesthetics_score": True} if vector == "refiner" else {})}
     else:
         more = {"safety_checker": (None, None), "feature_extractor": (None, None), "requires_safety_checker": False}
-    return {"_class_name": PIPELINES[vector], **parts, **more}
+    return {"_class_name": pipeline, **parts, **more}
 
 
-def write_tokenizer(path: Path, pad: str) -> None:
-    """CLIP's tokenizer as the four files that transformers reads."""
+def write_tokenizer(path: Path, pad: str, tokenizer=None) -> None:
+    """CLIP's tokenizer as the four files that transformers reads, vocab.json and merges.txt equal to the official ones;
+    a `Tokenizer` of your own as one of the `tokenizers` package."""
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+               "pad_token": "!" if pad == "!" else "<|endoftext|>"}
+    if isinstance(tokenizer, Tokenizer):
+        start, end = map(tokenizer.bpe.id_to_token, (tokenizer.start, tokenizer.end))
+        write_text(path / "tokenizer.json", tokenizer.bpe.to_str())
+        return write_json(path / "tokenizer_config.json", {"bos_token": start, "eos_token": end, "model_max_length": tokenizer.length})
     bpe = json.loads(clip_tokenizer().bpe.to_str())["model"]
-    token = "!" if pad == "!" else "<|endoftext|>"
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": token}
-    write_json(path / "vocab.json", dict(sorted(bpe["vocab"].items())))  # both files equal the official ones
+    write_json(path / "vocab.json", dict(sorted(bpe["vocab"].items())))
     write_text(path / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe["merges"]))
     write_json(path / "special_tokens_map.json", special)
     write_json(path / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True,

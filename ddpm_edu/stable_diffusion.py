@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from . import folder, hub
 from .checkpoint import load_state
@@ -20,13 +19,40 @@ from .memory import widest_moment
 from .paths import data_folder
 from .recognise import looks_like, split_single_file
 from .schedule import Schedule
-from .system import REFINER, SD15, SD21, SDXL, StableDiffusion, SystemConfig, build, part_dtype
+from .system import (
+    REFINER,
+    SD15,
+    SD21,
+    SDXL,
+    StableDiffusion,
+    SystemConfig,
+    build,
+    part_dtype,
+)
 from .tensorfile import load_tensors, save_tensors
-from .text import CLIP_L, Tokenizer
+from .text import CLIP_L
 from .vae import SD_VAE
 
-__all__ = ["SystemConfig", "StableDiffusion", "SD15", "SD21", "SDXL", "REFINER", "KNOWN", "Known", "build", "load", "save_folder",
-           "where", "find", "config_of", "folder_config", "weight_bytes", "memory_needed", "part_dtype"]
+__all__ = [
+    "KNOWN",
+    "REFINER",
+    "SD15",
+    "SD21",
+    "SDXL",
+    "Known",
+    "StableDiffusion",
+    "SystemConfig",
+    "build",
+    "config_of",
+    "find",
+    "folder_config",
+    "load",
+    "memory_needed",
+    "part_dtype",
+    "save_folder",
+    "weight_bytes",
+    "where",
+]
 
 
 # ---------------------------------------------------------------- what is known and where it is looked for
@@ -102,12 +128,11 @@ def _load_folder(root, device, dtype, allow_pickle, ema):
         for path in paths:
             more = _read(path, name, device, dtype, allow_pickle)
             if twice := state.keys() & more.keys():
-                raise CheckpointError(f"{path}: {len(twice)} tensors stand in another shard too ({sorted(twice)[0]}, ...); fetch the files again")
+                raise CheckpointError(f"{path}: {len(twice)} tensors stand in another shard too ({min(twice)}, ...); fetch the files again")
             state |= more
         load_state(part, state, root / name)
-    own = root / ("tokenizer" if config.unet.vector == 0 else "tokenizer_2") / "tokenizer.json"
-    if config.text[-1].vocab != CLIP_L.vocab and own.is_file():
-        sd.text.tokenizer = Tokenizer(own)
+    if config.text[-1].vocab != CLIP_L.vocab:  # other words than CLIP's
+        sd.text.tokenizer = folder.read_tokenizer(root / ("tokenizer_2" if config.vector else "tokenizer"), config.text[-1].length)
     return sd
 
 
@@ -195,16 +220,13 @@ def save_folder(sd: StableDiffusion, root) -> None:
     Every file is written whole or not at all, and model_index.json last: a folder without it is not a model yet.
     """
     root, c = Path(root), sd.config
+    entries = {"unet": {**folder.unet_entries(c.unet, c.number_dim), "sample_size": c.size // sd.vae.factor}, "vae": folder.vae_entries(c.vae)}
     for name, part in sd.parts().items():
         kind = name.split("_")[0]
-        state = to_folder(kind, part.state_dict())
-        save_tensors(root / name / ("model.safetensors" if kind == "text" else "diffusion_pytorch_model.safetensors"), state)
-    for name, part in sd.parts().items():
-        entries = {"unet": lambda: {**folder.unet_entries(c.unet, c.number_dim), "sample_size": c.size // sd.vae.factor},
-                   "vae": lambda: folder.vae_entries(c.vae)}.get(name, lambda: folder.text_entries(part.config))()
-        folder.write_json(root / name / "config.json", entries)
-        if name.startswith("text"):
-            folder.write_tokenizer(root / name.replace("text_encoder", "tokenizer"), part.config.pad)
+        save_tensors(root / name / ("model.safetensors" if kind == "text" else "diffusion_pytorch_model.safetensors"), to_folder(kind, part.state_dict()))
+        folder.write_json(root / name / "config.json", entries.get(name) or folder.text_entries(part.config))
+        if kind == "text":
+            folder.write_tokenizer(root / name.replace("text_encoder", "tokenizer"), part.config.pad, sd.text.tokenizer)
     folder.write_json(root / "scheduler" / "scheduler_config.json", folder.schedule_entries(sd.schedule, sd.predict))
     folder.write_json(root / "model_index.json", folder.index_entries(c.vector, c.zero_empty, bool(c.text[0].projection)))
 

@@ -11,7 +11,15 @@ from test_stable_diffusion import SINGLE, TINY, sparse
 
 from ddpm_edu.errors import OptionError
 from ddpm_edu.memory import peak_bytes
-from ddpm_edu.stable_diffusion import SD15, SDXL, build, config_of, memory_needed, save_folder, weight_bytes
+from ddpm_edu.stable_diffusion import (
+    SD15,
+    SDXL,
+    build,
+    config_of,
+    memory_needed,
+    save_folder,
+    weight_bytes,
+)
 
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
 PROBE = '''

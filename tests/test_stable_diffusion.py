@@ -16,8 +16,20 @@ from ddpm_edu.checkpoint import save_tensors
 from ddpm_edu.errors import CheckpointError, OptionError
 from ddpm_edu.folder import unet_config, vae_config, weight_files
 from ddpm_edu.layouts import to_ours
-from ddpm_edu.stable_diffusion import KNOWN, REFINER, SD15, SD21, SDXL, SystemConfig, build, config_of, folder_config, load, save_folder
-from ddpm_edu.text import TextConfig
+from ddpm_edu.stable_diffusion import (
+    KNOWN,
+    REFINER,
+    SD15,
+    SD21,
+    SDXL,
+    SystemConfig,
+    build,
+    config_of,
+    folder_config,
+    load,
+    save_folder,
+)
+from ddpm_edu.text import TextConfig, Tokenizer
 from ddpm_edu.unet import UNetConfig
 from ddpm_edu.vae import VAEConfig
 
@@ -537,11 +549,35 @@ def test_diffusers_loads_what_we_save(name, tmp_path):
 
 def test_saved_tokenizer_files_are_the_official_ones(tmp_path):
     import hashlib
+
     from ddpm_edu.folder import write_tokenizer
     write_tokenizer(tmp_path, "eot")
     sums = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("vocab.json", "merges.txt")}
     assert sums == {"vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
                     "merges.txt": "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a"}
+
+
+def test_words_of_your_own(tmp_path):
+    import tokenizers
+    words = ["[pad]", "red", "blue", "circle", "[begin]", "[end]"]
+    bpe = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[pad]"))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    sd = build(dataclasses.replace(TINY, text=(TextConfig(32, 2, 2, 64, vocab=6, length=5),)))
+    sd.text.tokenizer = Tokenizer(bpe, "[begin]", "[end]", 5)
+    save_folder(sd, tmp_path)
+    again = load(tmp_path)
+    assert again.config.text == sd.config.text
+    close(again.text.encode(["red circle", "blue"]).context, sd.text.encode(["red circle", "blue"]).context)
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    with refuses(CheckpointError, "tokenizer.json"):
+        load(tmp_path)
+
+
+def test_a_unet_without_a_description(tmp_path):
+    sd = build(dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, middle=0)))
+    with refuses(CheckpointError, "middle = 0", "folder layout"):
+        save_folder(sd, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_where_it_cannot(tmp_path):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import folder, hub
+from . import config_json, folder, hub
 from .checkpoint import load_state
 from .diffusion import whole
 from .errors import CheckpointError, OptionError
@@ -190,11 +190,11 @@ def folder_config(root: Path) -> tuple[SystemConfig, Schedule]:
     for suffix in ("", "_2"):
         kind = entry(f"text_encoder{suffix}", "CLIPTextModel", "CLIPTextModelWithProjection", None)
         if kind:
-            texts.append(folder.text_config(*read(f"text_encoder{suffix}"), kind.endswith("WithProjection"), folder.pad(root / f"tokenizer{suffix}")))
+            texts.append(config_json.text_config(*read(f"text_encoder{suffix}"), kind.endswith("WithProjection"), folder.pad(root / f"tokenizer{suffix}")))
     if not texts:
         raise CheckpointError(f"{root / 'model_index.json'}: no text encoder; expected text_encoder or text_encoder_2")
     entries, source = read("unet")
-    unet, scale = folder.unet_config(entries, source), None
+    unet, scale = config_json.unet_config(entries, source), None
     dim = entries.get("addition_time_embed_dim") or 256
     vector = {6: "sdxl", 5: "refiner"}.get((unet.vector - texts[-1].projection) / dim) if unet.vector else ""
     if vector is None:
@@ -202,8 +202,8 @@ def folder_config(root: Path) -> tuple[SystemConfig, Schedule]:
                               f"(SDXL) nor {texts[-1].projection} + 5 * {dim} (its refiner)")
     if not vector:
         scale = SD_VAE.scale  # SD 1.5's own config is older than the entry scaling_factor
-    vae = folder.vae_config(*read("vae"), scale)
-    schedule, predict = folder.schedule_config(*(folder.read_json(p := root / "scheduler" / "scheduler_config.json"), str(p)))
+    vae = config_json.vae_config(*read("vae"), scale)
+    schedule, predict = config_json.schedule_config(*(folder.read_json(p := root / "scheduler" / "scheduler_config.json"), str(p)))
     side = entries.get("sample_size")
     size = (side if isinstance(side, int) and side > 0 else 64) * 2 ** (len(vae.mult) - 1)
     name = next((known.config.name for known in KNOWN.values() if known.config.unet == unet), root.name)
@@ -220,15 +220,15 @@ def save_folder(sd: StableDiffusion, root) -> None:
     Every file is written whole or not at all, and model_index.json last: a folder without it is not a model yet.
     """
     root, c = Path(root), sd.config
-    entries = {"unet": {**folder.unet_entries(c.unet, c.number_dim), "sample_size": c.size // sd.vae.factor}, "vae": folder.vae_entries(c.vae)}
+    entries = {"unet": {**config_json.unet_entries(c.unet, c.number_dim), "sample_size": c.size // sd.vae.factor}, "vae": config_json.vae_entries(c.vae)}
     for name, part in sd.parts().items():
         kind = name.split("_")[0]
         save_tensors(root / name / ("model.safetensors" if kind == "text" else "diffusion_pytorch_model.safetensors"), to_folder(kind, part.state_dict()))
-        folder.write_json(root / name / "config.json", entries.get(name) or folder.text_entries(part.config))
+        folder.write_json(root / name / "config.json", entries.get(name) or config_json.text_entries(part.config))
         if kind == "text":
             folder.write_tokenizer(root / name.replace("text_encoder", "tokenizer"), part.config.pad, sd.text.tokenizer)
-    folder.write_json(root / "scheduler" / "scheduler_config.json", folder.schedule_entries(sd.schedule, sd.predict))
-    folder.write_json(root / "model_index.json", folder.index_entries(c.vector, c.zero_empty, bool(c.text[0].projection)))
+    folder.write_json(root / "scheduler" / "scheduler_config.json", config_json.schedule_entries(sd.schedule, sd.predict))
+    folder.write_json(root / "model_index.json", config_json.index_entries(c.vector, c.zero_empty, bool(c.text[0].projection)))
 
 
 # ---------------------------------------------------------------- memory

@@ -18,7 +18,7 @@ LAYERS = [
     ["mlp", "unet", "unet_classic", "gaussian", "vae", "text"],
     ["recognise", "tensorfile"], ["layouts"],
     ["checkpoint"],
-    ["memory", "folder", "hub", "system", "stable_diffusion"],
+    ["memory", "config_json", "folder", "hub", "system", "stable_diffusion"],
     ["guard"], ["pipeline"],
     ["fast"], ["float8"],
     ["muon", "train", "data", "metrics"], ["recipes"],

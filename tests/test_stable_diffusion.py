@@ -13,8 +13,9 @@ from tiny_pipelines import build as theirs
 from ddpm_edu import Cond, Schedule
 from ddpm_edu import stable_diffusion as sds
 from ddpm_edu.checkpoint import save_tensors
+from ddpm_edu.config_json import unet_config, vae_config
 from ddpm_edu.errors import CheckpointError, OptionError
-from ddpm_edu.folder import unet_config, vae_config, weight_files
+from ddpm_edu.folder import weight_files
 from ddpm_edu.layouts import to_ours
 from ddpm_edu.stable_diffusion import (
     KNOWN,
@@ -587,7 +588,7 @@ def test_saving_where_it_cannot(tmp_path):
 
 
 def test_configs_survive_both_ways():
-    from ddpm_edu.folder import unet_entries, vae_entries
+    from ddpm_edu.config_json import unet_entries, vae_entries
     for config in (SD15, SD21, SDXL, REFINER, TINY):
         assert unet_config(json.loads(json.dumps(unet_entries(config.unet, 256)))) == config.unet
         assert vae_config(json.loads(json.dumps(vae_entries(config.vae)))) == config.vae

@@ -2,11 +2,10 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 
+from common import answers
 from ddpm_edu import Schedule
-from ddpm_edu.check import check
 
 
 def right_batch(x_0, t, eps, beta):
@@ -130,21 +129,4 @@ WRONG = [
     ("01.4", no_root, "alpha_bar itself"), ("01.4", no_stretch, "Stretch"), ("01.4", not_squared, "Square it"), ("01.4", only_the_last, "giant step"),
 ]
 
-
-@pytest.mark.parametrize("name, answer", RIGHT.items(), ids=list(RIGHT))
-def test_right_answers_pass(name, answer):
-    assert check(name, answer), check(name, answer)
-
-
-@pytest.mark.parametrize("name, answer, words", WRONG, ids=[f"{name}-{answer.__name__}" for name, answer, _ in WRONG])
-def test_wrong_answers_get_the_right_hint(name, answer, words):
-    result = check(name, answer)
-    assert result.status == "wrong"
-    assert words in result.message
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_an_empty_stub_is_not_wrong(name):
-    def stub(*anything):
-        ...
-    assert check(name, stub).status == "not attempted yet"
+TestAnswers = answers(RIGHT, WRONG)

@@ -1,10 +1,9 @@
 """Wrong answers of notebook 02 as a student would write them: each must be caught, with the hint that names the mistake."""
 import math
 
-import pytest
 import torch
 
-from ddpm_edu.check import check
+from common import answers
 
 RIGHT = {
     "02.1": lambda x_t, eps, b, ab: (x_t - (1 - (1 - b)) * eps / math.sqrt(1 - ab)) / math.sqrt(1 - b),
@@ -90,19 +89,4 @@ WRONG = [
     ("02.4", no_draw, "mean only"),
 ]
 
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answers_pass(name):
-    result = check(name, RIGHT[name])
-    assert result.status == "right", result.message
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_the_unfilled_stub_is_not_an_error(name):
-    assert check(name, lambda *given: ...).status == "not attempted yet"
-
-
-@pytest.mark.parametrize("name, answer, words", WRONG)
-def test_wrong_answers_are_named(name, answer, words):
-    result = check(name, answer)
-    assert result.status == "wrong" and words in result.message, result.message
+TestAnswers = answers(RIGHT, WRONG)

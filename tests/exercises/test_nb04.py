@@ -1,11 +1,10 @@
 """Wrong answers of notebook 04 as a student would write them: each must be caught, with the hint that names the mistake."""
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-from ddpm_edu.check import check
+from common import answers
 
 
 def noisy(x_0, t, eps, alpha_bar):
@@ -94,19 +93,4 @@ WRONG = [
 ]
 STUBS = {"04.4": dict.fromkeys("ABCD", ...)}
 
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answers_pass(name):
-    result = check(name, RIGHT[name])
-    assert result.status == "right", result.message
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_the_unfilled_stub_is_not_an_error(name):
-    assert check(name, STUBS.get(name, lambda *given: ...)).status == "not attempted yet"
-
-
-@pytest.mark.parametrize("name, answer, words", WRONG)
-def test_wrong_answers_are_named(name, answer, words):
-    result = check(name, answer)
-    assert result.status == "wrong" and words in result.message, result.message
+TestAnswers = answers(RIGHT, WRONG, STUBS)

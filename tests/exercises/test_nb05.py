@@ -1,10 +1,9 @@
 """Wrong answers of notebook 05 as a student would write them: each must be caught, with the hint that names the mistake."""
 import math
 
-import pytest
 import torch
 
-from ddpm_edu.check import check
+from common import answers
 
 
 def ddim_step(x0_hat, eps, z, ab_t, ab_s, eta):
@@ -116,19 +115,4 @@ WRONG = [
     ("05.4", lambda x, y, a: torch.lerp(y, x, a) / math.sqrt(1 - 2 * a + 2 * a * a), "swapped"),
 ]
 
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answers_pass(name):
-    result = check(name, RIGHT[name])
-    assert result.status == "right", result.message
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_the_unfilled_stub_is_not_an_error(name):
-    assert check(name, lambda *given: ...).status == "not attempted yet"
-
-
-@pytest.mark.parametrize("name, answer, words", WRONG, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_wrong_answers_are_named(name, answer, words):
-    result = check(name, answer)
-    assert result.status == "wrong" and words in result.message, result.message
+TestAnswers = answers(RIGHT, WRONG)

@@ -58,9 +58,13 @@ def _loss_each(model, x_0, t, eps, alpha_bar):
     return ((eps - model(_x_t(x_0, t, eps, alpha_bar), t)) ** 2).flatten(1).mean(1)
 
 
-def _ema(average, weights, decay, k):
-    d = min(decay, (1 + k) / (10 + k))
-    return d * average + (1 - d) * weights
+def _rise(k):
+    return (1 + k) / (10 + k)
+
+
+def _ema(d):
+    """The average with the decay d(decay, k)."""
+    return lambda average, weights, decay, k: torch.lerp(weights, average, d(decay, k))
 
 
 def _lr(k, steps, peak, warmup):
@@ -132,14 +136,14 @@ EXERCISES = {
         ],
         right="With this one function and an optimizer you can train any diffusion model."),
     "04.2": Exercise(
-        reference=_ema, cases=EMA_CASES,
+        reference=_ema(lambda decay, k: min(decay, _rise(k))), cases=EMA_CASES,
         mistakes=[
-            (lambda average, weights, decay, k: decay * average + (1 - decay) * weights, "Right late in the run, but d starts small: min(decay, (1 + k) / (10 + k))."),
-            (lambda average, weights, decay, k: _ema(weights, average, decay, k), "The wrong way round: d, close to 1, belongs to the old average, 1 - d to the new weights."),
-            (lambda average, weights, decay, k: (1 - decay) * average + decay * weights, "The wrong way round: d, close to 1, belongs to the old average. And it starts small: min(decay, (1 + k) / (10 + k))."),
-            (lambda average, weights, decay, k: (1 + k) / (10 + k) * average + 9 / (10 + k) * weights, "d may not grow beyond `decay`: take the smaller of the two."),
-            (lambda average, weights, decay, k: max(decay, (1 + k) / (10 + k)) * average + (1 - max(decay, (1 + k) / (10 + k))) * weights, "You took the larger d: take the smaller of decay and (1 + k) / (10 + k)."),
-            (lambda average, weights, decay, k: average + (1 - min(decay, (1 + k) / (10 + k))) * weights, "The old average must be multiplied by d, or it grows without end."),
+            (_ema(lambda decay, k: decay), "Right late in the run, but d starts small: min(decay, (1 + k) / (10 + k))."),
+            (_ema(lambda decay, k: 1 - min(decay, _rise(k))), "The wrong way round: d, close to 1, belongs to the old average, 1 - d to the new weights."),
+            (_ema(lambda decay, k: 1 - decay), "The wrong way round: d, close to 1, belongs to the old average. And it starts small: min(decay, (1 + k) / (10 + k))."),
+            (_ema(lambda decay, k: _rise(k)), "d may not grow beyond `decay`: take the smaller of the two."),
+            (_ema(lambda decay, k: max(decay, _rise(k))), "You took the larger d: take the smaller of decay and (1 + k) / (10 + k)."),
+            (lambda average, weights, decay, k: average + (1 - min(decay, _rise(k))) * weights, "The old average must be multiplied by d, or it grows without end."),
         ],
         right="The average moves 1 - d of the way towards the weights."),
     "04.3": Exercise(

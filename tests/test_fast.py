@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import refuses
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_edu import SAMPLERS, Cond, OptionError, Schedule, guided, last, noise, sample
 from ddpm_edu.checkpoint import load_tensors, save_tensors
@@ -292,6 +293,38 @@ def test_a_recording_reads_new_inputs_and_its_results_may_be_kept():
     x, t, cond = inputs(fast.config)
     call = x.double(), t, cond.map(torch.Tensor.double)
     assert difference(fast(*call), plain.double()(*call)) < 1e-12 and not isinstance(fast.run, Recorder)
+
+
+class Crossings(TorchDispatchMode):
+    """Notes each copy of a tensor from one device to another: on a GPU the CPU waits for these. (Reading a number off the
+    meta device, which a GPU would have to be waited for too, raises by itself.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {x.device.type for x in (*args, out) if isinstance(x, torch.Tensor)}
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default) and len(devices) > 1:
+            self.found.append(func)
+        return out
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_never_waits_for_the_device(sampler):
+    """The latent on another device than the schedule (meta stands in for a GPU), guided, with noise made there."""
+    with torch.device("meta"):
+        x_T, cond, uncond = torch.empty(2, 4, 8, 8), Cond(torch.empty(2, 7, 24)), Cond(torch.empty(1, 7, 24))
+        unet = speed_up(UNet(CONFIGS["sd"]))
+    SCHEDULE.sigma, SCHEDULE.snr  # worked out once, not in the loop
+    for model, predict, clip in ((unet, "eps", None), (lambda x, t, cond: x * 0.5, "v", 1.0)):
+        with Crossings() as crossings:
+            x = last(SAMPLERS[sampler](guided(model, 5.0, uncond), SCHEDULE, x_T, 3, cond, predict=predict, clip=clip, generator=torch.empty_like))
+        assert x.is_meta and crossings.found == []
+    with Crossings() as crossings:
+        torch.zeros(3).to("meta")
+    assert len(crossings.found) == 1
 
 
 # ---------------------------------------------------------------- approximate

@@ -196,6 +196,26 @@ def test_parity_with_diffusers(linear):
             torch.testing.assert_close(ours(x, t, Cond(context)), theirs(x, t, context).sample, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_full_size_against_diffusers():
+    """SD 1.5's UNet whole, weights by the formula, once; the tensors are shared, diffusers' names by the walk above."""
+    from diffusers import UNet2DConditionModel
+    original = {key: torch.from_numpy(weight(f"model.diffusion_model.{key}", shape)) for key, shape in KEYS["sd15"].items()}
+    with torch.device("meta"):
+        ours = UNet(SD15).eval().requires_grad_(False)
+        theirs = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval().requires_grad_(False)
+    load_state(ours, original)
+    names, state = from_diffusers({k: torch.empty(1) for k in theirs.state_dict()}, SD15), ours.state_dict()
+    shapes = {k: v.shape for k, v in theirs.state_dict().items()}
+    theirs.load_state_dict({k: state[name].view(shapes[k]) for k, name in zip(shapes, names)}, strict=True, assign=True)
+    torch.manual_seed(0)
+    x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([741]), torch.randn(1, 77, 768)
+    eps = ours(x, t, Cond(context))
+    torch.testing.assert_close(eps, theirs(x, t, context).sample, rtol=0, atol=1e-4)
+    assert eps.std() > 0.1
+
+
 # ---------------------------------------------------------------- behaviour of every model
 
 def small_models():

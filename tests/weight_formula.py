@@ -6,16 +6,16 @@ import zlib
 import numpy as np
 import torch
 
-MASK = 0xFFFFFFFF
-
 
 def u(key, shape):
     """A hash of (key, flat index) spread over [-1, 1): float64 array of this shape."""
-    h = (np.arange(math.prod(shape), dtype=np.uint64) * 2654435761 + zlib.crc32(key.encode())) & MASK
+    h = np.arange(math.prod(shape), dtype=np.uint32)  # uint32 wraps around, which is the modulo
+    h *= np.uint32(2654435761)
+    h += np.uint32(zlib.crc32(key.encode()))
     h ^= h >> 16
-    h = (h * 2246822519) & MASK
+    h *= np.uint32(2246822519)
     h ^= h >> 13
-    h = (h * 3266489917) & MASK
+    h *= np.uint32(3266489917)
     h ^= h >> 16
     return (h / 2 ** 32 * 2 - 1).reshape(shape)
 

@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from ddpm_edu import data, metrics
+from ddpm_edu import checkpoint, data, metrics
 from ddpm_edu.errors import CheckpointError, DataError, OptionError, ShapeError
 from ddpm_edu.metrics import frechet, frechet_distance
 
@@ -168,10 +168,18 @@ def test_options(judge, digits, monkeypatch, tmp_path):
         metrics.load_judge()
 
 
-@pytest.mark.parametrize("name", ["mnist"])
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_weights_are_small_and_carded(name):
     path = data.data_folder() / "weights" / f"{name}_judge.safetensors"
     assert path.stat().st_size <= 1.5e6
     card = path.with_suffix(".md").read_text()
     for word in ("command", "seed", "time", "hardware", "versions", "test accuracy", "Licence", f"{path.stat().st_size:,}"):
         assert word in card
+
+
+def test_cifar10_judge_loads_and_has_no_pictures():
+    judge = metrics.load_judge("cifar10")
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert metrics.judge_features(judge, x).shape == (4, 128) and judge.reference["train"][1].shape == (128, 128)
+    state, _ = checkpoint.load_tensors(data.data_folder() / "weights" / "cifar10_judge.safetensors")
+    assert all(t.numel() < 32 * 32 * 3 or name.endswith((".weight", ".cov")) for name, t in state.items())

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ddpm_edu import SAMPLERS, Cond, Schedule, folder, guided, last, noise, spaced_timesteps, system
+from ddpm_edu import SAMPLERS, Cond, Schedule, config_json, guided, last, noise, spaced_timesteps, system
 from ddpm_edu.fast import CHANGES, flops, speed_up
 from ddpm_edu.float8 import fp8, to_float8
 from ddpm_edu.layouts import to_folder
@@ -119,9 +119,9 @@ def diffusers_pipeline(config, unet, vae, setting, compiled):
     """diffusers' own pipeline around the same weights."""
     import diffusers
     conv = not config.unet.vector  # SD 1.5 has 1x1 convolutions around its transformers
-    entries = {**folder.unet_entries(config.unet, config.number_dim), "use_linear_projection": not conv}
+    entries = {**config_json.unet_entries(config.unet, config.number_dim), "use_linear_projection": not conv}
     with torch.device("meta"):
-        their_unet, their_vae = diffusers.UNet2DConditionModel.from_config(entries), diffusers.AutoencoderKL.from_config(folder.vae_entries(config.vae))
+        their_unet, their_vae = diffusers.UNet2DConditionModel.from_config(entries), diffusers.AutoencoderKL.from_config(config_json.vae_entries(config.vae))
     for theirs, state in ((their_unet, to_folder("unet", unet.state_dict(), conv)), (their_vae, to_folder("vae", vae.state_dict()))):
         theirs.load_state_dict({k: v.clone(memory_format=torch.contiguous_format) for k, v in state.items()}, assign=True)
         theirs.eval().requires_grad_(False)
@@ -267,7 +267,7 @@ def vae_decode(setting, skip):
         if "diffusers" in way:
             import diffusers
             with torch.device("meta"):
-                theirs = diffusers.AutoencoderKL.from_config(folder.vae_entries(config.vae))
+                theirs = diffusers.AutoencoderKL.from_config(config_json.vae_entries(config.vae))
             theirs.load_state_dict({k: v.clone(memory_format=torch.contiguous_format) for k, v in to_folder("vae", vae.state_dict()).items()}, assign=True)
             theirs.eval().requires_grad_(False)
             decode = theirs.decode

@@ -1,7 +1,10 @@
 """Models by their hub name, "owner/name": from the local cache, else fetched, only the files that are needed."""
 import os
 import re
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
@@ -46,11 +49,25 @@ def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Pat
     remedy = f"fetch it where there is a network, or {remedy}"
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise CheckpointError(f"{repo}: {lacking}, and HF_HUB_OFFLINE forbids to fetch it: {remedy}, or unset HF_HUB_OFFLINE")
+    if not _reachable(constants.ENDPOINT):
+        raise CheckpointError(f"{repo}: {lacking}, and there is no network to fetch it ({constants.ENDPOINT} does not answer): {remedy}")
     try:
         names = needed(HfApi().list_repo_files(repo), dtype, ema)
         return Path(snapshot_download(repo, allow_patterns=names))
     except Exception as e:  # a network has many ways to fail, each with its own class
         raise CheckpointError(f"{repo}: {lacking}, and fetching it failed ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): {remedy}") from e
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub answers at all: without this the client tries again and again for half a minute."""
+    if getproxies():
+        return True  # then only the proxy knows
+    url = urlsplit(endpoint)
+    try:
+        socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def complete(folder: Path, dtype, ema: bool) -> bool:

@@ -2,6 +2,8 @@
 import dataclasses
 import json
 import shutil
+import socket
+import time
 from math import prod
 
 import diffusers
@@ -10,7 +12,7 @@ import torch
 from helpers import read_json, refuses
 from tiny_pipelines import build as theirs
 
-from ddpm_edu import Cond, Schedule
+from ddpm_edu import Cond, Schedule, hub
 from ddpm_edu import stable_diffusion as sds
 from ddpm_edu.checkpoint import save_tensors
 from ddpm_edu.config_json import unet_config, vae_config
@@ -495,6 +497,22 @@ FILES = ["model_index.json", "README.md", "v1-5-pruned.safetensors", "scheduler/
          "text_encoder/model.safetensors.index.fp16.json", "text_encoder/model.fp16-00001-of-00001.safetensors"]
 
 
+def test_no_network_is_said_at_once(hub_cache, monkeypatch):
+    """A port where nobody listens stands for the hub: refused at the first knock, without the client's retries."""
+    from huggingface_hub import constants
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    started = time.perf_counter()
+    with refuses(CheckpointError, "somebody/tiny-sd", "no network", "does not answer", "pass the path"):
+        load("somebody/tiny-sd")
+    assert time.perf_counter() - started < 1
+
+
 def test_only_needed_files_are_fetched(hub_cache, monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub import constants
@@ -510,6 +528,7 @@ def test_only_needed_files_are_fetched(hub_cache, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: True)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo: FILES)
     always = {"model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"}
     full = {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", *(f for f in FILES if "00002" in f or f.endswith("index.json"))}

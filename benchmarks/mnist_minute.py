@@ -69,10 +69,11 @@ if __name__ == "__main__":
     judge = metrics.load_judge("mnist")
     shown = torch.from_numpy(images).float()[:, None] / 127.5 - 1  # judged as saved, 8 bits a pixel
     test = mnist("test")
-    first = torch.cat([(test.labels == c).nonzero()[:100, 0] for c in range(10)])
-    real = test[first][0]
+    shuffled = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
+    drawn = torch.cat([shuffled[test.labels[shuffled] == c][:100] for c in range(10)])
+    real = test[drawn][0]
     result |= {"right": metrics.accuracy(judge, shown, labels), "frechet": round(metrics.frechet_to_real(judge, shown), 3),
-               "real": {"right": metrics.accuracy(judge, real, test.labels[first]), "frechet": round(metrics.frechet_to_real(judge, real), 3)},
+               "real": {"right": metrics.accuracy(judge, real, test.labels[drawn]), "frechet": round(metrics.frechet_to_real(judge, real), 3)},
                "parameters": sum(p.numel() for p in model.parameters()), "threads": args.threads,
                "python": platform.python_version(), "torch": torch.__version__}
     print(json.dumps(result))

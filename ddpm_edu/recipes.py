@@ -56,11 +56,14 @@ def _unet(channels: int, mult: tuple[int, ...], depth: tuple[int, ...], colours:
                       heads=(4,) * len(mult), vector=10, blocks=1, groups=8)
 
 
-FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal", t_mean=0.5, batch_size=64)
+FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal")
 
-MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 30, 16, TrainConfig(seconds=60, ema=0.99, **FAST), guidance=1.3)
-MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 30, 16, TrainConfig(steps=7000, ema=0.998, **FAST), guidance=1.2)
-CIFAR10 = Recipe("cifar10", data.cifar10, _unet(32, (1, 2, 2), (0, 0, 1), 3), 4, 16, TrainConfig(steps=6000, ema=0.998, **FAST), guidance=1.5)
+MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 30, 16, guidance=1.4,
+                config=TrainConfig(seconds=60, batch_size=64, ema=0.99, **FAST))
+MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 30, 16, guidance=1.2,
+               config=TrainConfig(steps=7000, batch_size=64, ema=0.998, t_mean=0.5, **FAST))
+CIFAR10 = Recipe("cifar10", data.cifar10, _unet(32, (1, 2, 2), (0, 0, 1), 3), 4, 16, guidance=1.5,
+                 config=TrainConfig(steps=6000, batch_size=32, ema=0.998, t_mean=0.5, **FAST))
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10)}
 
 

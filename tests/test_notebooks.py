@@ -49,6 +49,7 @@ def test_is_saved_executed_and_clean(path):
     assert not [o.ename for o in outputs if o.output_type == "error"]
     assert not [o.text for o in outputs if o.get("name") == "stderr" and "Warning" in o.text]
     assert not re.findall(r"(?:/work|/root|/home|/tmp)/[\w./-]+", json.dumps(notebook)), "paths of one machine"
+    assert not [o for o in outputs if any("widget-view" in kind for kind in o.get("data", {}))], "JupyterLab would say: model not found"
     assert path.stat().st_size < 2_500_000
 
 

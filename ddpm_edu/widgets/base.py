@@ -64,15 +64,21 @@ def zoom(scale: int | None, h: int, w: int) -> int:
     return int(scale)
 
 
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
 def freeze(notebook: dict) -> dict:
     """Leave only the still pictures in a notebook's saved outputs (in place; works on a dict or an nbformat notebook).
 
     For the files that ship: without a kernel JupyterLab would print "model not found" where a saved widget was. Running the cells
-    brings the widgets back. Also removes `metadata.widgets`, which makes GitHub refuse a notebook when it is stale.
+    brings the widgets back. Progress bars have no still picture and go. Also removes `metadata.widgets`, which makes GitHub refuse
+    a notebook when it is stale.
     """
     notebook["metadata"].pop("widgets", None)
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
             if "text/html" in output.get("data", {}):
-                output["data"].pop("application/vnd.jupyter.widget-view+json", None)
+                output["data"].pop(VIEW, None)
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if VIEW not in output.get("data", {})]
     return notebook

@@ -26,7 +26,8 @@ def speed_up(model, *, compile: bool | str = True, changes: tuple[str, ...] = CH
     """A twin of a StableDiffusion, a UNet or a VAE that samples faster and computes the same, up to rounding.
 
     Call it last: after loading and after .to(device, dtype). The model given keeps working as before, so going back
-    means using it; twin and model share their weights, nothing is held twice. The UNet's twin records no gradients.
+    means using it; twin and model share their weights, nothing is held twice, so the model's convolutions lie channels_last
+    afterwards too (time a copy to compare). The UNet's twin records no gradients.
     changes, each exact, all of them unless given:
       channels_last  convolution weights lie in memory with channels innermost, as tensor cores want them
       fused          one matrix product makes Q, K and V of a self-attention; one makes K and V of all cross-attentions

@@ -1,10 +1,9 @@
 """Wrong answers of notebook 12 as a student would write them: each must be caught, with the hint that names the mistake."""
 import math
 
-import pytest
 import torch
+from common import answers
 
-from ddpm_edu.check import check
 from ddpm_edu.unet import TransformerBlock
 
 
@@ -100,19 +99,4 @@ WRONG = [
     ("12.3", lambda times, T, handover: split(times, T, handover)[::-1], "other way round"),
 ]
 
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answers_pass(name):
-    result = check(name, RIGHT[name])
-    assert result.status == "right", result.message
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_the_unfilled_stub_is_not_an_error(name):
-    assert check(name, lambda *given: ...).status == "not attempted yet"
-
-
-@pytest.mark.parametrize("name, answer, words", WRONG, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_wrong_answers_are_named(name, answer, words):
-    result = check(name, answer)
-    assert result.status == "wrong" and words in result.message, result.message
+TestAnswers = answers(RIGHT, WRONG)

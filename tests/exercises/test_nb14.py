@@ -6,7 +6,7 @@ import nbformat
 import pytest
 import torch
 
-from ddpm_edu.check import check
+from common import answers
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "14_sdxl_sampling.ipynb"
 
@@ -124,22 +124,7 @@ WRONG = [
     ("14.4", only_passes, "Those are passes"),
 ]
 
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_right_answers_pass(name):
-    result = check(name, RIGHT[name])
-    assert result.status == "right", result.message
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_the_unfilled_stub_is_not_an_error(name):
-    assert check(name, lambda *given: ...).status == "not attempted yet"
-
-
-@pytest.mark.parametrize("name, answer, words", WRONG, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_wrong_answers_are_named(name, answer, words):
-    result = check(name, answer)
-    assert result.status == "wrong" and words in result.message, result.message
+TestAnswers = answers(RIGHT, WRONG)
 
 
 # ---------------------------------------------------------------- recorded results

@@ -65,7 +65,7 @@ def test_conda_installs_the_same():
 
 
 def test_the_readme_installs_the_same_without_make():
-    assert "-c constraints.txt -e .[lab]" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "-c constraints.txt -e .[lab,sd]" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(INSTALLED_EXTRAS.split(",")) <= set(EXTRAS)
 
 

@@ -73,7 +73,7 @@ class GaussianPrior(nn.Module):
             raise ShapeError(f"x_t has shape {tuple(x_t.shape)}: this GaussianPrior takes (B, {', '.join(map(str, self.shape))}) "
                              f"and cond.vector (B, {self.classes}), zeros for no class")
         low = t.long()
-        sigma = torch.lerp(self.sigma[low + 1], self.sigma[(low + 2).clamp(max=len(self.sigma) - 1)], (t - low).float())[:, None]
+        sigma = torch.lerp(self.sigma[low + 1], self.sigma[(low + 2).clamp(max=len(self.sigma) - 1)], (t - low).to(self.sigma))[:, None]
         s = (1 + sigma ** 2).rsqrt()                                                   # (B, 1)
         n = s * sigma
         x, V = x_t.flatten(1), self.basis.flatten(1)                                   # (B, N), (N, J * rank)

@@ -60,7 +60,7 @@ FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal
 
 MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 30, 16, guidance=1.4,
                 config=TrainConfig(seconds=60, batch_size=64, ema=0.99, **FAST))
-MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 30, 16, guidance=1.2,
+MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 30, 16, guidance=1.3,
                config=TrainConfig(steps=7000, batch_size=64, ema=0.998, t_mean=0.5, **FAST))
 CIFAR10 = Recipe("cifar10", data.cifar10, _unet(32, (1, 2, 2), (0, 0, 1), 3), 4, 16, guidance=1.5,
                  config=TrainConfig(steps=6000, batch_size=32, ema=0.998, t_mean=0.5, **FAST))

@@ -32,7 +32,7 @@ class TrainConfig:
 
     steps: updates.  batch_size: pictures an update, over all processes together.  lr: peak learning rate of AdamW,
     reached after `warmup` updates, then falling to 0 along half a cosine.  ema: decay of the averaged weights.
-    clip_norm: longest gradient allowed.  p_uncond: share of conditions dropped, for guidance.  predict: "eps", "x_0"
+    clip_norm: longest gradient allowed, inf for any.  p_uncond: share of conditions dropped, for guidance.  predict: "eps", "x_0"
     or "v".  optimizer: "adamw" or "muon" (see `muon.py`).  t_distribution: "uniform", or "logit_normal": t =
     T sigmoid(t_mean + normal), most often in the middle, later if t_mean > 0 (Esser et al. 2024, arXiv 2403.03206, eq. 19).
     seconds: if above 0, stop after that much wall time instead and let lr follow the clock (not repeatable).
@@ -55,9 +55,10 @@ class TrainConfig:
     def __post_init__(self):
         for check, name, low, high in ((whole, "steps", 1, 10 ** 9), (whole, "batch_size", 1, 10 ** 6), (in_range, "lr", 0, 10),
                                        (whole, "warmup", 0, 10 ** 9), (in_range, "ema", 0, 1), (in_range, "weight_decay", 0, 10),
-                                       (in_range, "clip_norm", 0, math.inf), (in_range, "p_uncond", 0, 1),
-                                       (in_range, "seconds", 0, 10 ** 9), (in_range, "t_mean", -10, 10), (whole, "seed", 0, 2 ** 40)):
+                                       (in_range, "p_uncond", 0, 1), (in_range, "seconds", 0, 10 ** 9), (in_range, "t_mean", -10, 10), (whole, "seed", 0, 2 ** 40)):
             check(f"TrainConfig.{name}", getattr(self, name), low, high, "see its docstring")
+        if isinstance(self.clip_norm, bool) or not isinstance(self.clip_norm, (int, float)) or not self.clip_norm > 0:  # 0 would train nothing
+            raise OptionError(f"TrainConfig.clip_norm = {self.clip_norm!r} is out of range: pass a number above 0, math.inf for no clipping")
         known_prediction(self.predict)
         for name, known in (("optimizer", ("adamw", "muon")), ("t_distribution", ("uniform", "logit_normal"))):
             if getattr(self, name) not in known:

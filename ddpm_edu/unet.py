@@ -179,7 +179,8 @@ class UNet(nn.Module):
     """eps (or v, or x_0) predicted from x_t, t and the condition; see `UNetConfig` for its sizes.
 
     forward: x_t (B, in_channels, H, W); t (B,), whole or fractional; cond.context (B, L, context),
-    cond.vector (B, vector). Returns (B, out_channels, H, W). Raises ShapeError where these do not fit.
+    cond.vector (B, vector). Returns (B, out_channels, H, W). Raises ShapeError where these do not fit. A model without
+    classes (vector = 0) passes over a dataset's labels; one without text (context = 0) refuses a text.
     """
 
     def __init__(self, config: UNetConfig):
@@ -255,6 +256,8 @@ class UNet(nn.Module):
             raise ShapeError(f"cond.vector has shape {_shape(cond.vector)}: this UNet takes ({b}, {c.vector}), zeros for no condition")
         if c.context and (cond.context is None or cond.context.ndim != 3 or len(cond.context) != b or cond.context.shape[2] != c.context):
             raise ShapeError(f"cond.context has shape {_shape(cond.context)}: this UNet takes ({b}, tokens, {c.context})")
+        if not c.context and cond.context is not None:
+            raise ShapeError(f"cond.context has shape {_shape(cond.context)}, but this UNet reads no text (context = 0): pass none, or build it with context")
 
 
 class SpaceToDepth(nn.Module):

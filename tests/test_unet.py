@@ -321,6 +321,16 @@ def test_wrong_context(context):
         tiny("sd15")(torch.zeros(2, 4, 8, 8), torch.zeros(2), Cond(context and torch.zeros(context)))
 
 
+@torch.no_grad()
+def test_a_text_for_a_model_without_text():
+    """It would be ignored. Labels may be: a model without classes is trained on data that has them."""
+    x, t = torch.zeros(2, 2, 8, 8), torch.zeros(2)
+    with refuses(ShapeError, r"\(2, 7, 24\)", "reads no text", "build it with context"):
+        UNet(SMALL)(x, t, Cond(torch.zeros(2, 7, 24), torch.zeros(2, 5)))
+    model = UNet(UNetConfig(**{**SMALL.__dict__, "vector": 0})).eval()
+    assert torch.equal(model(x, t, Cond(vector=torch.ones(2, 10))), model(x, t))
+
+
 def test_classic_needs_eight_pixels():
     with refuses(ShapeError, "at least 8"):
         small_models()["classic"](torch.zeros(1, 2, 7, 8), torch.zeros(1), Cond(vector=torch.zeros(1, 5)))

@@ -3,7 +3,6 @@
 A training checkpoint and a shipped model are both one safetensors file (tensorfile.py).
 """
 import dataclasses
-import json
 from pathlib import Path
 from typing import NamedTuple
 

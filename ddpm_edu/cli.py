@@ -3,7 +3,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from .errors import DdpmEduError, OptionError
@@ -195,19 +194,14 @@ def write_png(path: Path, picture, meta: dict) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     from . import __version__
-    info, part = PngInfo(), None
+    from .paths import replacing
+    info = PngInfo()
     info.add_text("ddpm_edu", json.dumps({**meta, "version": __version__, "torch": torch.__version__}))
     try:
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as part, open(part, "wb") as file:
             Image.fromarray(picture).save(file, format="png", pnginfo=info)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
     except (OSError, ValueError) as error:
         raise OptionError(f"--out {path}: could not be written ({error})") from error
-    finally:
-        if part and os.path.exists(part):
-            os.unlink(part)
 
 
 def train(args) -> None:

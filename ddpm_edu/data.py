@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import data_folder
 from .diffusion import Cond, class_cond
 from .errors import DataError, OptionError, ShapeError
+from .paths import data_folder
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MNIST_MD5 = {  # of the official idx files, after decompression

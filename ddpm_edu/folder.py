@@ -5,14 +5,13 @@
 Which files there are and how they are written; what the JSON files say is in config_json.py.
 """
 import json
-import os
-import tempfile
 from pathlib import Path, PurePosixPath
 
 import torch
 
 from .config_json import reading
 from .errors import CheckpointError
+from .paths import replacing
 from .text import Tokenizer, clip_tokenizer
 
 # ---------------------------------------------------------------- reading
@@ -109,15 +108,9 @@ def write_json(path: Path, entries: dict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all. Raises CheckpointError if the folder cannot be written."""
-    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as f:
-            part = f.name
-            f.write(text)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        with replacing(path) as part:
+            Path(part).write_text(text, encoding="utf-8")
     except OSError as e:
-        if part and os.path.exists(part):
-            os.unlink(part)
         raise CheckpointError(f"{path}: could not be written ({e}): is the folder writable and the disk not full?") from e

@@ -5,7 +5,6 @@ Settings travel in its metadata as JSON.
 """
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError
+from .paths import replacing
 
 
 def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
@@ -23,25 +23,17 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
     kill -9, finds the previous file whole. Raises CheckpointError if the folder cannot be written.
     """
     path = Path(path)
-    cpu, seen, part = {}, set(), None
+    cpu, seen = {}, set()
     for name, t in tensors.items():
         t = t.detach().to("cpu").contiguous()
         cpu[name] = t.clone() if t.untyped_storage().data_ptr() in seen else t  # tied weights are written twice
         seen.add(cpu[name].untyped_storage().data_ptr())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
-        os.close(handle)
-        save_file(cpu, part, metadata={"ddpm_edu": json.dumps(meta or {})})
-        with open(part, "rb") as f:
-            os.fsync(f.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file(cpu, part, metadata={"ddpm_edu": json.dumps(meta or {})})
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"{path}: could not be written ({e}): is the folder writable and the disk not full?") from e
-    finally:
-        if part and os.path.exists(part):
-            os.unlink(part)
 
 
 MOST_HEADER = 25_000_000  # bytes; the names of SDXL take 0.3 MB, and a header is read whole before anything is known

@@ -14,7 +14,7 @@ from .schedule import Schedule
 from .solvers import SAMPLERS
 
 __version__ = "0.1.0"
-_SUBMODULES = ("check", "checkpoint", "cli", "config_json", "data", "diffusion", "emoji", "errors", "exercises",
+_SUBMODULES = ("check", "checkpoint", "cli", "config_json", "data", "diffusion", "ema", "emoji", "errors", "exercises",
                "fast", "float8", "folder", "gaussian", "guard", "hub", "layouts", "memory", "metrics", "mlp", "muon",
                "oracle", "painted", "paths", "pipeline", "plot", "recipes", "recognise", "remember", "schedule",
                "solvers", "stable_diffusion", "system", "tensorfile", "text", "train", "unet", "unet_classic", "vae",

@@ -3,15 +3,16 @@
     for step in progress(train(model, schedule, dataset, TrainConfig(steps=1000)), 1000):
         ...                                    # step.loss, step.lr; step.ema is the model to sample from
 
+`train` teaches a denoiser; `fit` is the same loop for any other objective (autoencoder, CLIP).
+
 Every random number of a run comes from one seed, so a run is repeatable on the CPU, can be resumed bit for bit,
 and gives the same losses whether one process or several share the batch (`accelerate launch`).
 """
-import copy
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from torch import nn
 
 from .checkpoint import check_state, describe, load_state, load_tensors, save_tensors
 from .diffusion import Cond, in_range, loss, whole
+from .ema import EMA
 from .errors import CheckpointError, DataError, OptionError, TrainingError
 from .muon import Muon
 from .schedule import Schedule, known_prediction
@@ -79,28 +81,6 @@ class TrainStep(NamedTuple):
     ema: nn.Module
 
 
-class EMA:
-    """Exponential moving average of the weights: avg <- d avg + (1 - d) weights (Polyak averaging; DDPM appendix B).
-
-    d starts small and rises to `decay`, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
-    `model` is the averaged copy, without gradients.
-    """
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        d = min(self.decay, (1 + step) / (10 + step))
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))
-        own, new = zip(*(p for p in pairs if p[0].is_floating_point()))
-        torch._foreach_lerp_(own, new, 1 - d)
-        for mine, its in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(its)  # a counter has no average
-
-
 def train(model: nn.Module, schedule: Schedule, dataset, config: TrainConfig, *, checkpoint=None, save_every: int = 0,
           accelerator=None) -> Iterator[TrainStep]:
     """Minimise L_simple over `dataset`, one TrainStep an update.
@@ -112,13 +92,55 @@ def train(model: nn.Module, schedule: Schedule, dataset, config: TrainConfig, *,
     Raises DataError for an empty dataset, CheckpointError if the checkpoint is of another run, TrainingError if the loss
     or its gradient is not a number (raised before the update: weights and checkpoint stay as they were).
     """
-    run = _Run(model, schedule, dataset, config, accelerator)
-    if checkpoint is not None and Path(checkpoint).exists():
-        run.load(checkpoint)
-    return _steps(run, checkpoint, save_every)
+    objective = denoising(schedule, config, getattr(dataset, "uncond", None))
+    return _steps(_Run(model, dataset, config, objective, {"schedule.beta": schedule.beta}, accelerator), checkpoint, save_every)
+
+
+def fit(model: nn.Module, dataset, config: TrainConfig, objective: Callable, *, checkpoint=None, save_every: int = 0) -> Iterator[TrainStep]:
+    """Minimise objective(model, batch, generator) -> scalar over `dataset`, one TrainStep an update; the rest is as in `train`.
+
+    dataset: len() and dataset[indices] -> a batch of any kind. All chance belongs to `generator`, so that the run can be repeated.
+    Of the config, p_uncond, predict, t_distribution and t_mean are for `train` alone.
+    """
+    return _steps(_Run(model, dataset, config, lambda model, batch, generator, _: objective(model, batch, generator)), checkpoint, save_every)
+
+
+def denoising(schedule: Schedule, config: TrainConfig, uncond: Cond | None = None) -> Callable:
+    """Algorithm 1 as an objective: a condition is replaced by `uncond` (1, ...) in p_uncond of the cases, by zeros where that is None.
+
+    The whole batch is drawn in every process, from the same seed, and each keeps its share.
+    """
+    uncond = uncond or Cond()
+
+    def objective(model, batch, generator, share):
+        x_0, cond = batch
+        device, n = next(model.parameters()).device, len(x_0)
+        t, eps = _times(schedule.T, n, config, generator), torch.randn(x_0.shape, generator=generator)
+        keep = torch.rand(n, generator=generator) >= config.p_uncond
+        cond = Cond(*(None if part is None else _dropped(part, other, keep)[share].to(device) for part, other in zip(cond or Cond(), uncond)))
+        return loss(model, schedule, x_0[share].to(device), cond, t=t[share], eps=eps[share].to(device), predict=config.predict)
+    return objective
+
+
+def _times(T, n, config, generator):
+    if config.t_distribution == "uniform":
+        return torch.randint(T, (n,), generator=generator)
+    draw = config.t_mean + torch.randn(n, generator=generator)
+    return (T * draw.sigmoid()).long().clamp(max=T - 1)
+
+
+def _dropped(part, other, keep):
+    keep = keep.view(-1, *[1] * (part.ndim - 1))
+    return part * keep if other is None else torch.where(keep, part, other)
 
 
 def _steps(run, checkpoint, save_every):
+    if checkpoint is not None and Path(checkpoint).exists():
+        run.load(checkpoint)
+    return _updates(run, checkpoint, save_every)
+
+
+def _updates(run, checkpoint, save_every):
     started = time.perf_counter() - run.elapsed
     while (done := run.progress()) < 1:
         value, lr = run.update(done)
@@ -132,10 +154,11 @@ def _steps(run, checkpoint, save_every):
 class _Run:
     """All that a run carries from one step to the next, which is also all that a checkpoint holds."""
 
-    def __init__(self, model, schedule, dataset, config, accelerator):
+    def __init__(self, model, dataset, config, objective, constants=None, accelerator=None):
         if len(dataset) == 0:
             raise DataError("the dataset is empty: training needs at least one picture")
-        self.schedule, self.dataset, self.config, self.accelerator = schedule, dataset, config, accelerator
+        self.dataset, self.config, self.objective, self.accelerator = dataset, config, objective, accelerator
+        self.constants = constants or {}  # tensors that a run must not change on its way
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         if config.batch_size % self.world:
             raise OptionError(f"batch_size = {config.batch_size} cannot be shared by {self.world} processes: choose a multiple")
@@ -148,16 +171,16 @@ class _Run:
             self.wrapped, self.optimizer = accelerator.prepare(model, self.optimizer)
             self.ema.model.to(accelerator.device).load_state_dict(model.state_dict())  # rank 0's weights are everybody's now
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.device = self.parameters[0].device
+        self.share = slice(self.rank * config.batch_size // self.world, (self.rank + 1) * config.batch_size // self.world)
 
     def progress(self):
         """Share of the run that is done, by the clock or by the steps."""
         return self.elapsed / self.config.seconds if self.config.seconds else self.step / self.config.steps
 
     def update(self, progress):
-        x_0, cond, t, eps = self.batch()
+        batch = self.dataset[self.indices()]
         self.model.train()
-        value = loss(self.wrapped, self.schedule, x_0, cond, t=t, eps=eps, predict=self.config.predict)
+        value = self.objective(self.wrapped, batch, self.generator, self.share)
         mean = self.mean(value.detach()).item()
         self.finite("loss", mean)
         lr = self.config.lr_at(self.step, progress)
@@ -176,30 +199,18 @@ class _Run:
 
     def mean(self, value):
         """Mean over the processes."""
-        return self.accelerator.reduce(value.to(self.device), "mean") if self.accelerator else value
+        return self.accelerator.reduce(value.to(self.accelerator.device), "mean") if self.accelerator else value
 
     def finite(self, name, value):
         if not math.isfinite(value):
             raise TrainingError(f"the {name} is {value} at step {self.step + 1}: stopped before the update, the last checkpoint is kept. "
                                 f"Try a lower lr than {self.config.lr:g}, or look for NaN in the data")
 
-    def batch(self):
-        """The whole batch is drawn in every process, from the same seed, and each keeps its share."""
+    def indices(self):
+        """Which pictures the next batch holds: epoch after epoch, each in its own order."""
         size = self.config.batch_size
         first = self.step * size
-        x_0, cond = self.dataset[torch.cat([self.order(epoch, first, size) for epoch in self.epochs(first, size)])]
-        t = self.times(size)
-        eps = torch.randn(x_0.shape, generator=self.generator)
-        keep = torch.rand(size, generator=self.generator) >= self.config.p_uncond
-        cond = (cond or Cond()).map(lambda c: c * keep.view(-1, *[1] * (c.ndim - 1)))
-        share = slice(self.rank * size // self.world, (self.rank + 1) * size // self.world)
-        return (x_0[share].to(self.device), cond.map(lambda c: c[share].to(self.device)), t[share], eps[share].to(self.device))
-
-    def times(self, size):
-        if self.config.t_distribution == "uniform":
-            return torch.randint(self.schedule.T, (size,), generator=self.generator)
-        draw = self.config.t_mean + torch.randn(size, generator=self.generator)
-        return (self.schedule.T * draw.sigmoid()).long().clamp(max=self.schedule.T - 1)
+        return torch.cat([self.order(epoch, first, size) for epoch in self.epochs(first, size)])
 
     def epochs(self, first, size):
         return range(first // len(self.dataset), (first + size - 1) // len(self.dataset) + 1)
@@ -217,7 +228,7 @@ class _Run:
     def save(self, path):
         if self.rank:
             return
-        tensors = {"schedule.beta": self.schedule.beta, "random.generator": self.generator.get_state(), "random.torch": torch.get_rng_state()}
+        tensors = {**self.constants, "random.generator": self.generator.get_state(), "random.torch": torch.get_rng_state()}
         tensors |= {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
@@ -233,7 +244,7 @@ class _Run:
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         now, before = dataclasses.asdict(self.config) | {"model": json.dumps(describe(self.model))}, {**meta.get("config", {}), "model": meta.get("model")}
         changed = [f"{k} was {before.get(k)}, now {v}" for k, v in now.items() if before.get(k) != v]
-        if not torch.equal(tensors.get("schedule.beta", torch.empty(0)), self.schedule.beta):
+        if not all(torch.equal(tensors.get(name, torch.empty(0)), value) for name, value in self.constants.items()):
             changed.append("another noise schedule")
         if changed:
             raise CheckpointError(f"{path}: this checkpoint is of another run ({'; '.join(changed)}): "

@@ -21,7 +21,7 @@ LAYERS = [
     ["memory", "config_json", "folder", "hub", "system", "stable_diffusion"],
     ["guard"], ["pipeline"],
     ["fast"], ["float8"],
-    ["muon", "train", "data", "metrics"], ["painted", "emoji"], ["oracle"], ["recipes"],
+    ["muon", "ema", "train", "data", "metrics"], ["painted", "emoji"], ["oracle"], ["recipes"],
     ["plot", "widgets", "check", "exercises", "cli"],
 ]
 LAYER = {module: height for height, modules in enumerate(LAYERS) for module in modules}

@@ -1,4 +1,4 @@
-"""How good are the pictures? Accuracy by a judge, and the Frechet distance between two sets of features.
+"""How good are the pictures? Accuracy by a judge, the Frechet distance between two sets of features, PSNR of copies.
 
 A judge is a small classifier trained on the real pictures: its labels say whether a generated 7 is a 7, and the
 features of its last layer stand in for the Inception network of the usual FID. Its numbers are therefore not
@@ -53,6 +53,18 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet(features_a: Tensor, features_b: Tensor) -> float:
     """Frechet distance between Gaussians fitted to two sets of features, (N, D) and (M, D)."""
     return frechet_distance(*moments(features_a), *moments(features_b))
+
+
+# ---------------------------------------------------------------- one picture against its copy
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """10 log10(4 / mean (x - y)^2) in dB for pictures in [-1, 1], y clamped to it: (B, ...) twice -> (B,).
+
+    The peak signal-to-noise ratio, the peak being the range's length, 2; infinite for equal pictures. Raises ShapeError.
+    """
+    if x.shape != y.shape or x.ndim < 2:
+        raise ShapeError(f"pictures have shapes {tuple(x.shape)} and {tuple(y.shape)}: they must be the same (B, ...)")
+    return 10 * (4 / (x - y.clamp(-1, 1)).square().flatten(1).mean(1)).log10()
 
 
 # ---------------------------------------------------------------- the judge

@@ -16,18 +16,18 @@ LAYERS = [
     ["errors", "remember", "schedule", "paths"],
     ["diffusion", "solvers"],
     ["mlp", "unet", "unet_classic", "gaussian", "vae", "text"],
-    ["recognise", "tensorfile"], ["layouts"],
+    ["recognise", "tensorfile", "int8"], ["layouts"],
     ["checkpoint"],
     ["memory", "config_json", "folder", "hub", "system", "stable_diffusion"],
-    ["guard"], ["pipeline"],
+    ["guard", "words", "clip", "attention_maps"], ["pipeline"],
     ["fast"], ["float8"],
-    ["muon", "ema", "train", "data", "metrics"], ["painted", "emoji"], ["oracle"], ["recipes"],
+    ["muon", "ema", "train", "data", "metrics"], ["painted", "emoji", "vae_loss"], ["oracle"], ["recipes"],
     ["plot", "widgets", "check", "exercises", "cli"],
 ]
 LAYER = {module: height for height, modules in enumerate(LAYERS) for module in modules}
 # Used as oracles in tests or as rivals in benchmarks, never as parts.
 FOREIGN = {"diffusers", "sklearn", "transformers", "tokenizers", "denoising_diffusion_pytorch"}
-PARTS = {"text": {"transformers", "tokenizers"}}  # the one place where some are parts
+PARTS = {"text": {"transformers", "tokenizers"}, "clip": {"transformers", "tokenizers"}}  # the two places where some are parts
 
 
 def test_import_is_quick_and_light():

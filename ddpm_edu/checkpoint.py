@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .gaussian import GaussianPrior
+from .int8 import pack, unpack
 from .layouts import to_ours
 from .paths import data_folder
 from .recognise import count, looks_like
@@ -105,8 +106,12 @@ def build(plan: dict, schedule: Schedule) -> nn.Module:
 
 
 def save_pretrained(path, model: nn.Module, schedule: Schedule, predict: str, meta: dict | None = None, dtype=torch.float32) -> None:
-    """Write a denoiser of `build`'s kinds with its plan, schedule and `meta` in one file. See load_pretrained."""
-    tensors = {f"model.{k}": v.to(dtype) for k, v in model.state_dict().items()}
+    """Write a denoiser of `build`'s kinds with its plan, schedule and `meta` in one file. See load_pretrained.
+
+    dtype: of the weights in the file; torch.int8 packs them (int8.py), a quarter of float32.
+    """
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors = pack(state) if dtype == torch.int8 else {k: v.to(dtype) for k, v in state.items()}
     save_tensors(path, {**tensors, "schedule.beta": schedule.beta}, {**(meta or {}), "model": describe(model), "predict": predict})
 
 
@@ -124,5 +129,5 @@ def load_pretrained(name) -> Pretrained:
     except (KeyError, TypeError, ValueError) as e:  # ValueError: also our own OptionError and ScheduleError
         raise CheckpointError(f"{path}: a safetensors file, but not a model of this course ({e!r} in its metadata)") from e
     check_finite(tensors, path)
-    load_state(model, {k.removeprefix("model."): v.float() for k, v in tensors.items()}, str(path))
+    load_state(model, {k.removeprefix("model."): v for k, v in unpack(tensors, path).items()}, str(path))
     return Pretrained(model.eval().requires_grad_(False), schedule, predict, meta)

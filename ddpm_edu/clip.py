@@ -6,7 +6,6 @@ The same class holds OpenAI's ViT-L/14 and one trained in minutes; only the conf
 that Stable Diffusion reads, so a mini system is trained as the real ones were: first CLIP, then the denoiser.
 """
 import dataclasses
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from .folder import pad, read_json, read_tokenizer, weight_files
 from .int8 import pack, unpack
 from .paths import data_folder
 from .tensorfile import load_tensors, save_tensors
-from .text import CLIP_L, INSTALL, MOST_PROMPTS, TextConfig, TextEncoder, Tokenizer, clean, tokenize
+from .text import CLIP_L, INSTALL, MOST_PROMPTS, TextConfig, TextEncoder, Tokenizer, _tokenizers, clean, tokenize
 
 MOST_SCALE = 100.  # of the cosines in the loss, so that training stays stable (section 2.5)
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of its training pictures, in [0, 1]
@@ -232,7 +231,7 @@ def _from_file(path):
 
 
 def _bpe(text):
-    import tokenizers
+    tokenizers = _tokenizers()
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as e:  # the package raises nothing more specific

@@ -1,5 +1,5 @@
 """Words of one's own: a tokenizer trained on the captions of a small dataset, and which words of a prompt it never saw."""
-import json
+from collections import Counter, defaultdict
 
 from .errors import OptionError
 from .text import Tokenizer, _clip_bpe, _tokenizers, checked_prompts, clean, clip_vocab
@@ -18,13 +18,49 @@ def train_tokenizer(captions: list[str], vocab: int = 1024, length: int = 16) ->
         raise OptionError(f"length = {length!r}: pass at least 3, for a start, a piece and an end")
     if isinstance(captions, str) or not (captions := list(captions)):
         raise OptionError(f"captions = {captions!r:.80}: pass a list of texts, at least one")
-    tokenizers = _tokenizers()
-    bpe = _clip_bpe({}, [])
-    bpe.train_from_iterator(map(clean, captions), tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab, end_of_word_suffix="</w>", show_progress=False, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]][:vocab - len(basic)]
+    split = _clip_bpe({}, []).pre_tokenizer
+    words = Counter(word for caption in captions for word, _ in split.pre_tokenize_str(clean(caption)))
+    merges = learn_merges(words, vocab - len(basic))
     tokens = dict.fromkeys([*basic[:-2], *map("".join, merges), *basic[-2:]])  # two merges may spell the same
     return Tokenizer(_clip_bpe({token: i for i, token in enumerate(tokens)}, merges), length=length)
+
+
+def learn_merges(words: Counter, most: int) -> list[tuple[str, str]]:
+    """Byte pair encoding, algorithm 1 of Sennrich et al. 2016: join the most frequent pair of neighbours, again and again.
+
+    words: {word: how often}. At most `most` merges, in their order; of equally frequent pairs the last in the alphabet,
+    so that the same captions always give the same ids (the trainer of the `tokenizers` package does not promise that).
+    """
+    spelt = [([*word[:-1], word[-1] + "</w>"], n) for word, n in words.items()]
+    count, where, merges = Counter(), defaultdict(set), []  # of each pair: how often, and in which words
+
+    def note(i, sign):
+        symbols, n = spelt[i]
+        for pair in zip(symbols, symbols[1:]):
+            count[pair] += sign * n
+            where[pair].add(i)
+
+    for i in range(len(spelt)):
+        note(i, 1)
+    while len(merges) < most and count:
+        pair = max(count, key=lambda p: (count[p], p))
+        merges.append(pair)
+        for i in tuple(where[pair]):
+            note(i, -1)
+            spelt[i] = _joined(spelt[i][0], pair), spelt[i][1]
+            note(i, 1)
+        count = +count  # pairs that are no more
+    return merges
+
+
+def _joined(symbols, pair):
+    out = []
+    for symbol in symbols:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return out
 
 
 def split_words(text: str) -> list[str]:

@@ -40,11 +40,12 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("txt2img", help="draw a picture of a text with Stable Diffusion")
     p.add_argument("prompt", help="what the picture shows")
-    p.add_argument("--model", help="sd15, sd21, sdxl, a folder or a .safetensors file; `ddpm-edu models` says where names are looked for")
+    p.add_argument("--model", help="a name that ships, sd15, sd21, sdxl, a folder or a .safetensors file; see `ddpm-edu models`")
     p.add_argument("--refiner", nargs="?", const="sdxl-refiner", help="let a refiner finish: sdxl-refiner unless a folder or file is named")
     p.add_argument("--negative", default="", help="what it should not show")
-    p.add_argument("--steps", type=int, default=30, help="(default: 30)")
-    p.add_argument("--guidance", type=float, default=7.5, help="1 is none (default: 7.5)")
+    p.add_argument("--steps", type=int, help="model evaluations (default: the model's own, 30 for the published ones)")
+    p.add_argument("--guidance", type=float, help="1 is none (default: the model's own, 7.5 for the published ones)")
+    p.add_argument("--spacing", help="of the times: leading, trailing, linspace (default: the model's own)")
     p.add_argument("--sampler", default="dpmpp_2m", help="ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, ipndm (default: dpmpp_2m)")
     p.add_argument("--size", help="pixels of a side, or WIDTHxHEIGHT (default: what the model was trained for)")
     p.add_argument("--seed", type=int, default=0, help="the first picture's seed; the next ones count up (default: 0)")
@@ -129,7 +130,7 @@ def txt2img(args) -> None:
 
     from .data import to_uint8
     from .pipeline import draw
-    from .stable_diffusion import load, memory_needed
+    from .stable_diffusion import config_of, load, memory_needed
 
     paths, size = _outputs(args.out, args.count), _check_drawing(args)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -137,20 +138,22 @@ def txt2img(args) -> None:
         raise OptionError(f"--device {device}: not to be had here; use --device cpu" + (" or cuda" if torch.cuda.is_available() else ""))
     dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
     for name in filter(None, (args.model, args.refiner)):
-        gib = memory_needed(name, dtype, size, args.count, args.guidance != 1) / 2 ** 30
+        guidance = config_of(args.model).guidance if args.guidance is None else args.guidance
+        gib = memory_needed(name, dtype, size, args.count, guidance != 1) / 2 ** 30
         print(f"{name}: about {gib:.1f} GiB of memory for weights and drawing in {str(dtype).removeprefix('torch.')}", file=sys.stderr)
     sd = load(args.model, device=device, dtype=dtype)
     refiner = load(args.refiner, device=device, dtype=dtype) if args.refiner else None
     if args.fast:
         from .fast import speed_up
         sd, refiner = speed_up(sd), refiner and speed_up(refiner)
-    options = {"negative": args.negative, "steps": args.steps, "guidance": args.guidance, "sampler": args.sampler, "handover": args.handover}
+    own = {name: getattr(sd.config, name) if getattr(args, name) is None else getattr(args, name) for name in ("steps", "guidance", "spacing")}
+    options = {"negative": args.negative, **own, "sampler": args.sampler, "handover": args.handover}
     seeds = list(range(args.seed, args.seed + args.count))
     pictures = draw(sd, args.prompt, size=size, seeds=seeds, refiner=refiner, **options)
     for path, picture, seed in zip(paths, to_uint8(pictures), seeds):
         write_png(path, picture.permute(1, 2, 0).cpu().numpy(), {
             "prompt": args.prompt, "seed": seed, **options, "model": args.model, "refiner": args.refiner, "device": device, "dtype": str(dtype)})
-        print(f"{path}: {picture.shape[2]}x{picture.shape[1]}, {args.sampler}, {args.steps} steps, guidance {args.guidance:g}, seed {seed}")
+        print(f"{path}: {picture.shape[2]}x{picture.shape[1]}, {args.sampler}, {own['steps']} steps, guidance {own['guidance']:g}, seed {seed}")
 
 
 def _check_drawing(args):
@@ -161,8 +164,8 @@ def _check_drawing(args):
     if not args.model:
         raise OptionError("no model named: pass --model sd15, sd21 or sdxl (official files, looked for where `ddpm-edu models` says), "
                           "a folder in diffusers' layout, or a single .safetensors file")
-    sampling_times(Schedule.sqrt_linear(), args.steps, args.sampler)
-    in_range("--guidance", args.guidance, 0, 100, "1 is no guidance, 5 to 8 are usual")
+    sampling_times(Schedule.sqrt_linear(), 1 if args.steps is None else args.steps, args.sampler, "leading" if args.spacing is None else args.spacing)
+    in_range("--guidance", 1 if args.guidance is None else args.guidance, 0, 100, "1 is no guidance, 5 to 8 are usual")
     in_range("--handover", args.handover, 0, 1, "share of the noise times before the refiner")
     whole("--seed", args.seed, 0, 2 ** 63 - 1 - args.count, "the first picture's")
     if args.size is None:
@@ -218,7 +221,7 @@ def models(args) -> None:
     from .stable_diffusion import KNOWN, where
     for path in sorted((data_folder() / "weights").glob("*.safetensors")):
         card = path.with_suffix(".md")
-        title = card.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") if card.exists() else "no card"
+        title = next(iter(card.read_text(encoding="utf-8").splitlines()), "no card").lstrip("# ") if card.is_file() else "no card"
         print(f"{path.stem:16} {path.stat().st_size / 2 ** 20:5.1f} MiB  {title}\n{'':16} {path}")
     for name, known in KNOWN.items():
         size = next(iter(known.files.values())) / 2 ** 30

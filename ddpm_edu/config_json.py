@@ -30,7 +30,7 @@ VAE_ENTRIES = {
 }
 TEXT_ENTRIES = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
 SCHEDULER_ENTRIES = {"rescale_betas_zero_snr": (False,), "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-                     "prediction_type": ("epsilon", "v_prediction", "sample")}
+                     "prediction_type": ("epsilon", "v_prediction", "sample"), "timestep_spacing": ("leading", "trailing", "linspace")}
 PREDICT = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 
 
@@ -184,10 +184,10 @@ def text_entries(c: TextConfig) -> dict:
             "bos_token_id": c.vocab - 2, "eos_token_id": c.vocab - 1, "pad_token_id": 0 if c.pad == "!" else c.vocab - 1}
 
 
-def schedule_entries(schedule: Schedule, predict: str) -> dict:
+def schedule_entries(schedule: Schedule, predict: str, spacing: str = "leading") -> dict:
     """A DDIM scheduler's config with every beta spelt out."""
     return {"_class_name": "DDIMScheduler", "num_train_timesteps": schedule.T, "trained_betas": schedule.beta.tolist(), "clip_sample": False,
-            "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": {ours: theirs for theirs, ours in PREDICT.items()}[predict]}
+            "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": spacing, "prediction_type": {ours: theirs for theirs, ours in PREDICT.items()}[predict]}
 
 
 def index_entries(vector: str, zero_empty: bool, projects: bool) -> dict:

@@ -23,8 +23,8 @@ MAX_SIDE = 8192         # pixels: more than any model was trained for, and atten
 TILED_FROM = 1536 ** 2  # pixels: larger pictures are decoded in tiles unless told otherwise
 
 
-def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int = 30, guidance: float = 7.5, size=None, seeds=0,
-                  sampler: str = "dpmpp_2m", spacing: str = "leading", refiner: StableDiffusion | None = None,
+def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int | None = None, guidance: float | None = None, size=None, seeds=0,
+                  sampler: str = "dpmpp_2m", spacing: str | None = None, refiner: StableDiffusion | None = None,
                   handover: float = 0.8, rescale: float = 0.0, interval: tuple[float, float] | None = None,
                   original_size=None, crop=(0, 0), target_size=None, aesthetic=(6.0, 2.5)) -> Iterator[Step]:
     """Draw one latent a prompt: yields exactly `steps` Steps of x_t (B, 4, H/8, W/8) float32; the last x_prev is for `decode`.
@@ -32,7 +32,7 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int = 30,
     prompts: a text, or a list of them, one a picture.  negative: the same; "" is no negative prompt.
     size: one side or (height, width), multiples of 8; the system's own unless given.  seeds: the first picture's, the others
     count up; or a list, one a picture (one prompt is then drawn with each). A picture depends on its own prompt and seed,
-    not on the batch.  sampler, spacing: see `sampling_times`.  guidance, rescale, interval: see `steer`.
+    not on the batch.  steps, guidance, spacing: the system's own (see SystemConfig) unless given.  sampler, spacing: see `sampling_times`.  guidance, rescale, interval: see `steer`.
     refiner: a second system that does what is left when t falls below T - handover T.
     original_size, crop (top, left), target_size, aesthetic (score of prompt and negative prompt): see `condition`.
 
@@ -42,6 +42,8 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int = 30,
     _is_system("sd", sd)
     if refiner is not None:
         _is_system("refiner", refiner)
+    steps, guidance, spacing = (own if told is None else told for told, own in (
+        (steps, sd.config.steps), (guidance, sd.config.guidance), (spacing, sd.config.spacing)))
     prompts, negative, seeds = _pictures(prompts, negative, seeds)
     size = picture_size(sd.config.size if size is None else size, sd.vae.factor)
     told = {"original_size": size if original_size is None else original_size, "crop": crop,
@@ -177,9 +179,8 @@ def decode(sd: StableDiffusion, z: Tensor, tiled: bool | None = None) -> Tensor:
 def draw(sd: StableDiffusion, prompts, *, tiled: bool | None = None, progress: bool = True, **options) -> Tensor:
     """`text_to_image` with a progress bar, then `decode`: pictures (B, 3, H, W) float32 in [-1, 1]. Options are theirs."""
     from tqdm.auto import tqdm
-    options.setdefault("steps", 30)
     steps = text_to_image(sd, prompts, **options)
-    z = last(tqdm(steps, total=options["steps"], desc="drawing", disable=not progress))
+    z = last(tqdm(steps, total=options.get("steps") or sd.config.steps, desc="drawing", disable=not progress))
     return decode(options.get("refiner") or sd, z, tiled)
 
 

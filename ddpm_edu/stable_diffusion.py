@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import config_json, folder, hub
+from . import config_json, folder, hub, system_file
 from .checkpoint import load_state
 from .diffusion import whole
 from .errors import CheckpointError, OptionError
@@ -55,6 +55,9 @@ __all__ = [
 ]
 
 
+OURS = "_ddpm_edu"  # our entry of model_index.json; diffusers passes over names that begin with _
+
+
 # ---------------------------------------------------------------- what is known and where it is looked for
 
 class Known(NamedTuple):
@@ -76,8 +79,10 @@ KNOWN = {
 
 def where(name: str) -> list[Path]:
     """The places where a known system is looked for, in this order: a folder and single files below data/models, the hub's cache."""
+    if ships := system_file.shipped(name):
+        return [ships]
     if name not in KNOWN:
-        raise OptionError(f"{name!r} is not known: choose one of {', '.join(KNOWN)}")
+        raise OptionError(f"{name!r} is not known: choose one of {', '.join([*KNOWN, *system_file.all_shipped()])}")
     models = data_folder() / "models"
     return [models / name, *(models / file for file in KNOWN[name].files), hub.cache(KNOWN[name].hub)]
 
@@ -88,13 +93,15 @@ def find(source, dtype=torch.float32, ema: bool = True) -> Path:
         places = where(str(source))
         found = next((place for place in places[:-1] if place.exists()), None)
         return found or hub.snapshot(KNOWN[str(source)].hub, dtype, ema, places)
+    if ships := system_file.shipped(str(source)):
+        return ships
     path = Path(source).expanduser()
     if path.exists():
         return path
     if hub.is_name(str(source)):
         return hub.snapshot(str(source), dtype, ema, [path, hub.cache(str(source))])
     raise CheckpointError(f"{source}: no such file or folder; expected a .safetensors file, a folder in diffusers' layout, a hub name "
-                          f"owner/name, or one of {', '.join(KNOWN)}")
+                          f"owner/name, or one of {', '.join(KNOWN)}. Shipped with the course: {', '.join(system_file.all_shipped()) or 'none found'}")
 
 
 # ---------------------------------------------------------------- loading
@@ -103,7 +110,8 @@ def load(source, *, device="cpu", dtype=torch.float32, allow_pickle: bool = Fals
          config: SystemConfig | None = None) -> StableDiffusion:
     """A system with the weights of `source`, ready to sample.
 
-    source: a name of KNOWN ("sd15"), a hub name "owner/name", a folder in diffusers' layout, or a single .safetensors file.
+    source: a name that ships ("emoji") or of KNOWN ("sd15"), a file of `save_system`, a hub name "owner/name",
+    a folder in diffusers' layout, or a single .safetensors file.
     dtype: of all weights in memory, whatever the file has (see `part_dtype`).  ema: the averaged weights of the UNet where a
     source has both.  allow_pickle: read .ckpt and .bin too, tensors only.  config: the plan of a single file, which does not
     say it all; without one the context's width tells which known system it is (SD 2: the 768-pixel one that predicts v).
@@ -137,7 +145,11 @@ def _load_folder(root, device, dtype, allow_pickle, ema):
 
 
 def _load_file(path, device, dtype, allow_pickle, ema, config):
-    header, _ = load_tensors(path, allow_pickle)  # views of the file: names and shapes, no numbers read yet
+    header, meta = load_tensors(path, allow_pickle)  # views of the file: names and shapes, no numbers read yet
+    if meta.get("kind") == system_file.KIND:
+        if config is not None:
+            raise OptionError(f"{path} says itself what its config is: leave config out")
+        return system_file.load_system(path, device=device, dtype=dtype)[0]
     try:
         parts = split_single_file(header, ema)
     except CheckpointError as e:
@@ -204,12 +216,15 @@ def folder_config(root: Path) -> tuple[SystemConfig, Schedule]:
         scale = SD_VAE.scale  # SD 1.5's own config is older than the entry scaling_factor
     vae = config_json.vae_config(*read("vae"), scale)
     schedule, predict = config_json.schedule_config(*(folder.read_json(p := root / "scheduler" / "scheduler_config.json"), str(p)))
+    spacing = folder.read_json(root / "scheduler" / "scheduler_config.json").get("timestep_spacing", "leading")
+    own = index.get(OURS) if isinstance(index.get(OURS), dict) else {}
     side = entries.get("sample_size")
     size = (side if isinstance(side, int) and side > 0 else 64) * 2 ** (len(vae.mult) - 1)
     name = next((known.config.name for known in KNOWN.values() if known.config.unet == unet), root.name)
     try:
         return SystemConfig(name, unet, vae, tuple(texts), "penultimate" if vector else "last", predict, size, vector, dim,
-                            bool(vector and index.get("force_zeros_for_empty_prompt", vector == "sdxl"))), schedule
+                            bool(vector and index.get("force_zeros_for_empty_prompt", vector == "sdxl")),
+                            spacing, own.get("steps", 30), own.get("guidance", 7.5)), schedule
     except OptionError as e:
         raise CheckpointError(f"{root}: its parts do not fit together: {e}") from None
 
@@ -227,8 +242,9 @@ def save_folder(sd: StableDiffusion, root) -> None:
         folder.write_json(root / name / "config.json", entries.get(name) or config_json.text_entries(part.config))
         if kind == "text":
             folder.write_tokenizer(root / name.replace("text_encoder", "tokenizer"), part.config.pad, sd.text.tokenizer)
-    folder.write_json(root / "scheduler" / "scheduler_config.json", config_json.schedule_entries(sd.schedule, sd.predict))
-    folder.write_json(root / "model_index.json", config_json.index_entries(c.vector, c.zero_empty, bool(c.text[0].projection)))
+    folder.write_json(root / "scheduler" / "scheduler_config.json", config_json.schedule_entries(sd.schedule, sd.predict, c.spacing))
+    index = config_json.index_entries(c.vector, c.zero_empty, bool(c.text[0].projection))
+    folder.write_json(root / "model_index.json", {**index, OURS: {"steps": c.steps, "guidance": c.guidance}})
 
 
 # ---------------------------------------------------------------- memory
@@ -263,4 +279,7 @@ def config_of(source) -> SystemConfig:
     if str(source) in KNOWN:
         return KNOWN[str(source)].config
     place = find(source)
-    return folder_config(place)[0] if place.is_dir() else _recognise(place, load_tensors(place)[0])
+    if place.is_dir():
+        return folder_config(place)[0]
+    header, meta = load_tensors(place)
+    return system_file.plan(place, meta) if meta.get("kind") == system_file.KIND else _recognise(place, header)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .diffusion import in_range, whole
 from .errors import OptionError
 from .schedule import Schedule, known_prediction
 from .text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, Text, TextConfig
@@ -14,6 +15,7 @@ from .unet import SD15 as SD15_UNET
 from .unet import SDXL_BASE, SDXL_REFINER, UNet, UNetConfig
 from .vae import SD_VAE, SDXL_VAE, VAE, VAEConfig
 
+SPACINGS = ("leading", "trailing", "linspace")
 NUMBERS = {"": 0, "sdxl": 6, "refiner": 5}  # sizes, crop, target; or sizes, crop, aesthetic score
 
 
@@ -26,7 +28,8 @@ class SystemConfig:
     picture in pixels it was trained for.  vector: what cond.vector holds, "" nothing, "sdxl" the pooled text and six numbers
     (original size, crop, target size), "refiner" the pooled text and five (original size, crop, aesthetic score).
     number_dim: cosines and sines that each of these numbers becomes.  zero_empty: an empty negative prompt is zeros
-    (as in the original SDXL base), not the encoding of "".
+    (as in the original SDXL base), not the encoding of "".  spacing, steps, guidance: how it is sampled unless told otherwise:
+    which times ("leading", "trailing" or "linspace", see diffusion.spaced_timesteps), how many, and the guidance scale.
     """
     name: str
     unet: UNetConfig
@@ -38,9 +41,16 @@ class SystemConfig:
     vector: str = ""
     number_dim: int = 256
     zero_empty: bool = False
+    spacing: str = "leading"
+    steps: int = 30
+    guidance: float = 7.5
 
     def __post_init__(self):
         known_prediction(self.predict)
+        if self.spacing not in SPACINGS:
+            raise OptionError(f"spacing = {self.spacing!r} is not known: choose one of {', '.join(SPACINGS)}")
+        whole("steps", self.steps, 1, 10_000, "as many model evaluations as suit it")
+        in_range("guidance", self.guidance, 0, 100, "the scale that suits it, 1 is none")
         object.__setattr__(self, "text", tuple(self.text))
         if sum(c.width for c in self.text) != self.unet.context:
             raise OptionError(f"{self.name}: the text encoders are {' + '.join(str(c.width) for c in self.text)} wide, "
@@ -68,6 +78,7 @@ class StableDiffusion(nn.Module):
         super().__init__()
         with torch.device("cpu"):  # a schedule holds numbers even where the weights are on the meta device
             self.config, self.schedule = config, schedule or Schedule.sqrt_linear()
+        self.meta: dict = {}  # what a file of a system says beside (system_file.py)
         self.unet, self.vae, self.text = UNet(config.unet), VAE(config.vae), Text(config.text, config.layer)
 
     @property

@@ -138,7 +138,7 @@ class Text(nn.Module):
 class Tokenizer:
     """Text to ids by byte pair encoding (Sennrich et al. 2016): a start token, the words' pieces (see `clean`), an end token, padding.
 
-    bpe: a `tokenizers.Tokenizer`, or the path of its JSON file.  start, end: two tokens it knows; `end` has the highest
+    bpe: a `tokenizers.Tokenizer`, its JSON, or the path of its JSON file.  start, end: two tokens it knows; `end` has the highest
     id, by which encoders find it.  length: of every row of ids.
     """
 
@@ -259,9 +259,9 @@ def _load_bpe(bpe):
     if isinstance(bpe, t.Tokenizer):
         return bpe
     try:
-        return t.Tokenizer.from_file(str(bpe))
+        return t.Tokenizer.from_str(bpe) if str(bpe).startswith("{") else t.Tokenizer.from_file(str(bpe))
     except Exception as e:  # the package raises nothing more specific
-        raise DataError(f"{bpe}: not a file of the `tokenizers` package ({e}); write one with its save()") from e
+        raise DataError(f"{str(bpe)[:200]}: not a file of the `tokenizers` package ({e}); write one with its save()") from e
 
 
 def _tokenizers():

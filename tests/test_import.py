@@ -18,7 +18,7 @@ LAYERS = [
     ["mlp", "unet", "unet_classic", "gaussian", "vae", "text"],
     ["recognise", "tensorfile", "int8"], ["layouts"],
     ["checkpoint"],
-    ["memory", "config_json", "folder", "hub", "system", "stable_diffusion"],
+    ["memory", "config_json", "folder", "hub", "system", "system_file", "stable_diffusion"],
     ["guard", "words", "clip", "attention_maps"], ["pipeline"],
     ["fast"], ["float8"],
     ["muon", "ema", "train", "data", "metrics"], ["painted", "emoji", "vae_loss"], ["oracle"], ["recipes"],

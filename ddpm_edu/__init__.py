@@ -14,11 +14,11 @@ from .schedule import Schedule
 from .solvers import SAMPLERS
 
 __version__ = "0.1.0"
-_SUBMODULES = ("attention_maps", "check", "checkpoint", "cli", "clip", "config_json", "data", "diffusion",
-               "ema", "emoji", "errors", "exercises", "fast", "float8", "folder", "gaussian", "guard", "hub",
-               "int8", "layouts", "memory", "metrics", "mlp", "muon", "oracle", "painted", "paths", "pipeline",
-               "plot", "recipes", "recognise", "remember", "schedule", "solvers", "stable_diffusion", "system",
-               "tensorfile", "text", "train", "unet", "unet_classic", "vae", "vae_loss", "widgets", "words")
+_SUBMODULES = ("attention_maps", "check", "checkpoint", "cli", "clip", "config_json", "data", "diffusion", "ema",
+               "emoji", "errors", "exercises", "fast", "float8", "folder", "gaussian", "guard", "hub", "int8",
+               "latents", "layouts", "memory", "metrics", "mini", "minis", "mlp", "muon", "oracle", "painted", "paths",
+               "pipeline", "plot", "recipes", "recognise", "remember", "schedule", "solvers", "stable_diffusion",
+               "system", "tensorfile", "text", "train", "unet", "unet_classic", "vae", "vae_loss", "widgets", "words")
 __all__ = ["Schedule", "Cond", "Step", "class_cond", "loss", "sample", "ddpm", "guided", "last", "noise", "generators",
            "spaced_timesteps", "karras_timesteps", "SAMPLERS", "DdpmEduError", "ScheduleError", "ShapeError",
            "OptionError", "DataError", "CheckpointError", "TrainingError", "SamplingError", "ResourceError"]

@@ -54,14 +54,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: bfloat16 on a GPU, float32 on the CPU)")
     p.add_argument("--fast", action="store_true", help="exact speed-ups; compiling for a GPU takes minutes the first time")
+    p.add_argument("--zoom", type=int, help="screen pixels a pixel (default: as many as bring a small picture to 256 pixels)")
     p.add_argument("--out", type=Path, default=Path("txt2img.png"))
     p.set_defaults(run=txt2img)
 
     p = commands.add_parser("train", help="train one of the models that ship, from random weights")
-    p.add_argument("name", help="mnist or cifar10")
-    p.add_argument("--out", type=Path, help="where the weights go (default: NAME.safetensors here)")
-    p.add_argument("--checkpoint", type=Path, help="file to save to on the way, and to go on from")
-    p.add_argument("--steps", type=int, help="instead of the recipe's number of updates")
+    p.add_argument("name", help="mnist or cifar10; painted or emoji: a whole Stable Diffusion, VAE, CLIP and UNet")
+    p.add_argument("--out", type=Path, help="where the weights go (default: NAME.safetensors here; the CLIP of a whole system beside, NAME_clip.safetensors)")
+    p.add_argument("--checkpoint", type=Path, help="file to save to on the way, and to go on from; a folder for a whole system")
+    p.add_argument("--steps", type=int, help="instead of the recipe's number of updates; a whole system has three such numbers, and takes --seconds only")
     p.add_argument("--seconds", type=float, help="stop after this much time instead")
     p.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     p.set_defaults(run=train)
@@ -150,10 +151,11 @@ def txt2img(args) -> None:
     options = {"negative": args.negative, **own, "sampler": args.sampler, "handover": args.handover}
     seeds = list(range(args.seed, args.seed + args.count))
     pictures = draw(sd, args.prompt, size=size, seeds=seeds, refiner=refiner, **options)
+    zoom = args.zoom or max(1, 256 // pictures.shape[-1])
     for path, picture, seed in zip(paths, to_uint8(pictures), seeds):
-        write_png(path, picture.permute(1, 2, 0).cpu().numpy(), {
+        write_png(path, grid(picture[None].cpu(), 1, zoom), {
             "prompt": args.prompt, "seed": seed, **options, "model": args.model, "refiner": args.refiner, "device": device, "dtype": str(dtype)})
-        print(f"{path}: {picture.shape[2]}x{picture.shape[1]}, {args.sampler}, {own['steps']} steps, guidance {own['guidance']:g}, seed {seed}")
+        print(f"{path}: {picture.shape[2]}x{picture.shape[1]}{f' shown {zoom}-fold' if zoom > 1 else ''}, {args.sampler}, {own['steps']} steps, guidance {own['guidance']:g}, seed {seed}")
 
 
 def _check_drawing(args):
@@ -161,13 +163,12 @@ def _check_drawing(args):
     from .diffusion import in_range, whole
     from .pipeline import picture_size, sampling_times
     from .schedule import Schedule
-    if not args.model:
-        raise OptionError("no model named: pass --model sd15, sd21 or sdxl (official files, looked for where `ddpm-edu models` says), "
-                          "a folder in diffusers' layout, or a single .safetensors file")
     sampling_times(Schedule.sqrt_linear(), 1 if args.steps is None else args.steps, args.sampler, "leading" if args.spacing is None else args.spacing)
     in_range("--guidance", 1 if args.guidance is None else args.guidance, 0, 100, "1 is no guidance, 5 to 8 are usual")
     in_range("--handover", args.handover, 0, 1, "share of the noise times before the refiner")
     whole("--seed", args.seed, 0, 2 ** 63 - 1 - args.count, "the first picture's")
+    if args.zoom is not None:
+        whole("--zoom", args.zoom, 1, 64, "screen pixels a pixel")
     if args.size is None:
         return None
     try:
@@ -209,10 +210,30 @@ def write_png(path: Path, picture, meta: dict) -> None:
 
 def train(args) -> None:
     """Follow a recipe and write the averaged weights."""
+    from .minis import MINIS
+    from .paths import check_writable
     from .recipes import recipe, run
     out = args.out or Path(f"{args.name}.safetensors")
+    check_writable(out)
+    if args.name in MINIS:
+        return _train_mini(MINIS[args.name], out, args)
     run(recipe(args.name), out, checkpoint=args.checkpoint, steps=args.steps, seconds=args.seconds, device=args.device)
     print(f"{out}: written")
+
+
+def _train_mini(mini, out, args) -> None:
+    from .clip import save_clip
+    from .mini import train_mini
+    from .system_file import save_system
+    if args.steps is not None:
+        raise OptionError("--steps: a whole system is three runs, each with its own number; pass --seconds for all of them together")
+    if args.device != "cpu":
+        raise OptionError(f"--device {args.device}: the mini systems are trained on the CPU, where they take minutes")
+    trained = train_mini(mini, args.seconds, args.checkpoint)
+    save_system(out, trained.sd, {**trained.sd.meta, "train": trained.record})
+    clip = out.with_stem(f"{out.stem}_clip")
+    save_clip(clip, trained.clip, {"train": trained.record})
+    print(f"{out}, {clip}: written")
 
 
 def models(args) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import OptionError
+
 
 def data_folder() -> Path:
     """The folder that holds `mnist/`, `weights/` and `tokenizer/`: $DDPM_EDU_DATA, or `data/` beside the package."""
@@ -28,3 +30,11 @@ def replacing(path: Path) -> Iterator[str]:
     finally:
         if os.path.exists(part):
             os.unlink(part)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OptionError unless a file can be written at `path`: to be asked before the hours of training, not after."""
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        cause = "is a folder" if Path(path).is_dir() else f"lies in {folder}, " + ("which cannot be written to" if folder.is_dir() else "which does not exist")
+        raise OptionError(f"{path} {cause}: name another file, or make the folder first")

@@ -4,6 +4,7 @@ Nothing here is new: a condition for the UNet, guidance around it, one of SAMPLE
 Sizes are (height, width) in pixels, as in SDXL's own numbers. Guidance = Ho & Salimans 2022 (arXiv 2207.12598),
 SDXL = Podell et al. 2023 (arXiv 2307.01952).
 """
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -18,6 +19,7 @@ from .stable_diffusion import StableDiffusion
 from .text import checked_prompts
 from .unet import timestep_embedding
 from .vae import decode_tiled
+from .words import unseen
 
 MAX_SIDE = 8192         # pixels: more than any model was trained for, and attention no longer fits anywhere
 TILED_FROM = 1536 ** 2  # pixels: larger pictures are decoded in tiles unless told otherwise
@@ -45,6 +47,7 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int | Non
     steps, guidance, spacing = (own if told is None else told for told, own in (
         (steps, sd.config.steps), (guidance, sd.config.guidance), (spacing, sd.config.spacing)))
     prompts, negative, seeds = _pictures(prompts, negative, seeds)
+    _say_unseen(sd, prompts)
     size = picture_size(sd.config.size if size is None else size, sd.vae.factor)
     told = {"original_size": size if original_size is None else original_size, "crop": crop,
             "target_size": size if target_size is None else target_size}
@@ -204,6 +207,14 @@ def _pictures(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]
     for seed in many:
         whole("seeds", seed, 0, 2 ** 63 - 1, "one a picture")
     return checked_prompts(prompts), checked_prompts(negative), many
+
+
+def _say_unseen(sd, prompts) -> None:
+    """A warning for words that were in no caption of the training, where the system says which were; it draws anyway."""
+    words = sd.meta.get("words")
+    new = dict.fromkeys(word for prompt in prompts for word in unseen(prompt, frozenset(words))) if words else ()
+    if new:
+        warnings.warn(f"{sd.config.name} never saw {', '.join(map(repr, new))} in training: what it draws for it is a guess", stacklevel=3)
 
 
 def _two(name, value, check, *limits) -> tuple:

@@ -86,7 +86,8 @@ def train(model: nn.Module, schedule: Schedule, dataset, config: TrainConfig, *,
     """Minimise L_simple over `dataset`, one TrainStep an update.
 
     dataset: len() and dataset[indices] -> (x_0, Cond), such as `data.ImageDataset`.
-    checkpoint: a file. If it is there, the run goes on from it; it is written every `save_every` steps and at the end.
+    checkpoint: a file. If it is there, the run goes on from it; it is written every `save_every` steps and at the end. A run
+    that was over already yields its last step once more, with a loss of NaN.
     accelerator: an `accelerate.Accelerator` to share each batch among its processes. On several CPU processes: start with
     `accelerate launch --multi_gpu --num_processes 2` and Accelerator(cpu=True); with --cpu, accelerate 1.15 starts only one.
     Raises DataError for an empty dataset, CheckpointError if the checkpoint is of another run, TrainingError if the loss
@@ -141,6 +142,8 @@ def _steps(run, checkpoint, save_every):
 
 
 def _updates(run, checkpoint, save_every):
+    if run.progress() >= 1:
+        yield TrainStep(run.step, math.nan, 0.0, run.model, run.ema.model)
     started = time.perf_counter() - run.elapsed
     while (done := run.progress()) < 1:
         value, lr = run.update(done)
@@ -282,11 +285,11 @@ def new_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
 
-def progress(steps: Iterable[TrainStep], total: int | None = None, every: int = 10) -> Iterator[TrainStep]:
+def progress(steps: Iterable[TrainStep], total: int | None = None, every: int = 10, desc: str = "training") -> Iterator[TrainStep]:
     """The same steps behind a progress bar that shows a smoothed loss."""
     from tqdm.auto import tqdm
     smooth = None
-    with tqdm(total=total, unit="step", desc="training") as bar:
+    with tqdm(total=total, unit="step", desc=desc) as bar:
         for step in steps:
             smooth = step.loss if smooth is None else 0.95 * smooth + 0.05 * step.loss
             bar.update()

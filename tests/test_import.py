@@ -22,6 +22,7 @@ LAYERS = [
     ["guard", "words", "clip", "attention_maps"], ["pipeline"],
     ["fast"], ["float8"],
     ["muon", "ema", "train", "data", "metrics"], ["painted", "emoji", "vae_loss"], ["oracle"], ["recipes"],
+    ["latents"], ["mini"], ["minis"],
     ["plot", "widgets", "check", "exercises", "cli"],
 ]
 LAYER = {module: height for height, modules in enumerate(LAYERS) for module in modules}

@@ -1,0 +1,48 @@
+"""Latents and texts, worked out once: what the denoiser of a latent diffusion is trained on.
+
+VAE and text encoder are frozen while the denoiser learns (Rombach et al. 2022, section 3), so each picture has to go
+through them once, not once an epoch.
+"""
+import torch
+from torch import Tensor
+
+from .diffusion import Cond
+from .errors import DataError
+from .system import StableDiffusion
+from .text import MOST_PROMPTS
+
+
+class Latents:
+    """`dataset[index]` -> (z_0 (B, latent, h, w), Cond(context (B, L, D))), for `train`.
+
+    z_0 is vae.to_latent(x_0), scale * mean; a caption that several pictures share is encoded once. `uncond`: the encoding
+    of "", which takes the place of a dropped text, as in Stable Diffusion.
+    """
+
+    def __init__(self, z_0: Tensor, contexts: Tensor, row: Tensor, uncond: Cond):
+        self.z_0, self.contexts, self.row, self.uncond = z_0, contexts, row, uncond
+
+    def __len__(self) -> int:
+        return len(self.z_0)
+
+    def __getitem__(self, index) -> tuple[Tensor, Cond]:
+        return self.z_0[index], Cond(self.contexts[self.row[index]])
+
+
+@torch.no_grad()
+def encode(sd: StableDiffusion, dataset, n: int | None = None, batch: int = 250) -> Latents:
+    """The first n of `dataset` (None: all) through sd's VAE and text encoder. dataset[index] -> (x_0, captions)."""
+    n = len(dataset) if n is None else min(n, len(dataset))
+    if n < 1:
+        raise DataError("there are no pictures to encode: the dataset is empty, or n is below 1")
+    z, rows, known = [], [], {}
+    for part in torch.arange(n).split(batch):
+        x_0, captions = dataset[part]
+        z.append(sd.vae.to_latent(x_0))
+        rows += [known.setdefault(caption, len(known)) for caption in captions]
+    return Latents(torch.cat(z), encode_texts(sd, list(known)), torch.tensor(rows), sd.text.encode([""])._replace(vector=None))
+
+
+def encode_texts(sd: StableDiffusion, texts: list[str]) -> Tensor:
+    """Contexts (N, L, D) of any number of texts."""
+    return torch.cat([sd.text.encode(texts[k:k + MOST_PROMPTS]).context for k in range(0, len(texts), MOST_PROMPTS)])

@@ -1,0 +1,192 @@
+"""A whole Stable Diffusion from random weights: VAE, CLIP and UNet, each trained on what the ones before it learned.
+
+    1. VAE: pictures to small latents and back              (vae_loss.py; needs pictures only)
+    2. CLIP: a tokenizer and a text encoder that knows what captions mean   (clip.py; in parallel with 1)
+    3. UNet: denoises latents, told the text                (train.py, on latents worked out once: latents.py)
+
+The classes are those of the full-size models; a `Mini` is nothing but sizes and three training runs.
+"""
+import dataclasses
+import datetime
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import clip as clip_module
+from . import vae_loss
+from .checkpoint import load_state
+from .clip import CLIP, CLIPConfig
+from .errors import OptionError
+from .latents import Latents, encode
+from .paths import check_writable
+from .recipes import thin
+from .schedule import Schedule
+from .system import StableDiffusion, SystemConfig, build
+from .text import TextConfig
+from .train import TrainConfig, fit, progress, train
+from .unet import UNetConfig
+from .vae import VAE, VAEConfig
+from .vae_loss import Autoencoder, LossWeights, measure_scale, with_scale
+from .words import known_words, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Mini:
+    """A plan: data, sizes and one run a part.
+
+    pictures: () -> dataset, dataset[index] -> (x_0, captions).  captions: () -> all texts the tokenizer learns its words from.
+    text: its vocab is replaced by what the captions need.  clip: the vision side, as CLIPConfig takes it.
+    vocab: most tokens.  latents: how many pictures the UNet sees (0: all).  share: of the wall time that goes to VAE and CLIP
+    where a total of seconds is asked for.  steps, guidance: what suits the result.
+    """
+    name: str
+    pictures: Callable
+    captions: Callable
+    vae: VAEConfig
+    text: TextConfig
+    clip: dict
+    unet: UNetConfig
+    train_vae: TrainConfig
+    train_clip: TrainConfig
+    train_unet: TrainConfig
+    size: int
+    weights: LossWeights = LossWeights()
+    vocab: int = 1024
+    latents: int = 0
+    share: float = 0.25
+    steps: int = 10
+    guidance: float = 3.0
+
+
+# ---------------------------------------------------------------- the three parts
+
+def train_vae(mini: Mini, config: TrainConfig, checkpoint=None, log: Callable = list) -> VAE:
+    """Part 1. log: what runs the generator of steps, such as `progress`."""
+    torch.manual_seed(config.seed)
+    pictures = mini.pictures()
+    model = Autoencoder(VAE(mini.vae), mini.weights)
+    vae = _last(fit(model, pictures, config, vae_loss.objective, checkpoint=checkpoint, save_every=_often(checkpoint)), log).ema.vae
+    return with_scale(vae, measure_scale(vae, pictures))
+
+
+def train_clip(mini: Mini, config: TrainConfig, checkpoint=None, log: Callable = list) -> CLIP:
+    """Part 2: the tokenizer, then both encoders."""
+    torch.manual_seed(config.seed)
+    tokenizer = train_tokenizer(mini.captions(), mini.vocab, mini.text.length)
+    text = dataclasses.replace(mini.text, vocab=tokenizer.bpe.get_vocab_size())
+    clip = CLIP(CLIPConfig(text, size=mini.size, **mini.clip), tokenizer)
+    steps = fit(clip, mini.pictures(), config, clip_module.objective(clip), checkpoint=checkpoint, save_every=_often(checkpoint))
+    return _last(steps, log).ema
+
+
+def assemble(mini: Mini, vae: VAE, clip: CLIP) -> StableDiffusion:
+    """A system of a trained VAE, the text side of a trained CLIP, and a UNet of random weights that starts by predicting 0."""
+    text = dataclasses.replace(clip.config.text, projection=0)  # the UNet reads every token's state, not the pooled vector
+    config = SystemConfig(mini.name, mini.unet, vae.config, (text,), predict=mini.train_unet.predict, size=mini.size,
+                          spacing="trailing", steps=mini.steps, guidance=mini.guidance)
+    torch.manual_seed(mini.train_unet.seed)
+    sd = build(config, Schedule.cosine())
+    sd.vae.load_state_dict(vae.state_dict())
+    load_state(sd.text.encoders[0], clip.text.state_dict())
+    sd.text.tokenizer = clip.tokenizer
+    nn.init.zeros_(sd.unet.conv_out.weight)
+    nn.init.zeros_(sd.unet.conv_out.bias)
+    return sd
+
+
+def train_unet(sd: StableDiffusion, latents: Latents, config: TrainConfig, checkpoint=None, log: Callable = list) -> StableDiffusion:
+    """Part 3: Algorithm 1 on latents; sd then holds the averaged weights."""
+    steps = train(sd.unet.requires_grad_(True), sd.schedule, latents, config, checkpoint=checkpoint, save_every=_often(checkpoint))
+    sd.unet.load_state_dict(_last(steps, log).ema.state_dict())
+    return sd.eval().requires_grad_(False)
+
+
+def _last(steps: Iterable, log: Callable):
+    for step in log(steps):
+        pass
+    return step
+
+
+def _often(checkpoint) -> int:
+    return 200 if checkpoint is not None else 0
+
+
+# ---------------------------------------------------------------- all three
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gives: the system, its CLIP, and a record (updates, seconds, loss curves, machine) for the card."""
+    sd: StableDiffusion
+    clip: CLIP
+    record: dict
+
+
+def train_mini(mini: Mini, seconds: float | None = None, folder=None) -> Trained:
+    """All three parts, the first two at once on a core each.
+
+    seconds: wall time for everything, shared out as the plan says; None: the plan's own updates.  folder: checkpoints go
+    there, and a run that stopped goes on from them. Raises CheckpointError if they are of another plan, OptionError if the
+    folder cannot be written to.
+    """
+    if seconds is not None and folder is not None:
+        raise OptionError("seconds and folder: a run by the clock cannot go on from a checkpoint, leave one of them out")
+    started = time.perf_counter()
+    file = _files(folder)
+    first = {} if seconds is None else {"seconds": mini.share * seconds}
+    threads = torch.get_num_threads()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        other = pool.submit(_clip_alone, mini, dataclasses.replace(mini.train_clip, **first), file("clip"))
+        torch.set_num_threads(max(1, threads - 1))
+        try:
+            record = {"vae": {}, "clip": {}, "unet": {}}
+            vae = train_vae(mini, dataclasses.replace(mini.train_vae, **first), file("vae"), _logged("VAE", record["vae"]))
+            clip, record["clip"] = other.result()
+        finally:
+            torch.set_num_threads(threads)
+    sd = assemble(mini, vae, clip)
+    pictures = mini.pictures()
+    latents = encode(sd, pictures, mini.latents or None)
+    rest = {} if seconds is None else {"seconds": max(1.0, seconds - (time.perf_counter() - started))}
+    sd = train_unet(sd, latents, dataclasses.replace(mini.train_unet, **rest), file("unet"), _logged("UNet", record["unet"]))
+    sd.meta = {"words": sorted(known_words(mini.captions()))}
+    record |= {"recipe": mini.name, "seconds": round(time.perf_counter() - started), "scale": round(vae.config.scale, 5), "torch": torch.__version__,
+               "device": f"{platform.machine()} CPU, {threads} threads", "date": datetime.date.today().isoformat()}
+    return Trained(sd, clip, record)
+
+
+def _clip_alone(mini, config, checkpoint):
+    torch.set_num_threads(1)
+    record = {}
+    clip = train_clip(mini, config, checkpoint, _logged("CLIP", record))
+    return clip, record
+
+
+def _logged(name: str, record: dict) -> Callable:
+    """Steps behind a progress bar; `record` gets their number and the loss curve."""
+    def log(steps):
+        losses = []
+        for step in progress(steps, desc=name):
+            losses.append(step.loss)
+            yield step
+        record |= {"updates": step.step, "loss": thin(losses)}
+    return log
+
+
+def _files(folder) -> Callable:
+    """name -> the checkpoint of that part, None without a folder."""
+    if folder is None:
+        return lambda name: None
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OptionError(f"the folder for checkpoints, {folder}, cannot be made ({e}): name another one") from e
+    check_writable(folder / "vae.safetensors")
+    return lambda name: folder / f"{name}.safetensors"

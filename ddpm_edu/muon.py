@@ -1,11 +1,13 @@
 """Muon: momentum whose step is made orthogonal. On small UNets it needs about a third of AdamW's updates.
 
 A gradient step in a weight matrix is usually dominated by a few directions; Muon gives all of them the same length
-(Jordan et al. 2024, kellerjordan.github.io/posts/muon). Vectors, and the first and last layer, take AdamW steps
+(Jordan et al. 2024, kellerjordan.github.io/posts/muon). Vectors, codebooks, and the first and last layer, take AdamW steps
 (Kingma & Ba 2014, Loshchilov & Hutter 2017). PyTorch's own torch.optim.Muon takes plain matrices only, no convolutions.
 """
 import torch
 from torch import Tensor, nn
+
+OUTSIDE = ("conv_in", "conv_out", "codes")  # in the names of weights that AdamW takes: a codebook is a list of vectors, no map
 
 
 class Muon(torch.optim.Optimizer):
@@ -18,7 +20,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, model: nn.Module, lr: float, momentum: float = 0.95, betas=(0.9, 0.99), weight_decay: float = 0.0):
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        inner = [p for name, p in trained if p.ndim >= 2 and not any(end in name for end in ("conv_in", "conv_out"))]
+        inner = [p for name, p in trained if p.ndim >= 2 and not any(part in name for part in OUTSIDE)]
         ids = {id(p) for p in inner}
         groups = [{"params": inner, "matrix": True}, {"params": [p for _, p in trained if id(p) not in ids], "matrix": False}]
         super().__init__([g for g in groups if g["params"]],

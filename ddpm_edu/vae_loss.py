@@ -88,7 +88,7 @@ class Autoencoder(nn.Module):
         """x -> (y, the latent's own losses that are switched on); without a generator z has no noise, as in to_latent."""
         mean, logvar = self.vae.encode(x)
         if self.codebook is not None:
-            q = self.codebook(mean)
+            q = self.codebook(mean, generator)
             return self.vae.decode(q.z), {"codebook": q.codebook, "commitment": q.commitment}
         z = mean if generator is None else mean + (0.5 * logvar).exp() * randn_like(mean, generator)
         return self.vae.decode(z), {"kl": kl(mean, logvar).mean()} if self.weights.kl else {}
@@ -168,25 +168,40 @@ class VectorQuantizer(nn.Module):
 
         codebook = mean |sg(z) - e|^2,  commitment = beta * mean |z - sg(e)|^2        (eq. 3; sg: no gradient)
 
-    The picture's own gradient passes straight through, from e to z. Codes start as N(0, I): z should be near that.
-    An untrained VAE's z is far smaller (0.15), and then all of it falls to one code: watch `perplexity`.
+    The picture's own gradient passes straight through, from e to z. While it trains with a generator, a code that was
+    nearest to nothing for `patience` batches is dead and takes a random vector of the batch as its new start (Dhariwal
+    et al. 2020, arXiv 2005.00341, section 3.1). All codes start dead: N(0, I) is far from an untrained encoder's z, and
+    nearly all of z would fall to one code. Watch `perplexity`.
     """
 
-    def __init__(self, codes: int, dim: int, beta: float = 0.25):
+    def __init__(self, codes: int, dim: int, beta: float = 0.25, patience: int = 20):
         super().__init__()
         whole("codes", codes, 1, 2 ** 20, "the size of the codebook")
         whole("dim", dim, 1, 2 ** 20, "the channels of z")
-        self.beta, self.codes = beta, nn.Parameter(torch.randn(codes, dim))
+        whole("patience", patience, 1, 2 ** 31, "batches after which an unused code starts anew")
+        self.beta, self.patience, self.codes = beta, patience, nn.Parameter(torch.randn(codes, dim))
+        self.register_buffer("idle", torch.full((codes,), patience))  # batches since each code was last used
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, generator=None) -> Quantized:
         if z.ndim != 4 or z.shape[1] != self.codes.shape[1]:
             raise ShapeError(f"z has shape {tuple(z.shape)}: this codebook takes (B, {self.codes.shape[1]}, h, w)")
         with torch.no_grad():
             rows = z.movedim(1, -1).flatten(0, 2)                                     # (B*h*w, dim)
+            revive = self.training and generator is not None
+            if revive:
+                self._revive(rows, generator)
             distance = self.codes.square().sum(1) - 2 * rows @ self.codes.T           # |z - e|^2 without |z|^2
             indices = distance.argmin(1).view(len(z), *z.shape[2:])
+            if revive:
+                self.idle.add_(1)[indices.unique()] = 0
         e = self.lookup(indices)
         return Quantized(z + (e - z).detach(), indices, F.mse_loss(e, z.detach()), self.beta * F.mse_loss(z, e.detach()))
+
+    def _revive(self, rows, generator):
+        dead = (self.idle >= self.patience).nonzero().flatten()
+        chosen = torch.randint(len(rows), (len(dead),), generator=generator)
+        self.codes[dead] = rows[chosen.to(rows.device)].to(self.codes.dtype)
+        self.idle[dead] = 0
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codes of these numbers: (B, h, w) -> (B, dim, h, w)."""

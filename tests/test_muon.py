@@ -35,6 +35,13 @@ def test_only_inner_matrices_are_orthogonalized():
     assert len(others["params"]) == 5
 
 
+def test_a_codebook_is_no_matrix():
+    net = Net()
+    net.codes = nn.Parameter(torch.zeros(4, 3))
+    matrices, others = Muon(net, lr=1e-3).param_groups
+    assert len(matrices["params"]) == 1 and any(p is net.codes for p in others["params"])
+
+
 def test_the_rest_takes_the_steps_of_adamw():
     a, b = Net(), Net()
     names = [n for n, _ in a.named_parameters() if n != "inner.weight"]

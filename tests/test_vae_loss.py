@@ -12,8 +12,19 @@ from ddpm_edu import DataError, OptionError, ShapeError
 from ddpm_edu.metrics import Judge, load_judge
 from ddpm_edu.muon import Muon
 from ddpm_edu.vae import VAE, VAEConfig, kl
-from ddpm_edu.vae_loss import (VGG16_FILE, Autoencoder, LossWeights, PatchDiscriminator, VectorQuantizer, judge_features, measure_scale, objective,
-                               perceptual, vgg_features, with_scale)
+from ddpm_edu.vae_loss import (
+    VGG16_FILE,
+    Autoencoder,
+    LossWeights,
+    PatchDiscriminator,
+    VectorQuantizer,
+    judge_features,
+    measure_scale,
+    objective,
+    perceptual,
+    vgg_features,
+    with_scale,
+)
 
 TINY = VAEConfig(channels=8, mult=(1, 2), blocks=1, latent=4, groups=4)
 
@@ -200,6 +211,26 @@ def test_perplexity():
     assert vq.perplexity(vq(torch.randn(4, 2, 16, 16, generator=generator())).indices) > 3  # N(0, I) uses its codes
 
 
+def test_codes_start_at_z_and_dead_ones_start_again():
+    torch.manual_seed(0)
+    vq, rows = VectorQuantizer(8, 2, patience=3), lambda z: {tuple(row) for row in z.movedim(1, -1).flatten(0, 2).tolist()}
+    first, second = (0.01 * torch.randn(2, 2, 4, 4, generator=generator(k)) + k for k in (1, 2))
+    before = vq.codes.clone()
+    vq(first)                                    # without a generator nothing is learned
+    vq.eval()(first, generator())                # nor in use
+    assert torch.equal(vq.codes, before)
+    used = vq.train()(first, generator()).indices.unique()
+    assert set(map(tuple, vq.codes.tolist())) <= rows(first) and 1 < len(used)
+    vq.load_state_dict(copy.deepcopy(vq.state_dict()))  # the state knows that they have started
+    vq(second, generator())
+    assert set(map(tuple, vq.codes.tolist())) <= rows(first)
+    with torch.no_grad():
+        vq.codes[0] = 2.0                        # all of `second` falls to this one
+    for _ in range(4):
+        vq(second, generator())
+    assert set(map(tuple, vq.codes[1:].tolist())) <= rows(second) and vq.codes[0].tolist() == [2, 2]
+
+
 def test_the_codebook_refuses():
     vq = VectorQuantizer(8, 2)
     for indices, error, words in ((torch.tensor([[[8]]]), OptionError, "0 to 7"), (torch.tensor([[[-1]]]), OptionError, "-1 to -1"),
@@ -335,10 +366,13 @@ def test_scale_refuses():
 
 # ---------------------------------------------------------------- training
 
-@pytest.mark.parametrize("options, factor", [({}, 1.6), ({"weights": LossWeights(adversarial=0.05)}, 1.15)], ids=["plain", "adversarial"])
+@pytest.mark.parametrize("options, factor", [
+    ({}, 1.6), ({"weights": LossWeights(adversarial=0.05)}, 1.1), ({"weights": LossWeights(codebook=1.0), "codes": 32}, 1.4)], ids=["plain", "adversarial", "codebook"])
 def test_a_short_training_lowers_the_error(options, factor):
-    """The error on pictures never seen falls by `factor` in 40 updates (measured: 1.99 plain, 1.24 adversarial).
-    TODO the codebook: started at N(0, I), it falls to a single code, and no more than the mean is learned."""
+    """The error on pictures never seen falls by `factor` in 40 updates, and a codebook uses most of its 32 codes (perplexity above 10).
+
+    Measured with three seeds: 2.0 to 3.0 plain, 1.15 to 1.5 adversarial, 1.75 to 2.2 and a perplexity of 19 to 22 with the codebook.
+    """
     model, noise, held = autoencoder(**options), generator(1), pictures(8, seed=1)
     error = lambda: (model.reconstruct(held)[0] - held).square().mean().item()
     optimizer, before = Muon(model, 1e-2), error()
@@ -349,3 +383,5 @@ def test_a_short_training_lowers_the_error(options, factor):
         nn.utils.clip_grad_norm_(model.parameters(), 1)
         optimizer.step()
     assert error() < before / factor
+    if model.codebook is not None:
+        assert model.codebook.perplexity(model.codebook(model.vae.encode(held)[0]).indices) > 10

@@ -8,6 +8,8 @@ The classes are those of the full-size models; a `Mini` is nothing but sizes and
 """
 import dataclasses
 import datetime
+import json
+import math
 import multiprocessing
 import platform
 import time
@@ -23,7 +25,8 @@ from . import clip as clip_module
 from . import vae_loss
 from .checkpoint import load_state
 from .clip import CLIP, CLIPConfig
-from .errors import OptionError
+from .errors import CheckpointError, OptionError
+from .folder import read_json, write_json
 from .latents import Latents, encode
 from .paths import check_writable
 from .recipes import thin
@@ -138,7 +141,7 @@ def train_mini(mini: Mini, seconds: float | None = None, folder=None) -> Trained
     if seconds is not None and folder is not None:
         raise OptionError("seconds and folder: a run by the clock cannot go on from a checkpoint, leave one of them out")
     started = time.perf_counter()
-    file = _files(folder)
+    file = _files(mini, folder)
     first = {} if seconds is None else {"seconds": mini.share * seconds}
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -173,14 +176,14 @@ def _logged(name: str, record: dict) -> Callable:
     def log(steps):
         losses = []
         for step in progress(steps, desc=name):
-            losses.append(step.loss)
+            losses += [step.loss] if math.isfinite(step.loss) else []  # NaN: nothing was left to do
             yield step
-        record |= {"updates": step.step, "loss": thin(losses)}
+        record.update(updates=step.step, loss=thin(losses))
     return log
 
 
-def _files(folder) -> Callable:
-    """name -> the checkpoint of that part, None without a folder."""
+def _files(mini: Mini, folder) -> Callable:
+    """name -> the checkpoint of that part, None without a folder, which holds the plan, too."""
     if folder is None:
         return lambda name: None
     folder = Path(folder)
@@ -189,4 +192,15 @@ def _files(folder) -> Callable:
     except OSError as e:
         raise OptionError(f"the folder for checkpoints, {folder}, cannot be made ({e}): name another one") from e
     check_writable(folder / "vae.safetensors")
+    plan, before = _plan(mini), read_json(file) if (file := folder / "plan.json").exists() else {}
+    if changed := [f"{k} was {before[k]}, now {v}" for k, v in plan.items() if before.get(k, v) != v]:
+        raise CheckpointError(f"{folder}: the checkpoints there are of another plan ({'; '.join(changed)[:500]}): "
+                              "go on with the same one, or name another folder to start a new run")
+    write_json(file, plan)
     return lambda name: folder / f"{name}.safetensors"
+
+
+def _plan(mini: Mini) -> dict:
+    """What the weights depend on, as JSON."""
+    entries = {k: v for k, v in dataclasses.asdict(mini).items() if k not in ("share", "steps", "guidance")}
+    return json.loads(json.dumps(entries, default=lambda f: f"{f.__module__}.{getattr(f, '__qualname__', type(f).__name__)}"))

@@ -34,8 +34,8 @@ def bilingual_emoji() -> Bilingual:
 
 
 def emoji_names() -> list[str]:
-    both = bilingual_emoji()
-    return both[torch.arange(len(both))][1]
+    pictures = emoji()
+    return [*pictures.names, *pictures.chinese]
 
 
 def painted_captions() -> list[str]:
@@ -51,11 +51,11 @@ PAINTED = Mini(
     vae=VAEConfig(channels=8, mult=(1, 2, 4), blocks=1, latent=4, groups=4),
     text=TextConfig(width=64, layers=2, heads=4, hidden=128, projection=64, length=16), vocab=640,
     clip=dict(patch=8, width=64, layers=2, heads=4, hidden=128),
-    unet=UNetConfig(in_channels=4, channels=32, mult=(1, 2), depth=(0, 1), middle=1, heads=(4, 4), context=64, blocks=1, groups=8),
-    train_vae=TrainConfig(steps=4000, batch_size=16, ema=0.995, **MUON),
-    train_clip=TrainConfig(steps=2000, batch_size=128, ema=0.98, **MUON),
-    train_unet=TrainConfig(steps=12000, batch_size=64, ema=0.998, **DENOISE),
-    latents=20000, steps=10, guidance=2.0)
+    unet=UNetConfig(in_channels=4, channels=64, mult=(1, 2), depth=(1, 1), middle=1, heads=(4, 4), context=64, blocks=1, groups=8),
+    train_vae=TrainConfig(steps=2500, batch_size=16, ema=0.99, **MUON),
+    train_clip=TrainConfig(steps=1000, batch_size=128, ema=0.98, **MUON),
+    train_unet=TrainConfig(steps=2700, batch_size=64, ema=0.998, t_mean=0.3, **DENOISE),
+    latents=30000, steps=10, guidance=2.0)
 EMOJI = Mini(
     "emoji", bilingual_emoji, emoji_names, size=64,
     vae=VAEConfig(channels=8, mult=(1, 3, 6, 12), blocks=1, latent=8, groups=4),
@@ -64,7 +64,7 @@ EMOJI = Mini(
     unet=UNetConfig(in_channels=8, channels=64, mult=(1, 2), depth=(1, 1), middle=1, heads=(4, 4), context=128, blocks=1, groups=8),
     train_vae=TrainConfig(steps=4300, batch_size=16, ema=0.995, **MUON),
     train_clip=TrainConfig(steps=2500, batch_size=128, ema=0.98, **MUON),
-    train_unet=TrainConfig(steps=7000, batch_size=64, ema=0.998, **DENOISE),
+    train_unet=TrainConfig(steps=6400, batch_size=64, ema=0.998, t_mean=0.3, **DENOISE),
     steps=10, guidance=2.0)
 MINIS = {mini.name: mini for mini in (PAINTED, EMOJI)}
 

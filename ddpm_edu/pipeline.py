@@ -212,7 +212,7 @@ def _pictures(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]
 def _say_unseen(sd, prompts) -> None:
     """A warning for words that were in no caption of the training, where the system says which were; it draws anyway."""
     words = sd.meta.get("words")
-    new = dict.fromkeys(word for prompt in prompts for word in unseen(prompt, frozenset(words))) if words else ()
+    new = dict.fromkeys(word for prompt in prompts for word in unseen(prompt, frozenset(words)) if word[0].isalnum()) if words else ()
     if new:
         warnings.warn(f"{sd.config.name} never saw {', '.join(map(repr, new))} in training: what it draws for it is a guess", stacklevel=3)
 

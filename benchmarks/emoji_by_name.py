@@ -1,0 +1,59 @@
+"""How well the shipped emoji model draws what it is told: 100 random names, and the time of one picture.
+
+    python benchmarks/emoji_by_name.py --sheet data/emoji_drawn.png
+
+`retrieval`: share of drawn pictures whose own name the shipped emoji CLIP finds first among the 100; the real pictures'
+share stands beside it. `nearest_is_own`: share whose nearest real emoji, by pixels, is the one that was asked for: all of
+them were in the training, so the model is to remember here, not to invent. Seconds: one "red apple", the best of five, loaded before.
+"""
+import argparse
+import json
+import platform
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from ddpm_edu.cli import grid, write_png
+from ddpm_edu.clip import load_clip, retrieval
+from ddpm_edu.data import to_uint8
+from ddpm_edu.emoji import emoji
+from ddpm_edu.pipeline import draw
+from ddpm_edu.stable_diffusion import load
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--names", type=int, default=100)
+    p.add_argument("--seed", type=int, default=0, help="of the choice of names")
+    p.add_argument("--steps", type=int, help="model evaluations (default: the model's own)")
+    p.add_argument("--guidance", type=float, help="(default: the model's own)")
+    p.add_argument("--language", choices=("en", "zh"), default="en")
+    p.add_argument("--sheet", type=Path, help="write the pictures there, a PNG of ten columns")
+    args = p.parse_args()
+
+    warnings.simplefilter("ignore")
+    sd, clip, every = load("emoji"), load_clip("emoji_clip"), emoji()
+    options = {"steps": args.steps, "guidance": args.guidance, "progress": False}
+    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(args.seed))[:args.names]
+    real, names = every[chosen][0], every.captions(chosen, args.language)
+    drawn = draw(sd, names, seeds=list(range(len(names))), **options)
+    distance = torch.cdist(drawn.flatten(1), every[slice(None)][0].flatten(1))
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        draw(sd, "red apple", **options)
+        seconds.append(time.perf_counter() - started)
+    if args.sheet:
+        write_png(args.sheet, grid(to_uint8(drawn), 10, 1), {"names": names, "seeds": f"0 to {len(names) - 1}"})
+    print(", ".join(names))
+    print(json.dumps({
+        "names": args.names, "language": args.language, "steps": args.steps or sd.config.steps, "guidance": args.guidance or sd.config.guidance,
+        "retrieval": retrieval(clip, drawn, names), "retrieval_real": retrieval(clip, real, names),
+        "nearest_is_own": (distance.argmin(1) == chosen).double().mean().item(), "red_apple_seconds": round(min(seconds), 3),
+        "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__}))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import warnings
 
 import nbformat
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ddpm_edu import plot
 from ddpm_edu.errors import OptionError, ShapeError
-from ddpm_edu.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Toggle, freeze
+from ddpm_edu.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Text, Toggle, freeze
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 WORDS = {"alt": "a", "caption": "c"}
@@ -117,7 +118,67 @@ def test_a_failing_move_is_reported_and_the_next_one_heals():
     assert widget.error == "" and set(widget.picture) == {2}
 
 
+@pytest.mark.parametrize("make", [
+    lambda *controls: SliderImage(lambda prompt, t: grey(len(prompt) + t), *controls, alt="{prompt} at {t}", caption="c"),
+    lambda *controls: SliderPicture(lambda ax, prompt, t: (ax.set_title(prompt), ax.set_xlim(0, t)), *controls, alt="{prompt} at {t}", caption="c")])
+def test_a_text_and_a_slider_together(make):
+    widget = make(Text("prompt", "a red {seven}", label="words", other="a green two"), Slider("t", range(1, 9), 3))
+    assert widget.values == {"prompt": "a red {seven}", "t": 3} and widget.alt == "a red {seven} at 3"
+    assert widget.controls[0] == {"name": "prompt", "label": "words", "kind": "text", "limit": 300, "other": "a green two"}
+    pictures = [widget.picture]
+    widget.move(prompt="a green two")
+    pictures.append(widget.picture)
+    widget.set_state({"position": {"prompt": "from the page, longer", "t": 5}})
+    pictures.append(widget.picture)
+    assert widget.values == {"prompt": "from the page, longer", "t": 6}
+    widget.move(prompt="")
+    assert widget.values["prompt"] == "" and widget.error == "" and len({*pictures, widget.picture}) == 4
+    widget.move(prompt="x" * 300)
+    with pytest.raises(OptionError, match="301 characters, at most 300"):
+        widget.move(prompt="x" * 301)
+    assert widget.values["prompt"] == "x" * 300
+
+
+def test_warnings_of_a_move_are_a_note_until_a_picture_without_any():
+    def render(prompt):
+        for word in prompt.split():
+            if word == "zebra":
+                warnings.warn("words never seen in training: 'zebra'", stacklevel=1)
+        if "fail" in prompt:
+            raise ValueError("no picture")
+        return grey(len(prompt))
+
+    with warnings.catch_warnings(record=True) as leaked:
+        widget = SliderImage(render, Text("prompt", "zebra"), **WORDS)
+        note = "words never seen in training: 'zebra'"
+        assert (widget.note, widget.error) == (note, "")
+        widget.move(prompt="seven")
+        assert widget.note == ""
+        widget.move(prompt="a zebra, a zebra zebra")  # said once, and said again though Python has said it before
+        assert (widget.note, widget.error, set(widget.picture)) == (note, "", {22})
+        widget.move(prompt="zebra fail")
+        assert (widget.note, widget.error) == (note, "ValueError: no picture")
+        widget.move(prompt="two")
+        assert (widget.note, widget.error) == ("", "")
+    assert leaked == []
+
+
+def test_warnings_of_a_dragged_point_are_a_note_too():
+    widget = a_drag(lambda xy: (xy[0] > 2 and warnings.warn("far out", stacklevel=1), {"p": [xy, [0, 0]]})[1])
+    widget.set_state({"xy": [2.5, 0.0]})
+    assert widget.note == "far out" and widget.error == ""
+    widget.set_state({"xy": [1.5, 0.0]})
+    assert widget.note == ""
+
+
 @pytest.mark.parametrize("make, message", [
+    (lambda: SliderImage(grey, Text("t", "x" * 301), **WORDS), "301 characters, at most 300"),
+    (lambda: SliderImage(grey, Text("t", "abc", limit=2), **WORDS), "3 characters, at most 2"),
+    (lambda: SliderImage(grey, Text("t", "a", other="abc", limit=2), **WORDS), "3 characters, at most 2"),
+    (lambda: SliderImage(grey, Text("t", "a", other="a"), **WORDS), "same as the start"),
+    (lambda: SliderImage(grey, Text("t", 7), **WORDS), "needed a string"),
+    (lambda: SliderImage(grey, Text("t", "a\nb"), **WORDS), "2 lines"),
+    (lambda: SliderImage(lambda t: grey(0), Text("t"), **WORDS).move(t=None), "needed a string"),
     (lambda: SliderImage(grey, Slider("t", [5]), **WORDS), "at least two"),
     (lambda: SliderImage(grey, Slider("t", [3, 2, 1]), **WORDS), "must increase"),
     (lambda: SliderImage(grey, Slider("t", np.linspace(1, 1, 5)), **WORDS), "must increase"),

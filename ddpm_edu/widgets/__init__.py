@@ -1,4 +1,4 @@
-"""Moving pictures: sliders that redraw, films, and a point to drag. All of them answer mouse, touch and keyboard.
+"""Moving pictures: sliders and prompts that redraw, films, and a point to drag. All of them answer mouse, touch and keyboard.
 
     SliderPicture(draw, Slider("t", range(1000), 300), alt="The digit at t = {t}", caption="Drag t.")
     Film(frames, label="x_t and x0-hat", captions=texts, caption="Noise becomes a digit.")
@@ -8,9 +8,9 @@ kernel, see that. Each widget is a pair of short files: film.py for the kernel, 
 """
 
 from .base import Widget, freeze
-from .controls import Choice, Slider, Toggle
+from .controls import Choice, Slider, Text, Toggle
 from .drag import DragPoint
 from .film import Film
 from .panel import SliderImage, SliderPicture
 
-__all__ = ["SliderPicture", "SliderImage", "Slider", "Choice", "Toggle", "Film", "DragPoint", "Widget", "freeze"]
+__all__ = ["SliderPicture", "SliderImage", "Slider", "Choice", "Toggle", "Text", "Film", "DragPoint", "Widget", "freeze"]

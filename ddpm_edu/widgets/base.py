@@ -1,8 +1,10 @@
-"""What all widgets share: look, caption, error line, and the still picture for readers without a kernel."""
+"""What all widgets share: look, caption, error line, note, and the still picture for readers without a kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 
 import anywidget
@@ -24,6 +26,7 @@ class Widget(anywidget.AnyWidget):
     _css = static("widgets.css")
     caption = tr.Unicode().tag(sync=True)
     error = tr.Unicode().tag(sync=True)
+    note = tr.Unicode().tag(sync=True)  # the warnings of the last redraw, one a line
     alt = tr.Unicode().tag(sync=True)
     drawn = tr.Int(0).tag(sync=True)  # counts pictures: the page draws when it changes
 
@@ -35,6 +38,15 @@ class Widget(anywidget.AnyWidget):
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         return {**data, "text/html": plot.figure_html(self.still(), self.alt, self.caption), "text/plain": f"[widget: {self.alt}]"}, metadata
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Show the warnings issued meanwhile as a note under the picture: after a move in the page nobody would see them."""
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                yield
+            finally:
+                self.note = "\n".join(dict.fromkeys(str(warning.message) for warning in caught))
 
     def _live(self, redraw: Callable[[], None]) -> None:
         """Redraw after a move in the page; a failure is shown under the picture instead of vanishing in a log."""

@@ -13,21 +13,22 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** The widget's frame: <figure> with a caption, an error line and `data-drawn`, the number of pictures drawn so far. */
+/** The widget's frame: <figure> with a caption, an error line, a note and `data-drawn`, the number of pictures drawn so far. */
 function frame(model, el, kind, ...children) {
   const caption = make("figcaption", { class: "ddpm-caption" });
   const error = make("div", { class: "ddpm-error", role: "alert" });
+  const note = make("div", { class: "ddpm-note", role: "status" });
   const root = make("figure", { class: "ddpm-widget", "data-kind": kind, "data-drawn": 0, "data-lm-suppress-shortcuts": "true" },
-    ...children, error, caption);
-  const text = () => { caption.textContent = model.get("caption"); error.textContent = model.get("error"); error.hidden = !model.get("error"); };
-  model.on("change:caption", text);
-  model.on("change:error", text);
+    ...children, error, note, caption);
+  const text = () => { caption.textContent = model.get("caption"); error.textContent = model.get("error"); error.hidden = !model.get("error");
+    note.textContent = model.get("note"); note.hidden = !model.get("note"); };
+  for (const name of ["caption", "error", "note"]) model.on(`change:${name}`, text);
   // JupyterLab moves between cells on these keys and would take them away from the widget.
   root.addEventListener("keydown", event => { if (!event.ctrlKey && !event.metaKey) event.stopPropagation(); });
   text();
   el.append(root);
   root.drawn = () => { root.dataset.drawn = +root.dataset.drawn + 1; root.removeAttribute("aria-busy"); };
-  root.undo = () => { model.off("change:caption", text); model.off("change:error", text); };
+  root.undo = () => { for (const name of ["caption", "error", "note"]) model.off(`change:${name}`, text); };
   return root;
 }
 

@@ -1,4 +1,4 @@
-"""What a reader moves: sliders, menus and switches."""
+"""What a reader moves: sliders, menus, switches and lines of text."""
 
 from __future__ import annotations
 
@@ -85,6 +85,56 @@ class Toggle:
 
     def start(self, options: tuple) -> int:
         return int(bool(self.value))
+
+
+@dataclass(frozen=True)
+class Text:
+    """A line of text, such as a prompt: `draw` receives the string, which may be empty. Redrawn on Enter or when the reader leaves the field.
+
+    other: a second sensible text. The empty field shows it as a hint, and the browser test types it. limit: characters at most.
+
+    >>> prompt = Text("prompt", "a red seven on a blue ground", other="a large green two on a black ground, centre")
+
+    OptionError: a text that is no string, longer than the limit, or of several lines; `other` the same as the start.
+    """
+
+    name: str
+    value: str = ""
+    label: str = ""
+    other: str | None = None
+    limit: int = 300
+    kind = "text"
+
+    def options(self) -> AnyText:
+        options = AnyText(self.name, self.limit)
+        if self.other is not None and options.require(self.other) == self.value:
+            raise OptionError(f"text {self.name!r}: other is the same as the start. Give a second text, with another picture")
+        return options
+
+    def start(self, options: AnyText) -> str:
+        return options.require(self.value)
+
+
+@dataclass(frozen=True)
+class AnyText:
+    """The options of a Text: every line of at most `limit` characters. The position of a text is the text itself."""
+
+    name: str
+    limit: int
+
+    def require(self, text) -> str:
+        if not isinstance(text, str):
+            raise OptionError(f"text {self.name!r}: got {text!r}, needed a string")
+        if len(text) > self.limit:
+            raise OptionError(f"text {self.name!r}: {len(text)} characters, at most {self.limit} are allowed: shorten it")
+        if len(text.splitlines()) > 1:
+            raise OptionError(f"text {self.name!r}: {len(text.splitlines())} lines, the field holds one: join them")
+        return text
+
+    __getitem__ = index = require
+
+    def __contains__(self, text) -> bool:
+        return self.require(text) == text
 
 
 def show(value) -> str:

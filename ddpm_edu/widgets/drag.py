@@ -51,7 +51,8 @@ class DragPoint(Widget):
         self.observe(lambda change: self._live(self._redraw), "xy")
 
     def _redraw(self) -> None:
-        paths = {name: _pairs(path, f"path {name!r}") for name, path in self._trace(np.array(self.xy)).items()}
+        with self._noting():
+            paths = {name: _pairs(path, f"path {name!r}") for name, path in self._trace(np.array(self.xy)).items()}
         if not paths:
             raise OptionError("trace returned no path: it must give {name: (n, 2) array}")
         with self.hold_sync():

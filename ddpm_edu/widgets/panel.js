@@ -1,4 +1,4 @@
-// Sliders, menus and switches; the kernel draws the picture (PNG for matplotlib, raw pixels otherwise).
+// Sliders, menus, switches and lines of text; the kernel draws the picture (PNG for matplotlib, raw pixels otherwise).
 
 function render({ model, el }) {
   const raw = model.get("raw"), name = model.get("kind");
@@ -50,8 +50,8 @@ function render({ model, el }) {
   };
 }
 
-/** One row: label, control, value. `texts[i]` is what position i means. */
-function control(model, { name, label, kind, texts }, move) {
+/** One row: label, control, value. `texts[i]` is what position i means; the position of a line of text is the text. */
+function control(model, { name, label, kind, texts, limit, other }, move) {
   const key = name, id = `ddpm-${model.model_id || "static"}-${name}-${Math.random().toString(36).slice(2, 7)}`;
   const caption = make("label", { for: id, text: label });
   if (kind === "slider") {
@@ -65,6 +65,13 @@ function control(model, { name, label, kind, texts }, move) {
     const input = make("select", { id, "data-name": name, onchange: () => move(key, input.selectedIndex) },
       ...texts.map(text => make("option", { text })));
     return { key, show: at => { input.selectedIndex = at; }, node: make("div", { class: "ddpm-row" }, caption, input) };
+  }
+  if (kind === "text") { // "change": on Enter or when the field is left, not at every key
+    const input = make("input", { id, type: "text", maxlength: limit, placeholder: other || undefined, autocomplete: "off", spellcheck: "false", "data-name": name,
+      onchange: () => move(key, input.value) });
+    const busy = make("span", { class: "ddpm-busy", "aria-hidden": "true", text: "drawing ..." });
+    let shown = null; // words being typed stay when another control moves
+    return { key, show: at => { if (at !== shown) input.value = shown = at; }, node: make("div", { class: "ddpm-row ddpm-wide" }, caption, input, busy) };
   }
   const input = make("input", { id, type: "checkbox", "data-name": name, onchange: () => move(key, +input.checked) });
   return { key, show: at => { input.checked = !!at; }, node: make("div", { class: "ddpm-row" }, caption, input) };

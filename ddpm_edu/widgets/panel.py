@@ -13,11 +13,11 @@ from PIL import Image
 from .. import plot
 from ..errors import OptionError
 from .base import Widget, static, uint8, zoom
-from .controls import Choice, Slider, Toggle, show  # noqa: F401 (the doctests use them)
+from .controls import Choice, Slider, Text, Toggle, show  # noqa: F401 (the doctests use them)
 
 
 class _Panel(Widget):
-    """Controls above a picture. `position` holds, for every control, the index of its current option."""
+    """Controls above a picture. `position` holds, for every control, the index of its current option (for a Text, the text)."""
 
     _esm = static("common.js") + static("panel.js")
     controls = tr.List().tag(sync=True)
@@ -30,7 +30,7 @@ class _Panel(Widget):
 
     def __init__(self, controls, *, alt, caption, **traits):
         if not controls:
-            raise OptionError("no control: give at least one Slider, Choice or Toggle")
+            raise OptionError("no control: give at least one Slider, Choice, Toggle or Text")
         names = [c.name for c in controls]
         if len(set(names)) < len(names):
             raise OptionError(f"two controls share a name: {', '.join(names)}. Each name is an argument of your function, so they must differ")
@@ -40,7 +40,7 @@ class _Panel(Widget):
         self._options = {c.name: c.options() for c in controls}
         self._words = {"alt": alt, "caption": caption}
         super().__init__(
-            controls=[{"name": c.name, "label": c.label or c.name, "kind": c.kind, "texts": [show(v) for v in self._options[c.name]]} for c in controls],
+            controls=[{"name": c.name, "label": c.label or c.name, "kind": c.kind, **_page(c, self._options[c.name])} for c in controls],
             position={c.name: c.start(self._options[c.name]) for c in controls}, **traits)
         self._redraw()
         self.observe(lambda change: self._live(self._redraw), "position")
@@ -59,12 +59,20 @@ class _Panel(Widget):
 
     def _redraw(self) -> None:
         values = self.values
-        picture = self._picture(values)
-        words = {name: text(**values) if callable(text) else text.format(**{k: show(v) for k, v in values.items()}) for name, text in self._words.items()}
+        with self._noting():
+            picture = self._picture(values)
+            words = {name: text(**values) if callable(text) else text.format(**{k: show(v) for k, v in values.items()}) for name, text in self._words.items()}
         with self.hold_sync():  # picture, alt text and caption reach the page in one message
             self.set_trait("picture", picture)
             self.alt, self.caption = words["alt"], words["caption"]
             self.drawn += 1
+
+
+def _page(control, options) -> dict:
+    """What the page must know of a control's values."""
+    if isinstance(control, Text):
+        return {"limit": control.limit, "other": control.other or ""}
+    return {"texts": [show(v) for v in options]}
 
 
 def _require_arguments(function, leading: tuple, names) -> None:

@@ -3,7 +3,7 @@
 SETUP = """
 import numpy as np
 from ddpm_edu import plot
-from ddpm_edu.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Toggle
+from ddpm_edu.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Text, Toggle
 x = np.linspace(0, 1, 300)
 rng = np.random.default_rng(0)
 cloud = rng.normal(size=(1500, 2))
@@ -67,10 +67,23 @@ def fails(t):
 SliderImage(fails, Slider("t", range(1000), 100), alt="Grey {t}", caption="It fails above 500.")
 """
 
+TEXT = """
+import time, warnings
+def letters(prompt, t):
+    if "zebra" in prompt:
+        warnings.warn("words never seen in training: 'zebra'")
+    if prompt == "slow":
+        time.sleep(1.5)
+    if prompt == "fail":
+        raise RuntimeError("no picture of that")
+    return np.tile(np.frombuffer(prompt.encode().ljust(60)[:60], np.uint8), (20, 1)) + np.uint8(t)
+SliderImage(letters, Text("prompt", "a red seven", label="what to draw", other="a green two"), Slider("t", range(9)), alt="{prompt}, {t}", caption="It draws: {prompt}.")
+"""
+
 STILL = """
 fig, ax = plot.axes(5, 2)
 ax.plot(x)
 plot.figure(fig, alt="A rising line", caption="It rises.")
 """
 
-ALL = [SETUP, SLIDER_PICTURE, SLIDER_REDRAW, SLIDER_IMAGE, FILM, FILM_RGB, DRAG_POINT, BROKEN, STILL]
+ALL = [SETUP, SLIDER_PICTURE, SLIDER_REDRAW, SLIDER_IMAGE, FILM, FILM_RGB, DRAG_POINT, BROKEN, TEXT, STILL]

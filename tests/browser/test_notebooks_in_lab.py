@@ -35,13 +35,20 @@ def test_every_widget_of_the_notebook_moves(notebook, lab, page):
 
 
 def move_panel(page, root, where: str) -> None:
-    """Menus and switches first, from the author's starting position; each control goes back to where it was."""
+    """Menus, texts and switches first, from the author's starting position; each control goes back to where it was."""
     for menu in root.locator("select").all():
         shown, at = picture(root), menu.evaluate("menu => menu.selectedIndex")
         for k in range(menu.locator("option").count()):
             if k != at:
                 assert after(root, lambda: menu.select_option(index=k)) != shown, f"{where}: option {k} of the menu changes nothing"
         after(root, lambda: menu.select_option(index=at))
+    for field in root.locator("input[type=text]").all():
+        shown, at = picture(root), field.input_value()
+        other = field.get_attribute("placeholder") or f"{at} !"  # the author's second text
+        field.fill(other)
+        assert after(root, lambda: field.press("Enter"), 120) != shown, f"{where}: the text {field.get_attribute('data-name')} changes nothing when it becomes {other!r}"
+        field.fill(at)
+        after(root, lambda: field.press("Enter"), 120)
     for switch in root.locator("input[type=checkbox]").all():
         shown = picture(root)
         assert after(root, switch.click) != shown, f"{where}: the switch {switch.get_attribute('data-name')} changes nothing"

@@ -32,7 +32,7 @@ def widget(page, kind: str, nth: int = 0):
 
 
 def test_lab_shows_the_live_widget_instead_of_its_still_picture(opened):
-    assert opened.locator(".ddpm-widget").count() == 7
+    assert opened.locator(".ddpm-widget").count() == 8
     assert opened.locator('.jp-OutputArea-output img[src^="data:"]').count() == 1  # only the plain figure
 
 
@@ -114,6 +114,46 @@ def test_an_error_while_drawing_is_shown_and_goes_away(opened):
     opened.keyboard.press("End")
     root.get_by_role("alert").filter(has_text="RuntimeError: t is too large for this picture").wait_for()
     after(root, lambda: opened.keyboard.press("Home"))
+    assert root.get_by_role("alert").count() == 0
+
+
+def test_a_text_is_drawn_on_enter_and_on_leaving(opened):
+    root = widget(opened, "slider-image", 2)
+    field = root.get_by_role("textbox", name="what to draw")  # found by its label
+    assert (field.get_attribute("maxlength"), field.get_attribute("placeholder")) == ("300", "a green two")
+    seen, count = [picture(root)], drawn(root)
+    field.fill("")
+    field.press_sequentially("a dozen j's")  # letters that are shortcuts of JupyterLab
+    opened.wait_for_timeout(300)
+    assert drawn(root) == count and field.input_value() == "a dozen j's", "drawn before Enter"
+    assert field.evaluate("n => getComputedStyle(n).outlineWidth") == "3px"
+    seen.append(after(root, lambda: field.press("Enter")))
+    assert root.get_by_role("img").get_attribute("aria-label") == "a dozen j's, 0" and field.evaluate("n => n === document.activeElement")
+    field.fill("left")
+    seen.append(after(root, lambda: field.press("Tab")))
+    seen.append(after(root, lambda: opened.keyboard.press("End")))  # the slider, and the text stays
+    field.fill("")
+    seen.append(after(root, lambda: field.press("Enter")))
+    assert len(set(seen)) == 5 and root.get_by_role("img").get_attribute("aria-label") == ", 8"
+
+
+def test_a_text_that_takes_long_that_warns_and_that_fails(opened):
+    root = widget(opened, "slider-image", 2)
+    field, note = root.get_by_role("textbox"), root.get_by_role("status")
+    field.fill("slow")
+    field.press("Enter")
+    root.get_by_text("drawing ...").wait_for()
+    assert root.get_attribute("aria-busy") == "true"
+    root.get_by_text("drawing ...").wait_for(state="hidden")
+    field.fill("a zebra")
+    after(root, lambda: field.press("Enter"))
+    assert note.inner_text() == "words never seen in training: 'zebra'" and root.get_by_role("alert").count() == 0
+    field.fill("fail")
+    field.press("Enter")
+    root.get_by_role("alert").filter(has_text="RuntimeError: no picture of that").wait_for()
+    assert note.count() == 0
+    field.fill("a red seven")
+    after(root, lambda: field.press("Enter"))
     assert root.get_by_role("alert").count() == 0
 
 

@@ -38,18 +38,20 @@ def learn_merges(words: Counter, most: int) -> list[tuple[str, str]]:
         symbols, n = spelt[i]
         for pair in zip(symbols, symbols[1:]):
             count[pair] += sign * n
+            if not count[pair]:
+                del count[pair]
             where[pair].add(i)
 
     for i in range(len(spelt)):
         note(i, 1)
     while len(merges) < most and count:
-        pair = max(count, key=lambda p: (count[p], p))
+        most_often = max(count.values())
+        pair = max(p for p, n in count.items() if n == most_often)
         merges.append(pair)
         for i in tuple(where[pair]):
             note(i, -1)
             spelt[i] = _joined(spelt[i][0], pair), spelt[i][1]
             note(i, 1)
-        count = +count  # pairs that are no more
     return merges
 
 

@@ -91,7 +91,7 @@ def run(recipe: Recipe, out, *, checkpoint=None, steps: int | None = None, secon
             "train": dataclasses.asdict(config), "updates": step.step, "seconds": round(time.perf_counter() - started),
             "device": torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "torch": torch.__version__, "date": datetime.date.today().isoformat(), "loss": thin(losses)}
-    save_pretrained(out, step.ema.cpu(), schedule, config.predict, meta, dtype=torch.float16)
+    save_pretrained(out, step.ema.cpu(), schedule, config.predict, meta, dtype=torch.int8)
     return meta
 
 

@@ -2,6 +2,8 @@
 
 `ddpm-edu train painted` follows a plan from the shell; notebooks 06 to 09 take it apart.
 """
+import dataclasses
+
 import torch
 
 from .emoji import Emoji, emoji
@@ -54,7 +56,7 @@ PAINTED = Mini(
     unet=UNetConfig(in_channels=4, channels=64, mult=(1, 2), depth=(1, 1), middle=1, heads=(4, 4), context=64, blocks=1, groups=8),
     train_vae=TrainConfig(steps=2500, batch_size=16, ema=0.99, **MUON),
     train_clip=TrainConfig(steps=1000, batch_size=128, ema=0.98, **MUON),
-    train_unet=TrainConfig(steps=2700, batch_size=64, ema=0.998, t_mean=0.3, **DENOISE),
+    train_unet=TrainConfig(steps=3000, batch_size=64, ema=0.998, t_mean=0.7, **DENOISE),
     latents=30000, steps=10, guidance=2.0)
 EMOJI = Mini(
     "emoji", bilingual_emoji, emoji_names, size=64,
@@ -63,9 +65,12 @@ EMOJI = Mini(
     clip=dict(patch=8, width=128, layers=3, heads=4, hidden=256),
     unet=UNetConfig(in_channels=8, channels=64, mult=(1, 2), depth=(1, 1), middle=1, heads=(4, 4), context=128, blocks=1, groups=8),
     train_vae=TrainConfig(steps=4300, batch_size=16, ema=0.995, **MUON),
-    train_clip=TrainConfig(steps=2500, batch_size=128, ema=0.98, **MUON),
-    train_unet=TrainConfig(steps=6400, batch_size=64, ema=0.998, t_mean=0.3, **DENOISE),
+    train_clip=TrainConfig(steps=350, batch_size=128, ema=0.98, **MUON),
+    train_unet=TrainConfig(steps=6000, batch_size=64, ema=0.998, t_mean=1.2, **DENOISE),
     steps=10, guidance=2.0)
+# The same by the clock: VAE and CLIP side by side, then a narrower UNet (benchmarks/stable_diffusion_from_nothing.py, notebook 09).
+FIVE_MINUTES = dataclasses.replace(
+    PAINTED, unet=dataclasses.replace(PAINTED.unet, channels=32, depth=(0, 1)), latents=20000, share=0.25)
 MINIS = {mini.name: mini for mini in (PAINTED, EMOJI)}
 
 

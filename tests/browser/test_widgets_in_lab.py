@@ -139,7 +139,7 @@ def test_a_text_is_drawn_on_enter_and_on_leaving(opened):
 
 def test_a_text_that_takes_long_that_warns_and_that_fails(opened):
     root = widget(opened, "slider-image", 2)
-    field, note = root.get_by_role("textbox"), root.get_by_role("status")
+    field, note = root.get_by_role("textbox"), root.locator(".ddpm-note")
     field.fill("slow")
     field.press("Enter")
     root.get_by_text("drawing ...").wait_for()
@@ -151,7 +151,7 @@ def test_a_text_that_takes_long_that_warns_and_that_fails(opened):
     field.fill("fail")
     field.press("Enter")
     root.get_by_role("alert").filter(has_text="RuntimeError: no picture of that").wait_for()
-    assert note.count() == 0
+    assert not note.is_visible()
     field.fill("a red seven")
     after(root, lambda: field.press("Enter"))
     assert root.get_by_role("alert").count() == 0

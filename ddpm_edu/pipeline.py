@@ -162,8 +162,13 @@ def decode(sd: StableDiffusion, z: Tensor, tiled: bool | None = None) -> Tensor:
     """Pictures (B, 3, H, W) float32 in [-1, 1] of latents z (B, 4, H/8, W/8), one at a time, so that memory is one picture's.
 
     The VAE runs in float32 or bfloat16; one that is float16 is turned into float32, for good, because SDXL's overflows.
-    tiled: see `vae.decode_tiled`; None decides by the size. Raises SamplingError for a picture of one colour or with NaN.
+    tiled: see `vae.decode_tiled`; None decides by the size. A VAE that is not the system's own is warned of: another scale, other
+    colours, or noise (SDXL's under SD 1.5, say). Raises SamplingError for a picture of one colour or with NaN.
     """
+    own, here = sd.config.vae.scale, sd.vae.config.scale
+    if own != here:
+        warnings.warn(f"the VAE in place has the scale {here:g}, but {sd.config.name} was trained on latents of a VAE with {own:g}: "
+                      "the latents mean something else to it, expect wrong colours or noise", stacklevel=2)
     if _weight(sd.vae).dtype == torch.float16:
         sd.vae.float()
     if tiled is None:

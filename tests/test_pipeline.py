@@ -1,5 +1,7 @@
 """Text to picture: the same pictures as diffusers' pipelines from the files they save, and plain words where none can be made."""
+import dataclasses
 import re
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -216,6 +218,16 @@ def test_a_float16_vae_decodes_in_float32(one, fresh):
     fresh.vae.half()
     assert (decode(fresh, z) - decode(one, z)).abs().max() < 2e-3  # rounded weights, exact sums
     assert next(fresh.vae.parameters()).dtype == torch.float32
+
+
+def test_the_vae_of_another_system_is_warned_of(fresh):
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own = decode(fresh, z)
+    fresh.vae.config = dataclasses.replace(fresh.vae.config, scale=2 * fresh.vae.config.scale)
+    with pytest.warns(UserWarning, match="scale.*wrong colours"):
+        assert not torch.equal(decode(fresh, z), own)
 
 
 def test_big_pictures_are_decoded_in_tiles(one, monkeypatch):

@@ -59,13 +59,17 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
     """About U V^T of g = U S V^T, (rows, columns), without the SVD: every singular value is driven towards 1.
 
-    Newton-Schulz: X <- a X + (b A + c A A) X with A = X X^T, which applies a s + b s^3 + c s^5 to each singular value s.
-    With Jordan's a, b, c five steps bring all s in (0.01, 1] to between about 0.7 and 1.2, close enough for a step.
+    Newton-Schulz: X <- P X, P = a + b A + c A A, A = X X^T, which applies a s + b s^3 + c s^5 to each singular value s. With
+    Jordan's a, b, c five steps bring all s in (0.01, 1] to between about 0.7 and 1.2, close enough for a step. As the P of all
+    steps are made of the same A, only small square matrices are iterated, A <- P A P; the wide X is multiplied once, at the end.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g.T if len(g) > g.shape[1] else g
     x = x / (x.norm() + 1e-7)
+    gram, product = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal().add_(a)
+        product, gram = p @ product, p @ gram @ p
+    x = product @ x
     return x.T if len(g) > g.shape[1] else x

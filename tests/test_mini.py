@@ -1,0 +1,215 @@
+"""mini.py: a whole system trained by two processes, which a stop in the middle does not change by a bit, and its refusals."""
+import dataclasses
+import math
+import shutil
+
+import pytest
+import torch
+from helpers import refuses
+from tiny_mini import CAPTIONS, TINY, Dots
+from train_run import numbers, same
+
+from ddpm_edu import mini as module
+from ddpm_edu.clip import CLIP, CLIPConfig
+from ddpm_edu.errors import CheckpointError, OptionError
+from ddpm_edu.latents import encode
+from ddpm_edu.mini import assemble, train_clip, train_mini, train_unet, train_vae
+from ddpm_edu.pipeline import draw
+from ddpm_edu.stable_diffusion import load, save_folder
+from ddpm_edu.system_file import load_system, save_system
+from ddpm_edu.tensorfile import load_tensors
+from ddpm_edu.vae import VAE
+from ddpm_edu.words import train_tokenizer
+
+PARTS = {"vae": 6, "clip": 5, "unet": 8}  # and the updates of each
+
+
+def untrained():
+    """The parts as they are before their training."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(CAPTIONS, TINY.vocab, TINY.text.length)
+    text = dataclasses.replace(TINY.text, vocab=tokenizer.bpe.get_vocab_size())
+    return VAE(TINY.vae), CLIP(CLIPConfig(text, size=8, **TINY.clip), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """One run without a stop."""
+    return train_mini(TINY)
+
+
+# ---------------------------------------------------------------- a run
+
+@pytest.mark.slow
+def test_three_parts_in_two_processes(whole):
+    sd, clip, record = whole.sd, whole.clip, whole.record
+    for part, updates in PARTS.items():
+        assert record[part]["updates"] == updates == len(record[part]["loss"]) and all(map(math.isfinite, record[part]["loss"]))
+    assert record["recipe"] == "tiny" and record["seconds"] > 0 and record["scale"] == pytest.approx(sd.config.vae.scale, abs=1e-5)
+    assert (sd.config.size, sd.config.steps, sd.config.guidance, sd.config.spacing, sd.predict) == (8, 4, 2.0, "trailing", "v")
+    assert not sd.training and not any(p.requires_grad for p in sd.parameters())
+    assert sd.meta["words"] == sorted("a red green blue white dot at the top bottom".split())
+    assert encode(sd, Dots()).z_0.std().item() == pytest.approx(1, abs=1e-4)  # what the scale is for
+    start = assemble(TINY, *untrained())
+    for part in ("vae", "unet", "text"):
+        assert not same(numbers(getattr(sd, part)), numbers(getattr(start, part))), part
+    ids = clip.ids(CAPTIONS)
+    assert torch.equal(sd.text.encode(CAPTIONS).context, clip.text(ids).last) and sd.config.text[0].projection == 0
+
+
+@pytest.mark.slow
+def test_it_is_saved_and_draws(whole, tmp_path):
+    save_system(tmp_path / "tiny.safetensors", whole.sd, {**whole.sd.meta, "train": whole.record})
+    again, meta = load_system(tmp_path / "tiny.safetensors")
+    assert meta["train"] == whole.record and again.config == whole.sd.config
+    picture = draw(whole.sd, "a red dot at the top", progress=False)
+    assert picture.shape == (1, 3, 8, 8) and 0 <= (draw(again, "a red dot at the top", progress=False) - picture).abs().mean() < 0.1 * picture.std()
+
+
+@pytest.mark.slow
+def test_its_folder_is_one_of_diffusers_without_a_word_of_warning(whole, tmp_path, caplog):
+    diffusers = pytest.importorskip("diffusers")
+    save_folder(whole.sd, tmp_path)
+    assert torch.equal(draw(load(tmp_path), CAPTIONS[0], progress=False), draw(whole.sd, CAPTIONS[0], progress=False))
+    diffusers.logging.enable_propagation()
+    try:
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
+    finally:
+        diffusers.logging.disable_propagation()
+    assert not [r.message for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
+    texts = ["A Red DOT at the top", "", "red 7 dots!", "红苹果", "a red dot " * 9]
+    theirs = pipe.tokenizer(texts, padding="max_length", max_length=12, truncation=True, return_tensors="pt").input_ids
+    with pytest.warns(UserWarning, match="only 10 fit"):
+        assert torch.equal(whole.sd.text.tokenizer(texts), theirs)
+
+
+# ---------------------------------------------------------------- a stop in the middle
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_stop_in_the_middle_changes_nothing(whole, tmp_path, monkeypatch):
+    """Stopped in the UNet's training, and once more with the VAE's set back to its middle: bit for bit the run without a stop."""
+    real = module.progress
+
+    def stopping(steps, desc, **options):
+        for step in real(steps, desc=desc, **options):
+            yield step
+            if desc == "VAE" and step.step == 4:
+                shutil.copy(tmp_path / "vae.safetensors", tmp_path / "middle")
+            if desc == "UNet" and step.step == 6:
+                raise Stop
+    monkeypatch.setattr(module, "_often", lambda checkpoint: 2)
+    monkeypatch.setattr(module, "progress", stopping)
+    with pytest.raises(Stop):
+        train_mini(TINY, folder=tmp_path)
+    monkeypatch.setattr(module, "progress", real)
+    (tmp_path / "middle").replace(tmp_path / "vae.safetensors")
+    assert {part: load_tensors(tmp_path / f"{part}.safetensors")[1]["step"] for part in PARTS} == {"vae": 4, "clip": 5, "unet": 6}
+    second = train_mini(TINY, folder=tmp_path)
+    assert same(numbers(second.sd), numbers(whole.sd)) and same(numbers(second.clip), numbers(whole.clip))
+    assert second.sd.config == whole.sd.config
+    record = second.record
+    assert {part: record[part]["updates"] for part in PARTS} == PARTS
+    assert [len(record[part]["loss"]) for part in PARTS] == [2, 0, 2] and record["vae"]["loss"] == whole.record["vae"]["loss"][4:]
+
+
+@pytest.mark.slow
+def test_a_clip_stopped_in_the_middle(whole, tmp_path, monkeypatch):
+    """In this process, where the whole run had another one for it."""
+    def stopping(steps):
+        for step in steps:
+            yield step
+            if step.step == 3:
+                raise Stop
+    monkeypatch.setattr(module, "_often", lambda checkpoint: 3)
+    with pytest.raises(Stop):
+        train_clip(TINY, TINY.train_clip, tmp_path / "clip.safetensors", stopping)
+    clip = train_clip(TINY, TINY.train_clip, tmp_path / "clip.safetensors")
+    assert same(numbers(clip), numbers(whole.clip)) and clip.tokenizer.bpe.to_str() == whole.clip.tokenizer.bpe.to_str()
+
+
+def test_what_is_kept_is_the_average():
+    kept, raw = [], []
+
+    def log(steps):
+        for step in steps:
+            kept[:], raw[:] = [step], [numbers(step.model)]
+            yield step
+    vae = train_vae(TINY, TINY.train_vae, log=log)
+    assert same(numbers(vae), numbers(kept[0].ema.vae)) and not same(numbers(vae), numbers(kept[0].model.vae)) and kept[0].step == 6
+    clip = train_clip(TINY, TINY.train_clip, log=log)
+    assert same(numbers(clip), numbers(kept[0].ema)) and not same(numbers(clip), raw[0]) and kept[0].step == 5
+    sd = assemble(TINY, vae, clip)
+    x, cond = torch.randn(2, 2, 4, 4), sd.text.encode(CAPTIONS[:2])
+    assert (sd.unet(x, torch.tensor([500, 9]), cond) == 0).all()  # before its training it predicts v = 0
+    sd = train_unet(sd, encode(sd, Dots()), TINY.train_unet, log=log)
+    assert same(numbers(sd.unet), numbers(kept[0].ema)) and not same(numbers(sd.unet), raw[0]) and kept[0].step == 8
+    assert sd.unet(x, torch.tensor([500, 9]), cond).abs().max() > 0
+
+
+@pytest.mark.slow
+def test_by_the_clock():
+    """At least the time asked for, however long the second process takes to start; the plan's own updates would take for ever."""
+    runs = {name: dataclasses.replace(getattr(TINY, name), steps=10 ** 9) for name in ("train_vae", "train_clip", "train_unet")}
+    record = train_mini(dataclasses.replace(TINY, share=0.1, **runs), seconds=2).record
+    assert record["seconds"] >= 2 and all(record[part]["updates"] >= 1 for part in PARTS)
+    assert all(1 <= len(record[part]["loss"]) <= 200 for part in PARTS)  # thinned
+
+
+# ---------------------------------------------------------------- refusals
+
+class Untouched(Dots):
+    def __init__(self):
+        raise AssertionError("training began")
+
+
+REFUSED = dataclasses.replace(TINY, pictures=Untouched)
+
+
+def test_seconds_and_folder(tmp_path):
+    with refuses(OptionError, "seconds and folder", "leave one"):
+        train_mini(REFUSED, seconds=5, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "new", "/proc/new"):
+        with refuses(OptionError, "folder", "cannot be made", "name another"):
+            train_mini(REFUSED, folder=folder)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with refuses(OptionError, str(tmp_path), "cannot be written to"):
+        train_mini(REFUSED, folder=tmp_path)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"name": "other"}, ("name was tiny, now other",)), ({"captions": Dots}, ("captions was .*captions, now .*Dots",)), ({"vocab": 530}, ("vocab was 540, now 530",)),
+    ({"train_unet": dataclasses.replace(TINY.train_unet, steps=9)}, ("train_unet", "'steps': 9")),
+    ({"vae": dataclasses.replace(TINY.vae, channels=16)}, ("vae was", "'channels': 16"))], ids=str)
+def test_another_plan_is_refused_at_once(change, words, tmp_path, monkeypatch):
+    """And nothing there is lost; the same plan goes on, also with other wishes for sampling."""
+    file = module._files(TINY, tmp_path)("vae")
+    train_vae(TINY, TINY.train_vae, file)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"plan.json", "vae.safetensors"}
+    with refuses(CheckpointError, str(tmp_path), "another plan", "name another folder", *words):
+        train_mini(dataclasses.replace(TINY, **change), folder=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert module._files(dataclasses.replace(TINY, steps=20, guidance=1.0, share=0.5), tmp_path)("vae") == file
+
+
+def test_checkpoints_without_a_plan_are_checked_too(tmp_path):
+    train_vae(TINY, TINY.train_vae, tmp_path / "vae.safetensors")
+    before = (tmp_path / "vae.safetensors").read_bytes()
+    with refuses(CheckpointError, "vae.safetensors", "batch_size was 8, now 4"):
+        train_vae(TINY, dataclasses.replace(TINY.train_vae, batch_size=4), tmp_path / "vae.safetensors")
+    assert (tmp_path / "vae.safetensors").read_bytes() == before
+
+
+def test_a_damaged_plan(tmp_path):
+    (tmp_path / "plan.json").write_text("{")
+    with refuses(CheckpointError, "plan.json"):
+        train_mini(REFUSED, folder=tmp_path)

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("txt2img", help="draw a picture of a text with Stable Diffusion")
     p.add_argument("prompt", help="what the picture shows")
-    p.add_argument("--model", help="a name that ships, sd15, sd21, sdxl, a folder or a .safetensors file; see `ddpm-edu models`")
+    p.add_argument("--model", default="emoji", help="a name that ships, sd15, sd21, sdxl, a folder or a .safetensors file; see `ddpm-edu models` (default: emoji)")
     p.add_argument("--refiner", nargs="?", const="sdxl-refiner", help="let a refiner finish: sdxl-refiner unless a folder or file is named")
     p.add_argument("--negative", default="", help="what it should not show")
     p.add_argument("--steps", type=int, help="model evaluations (default: the model's own, 30 for the published ones)")

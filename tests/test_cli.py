@@ -89,7 +89,7 @@ def test_txt2img_writes_the_picture_that_draw_draws_and_its_settings(system, tmp
     from ddpm_edu.pipeline import draw
     from ddpm_edu.stable_diffusion import load
     out = tmp_path / "a.png"
-    assert txt2img(system, out, "--size", "72x56", "--seed", "3", "--negative", "blurry", "--guidance", "4", "--sampler", "euler") == 0
+    assert txt2img(system, out, "--size", "72x56", "--seed", "3", "--negative", "blurry", "--guidance", "4", "--sampler", "euler", "--zoom", "1") == 0
     picture = Image.open(out)
     assert picture.size == (72, 56) and picture.mode == "RGB"
     info = json.loads(picture.info["ddpm_edu"])
@@ -140,10 +140,28 @@ def test_txt2img_refuses_an_output_before_it_loads(tmp_path, capsys, monkeypatch
     assert txt2img("sd15", tmp_path / out) == 2 and words in capsys.readouterr().err
 
 
-def test_txt2img_without_a_model_says_which(tmp_path, capsys):
-    assert main(["txt2img", "a fox", "--out", str(tmp_path / "a.png")]) == 2
+def test_txt2img_shows_small_pictures_larger(system, tmp_path, capsys):
+    """At 256 pixels or a little less unless told otherwise, each pixel a square."""
+    for name, extra in (("own", ()), ("one", ("--zoom", "1")), ("two", ("--zoom", "2"))):
+        assert txt2img(system, tmp_path / f"{name}.png", "--size", "72x56", *extra) == 0
+    own, one, two = (Image.open(tmp_path / f"{name}.png") for name in ("own", "one", "two"))
+    assert (own.size, one.size, two.size) == ((216, 168), (72, 56), (144, 112)) and "72x56 shown 3-fold" in capsys.readouterr().out
+    for picture in (own, two):
+        assert picture.tobytes() == one.resize(picture.size, Image.Resampling.NEAREST).tobytes()
+    assert txt2img(system, tmp_path / "a.png", "--zoom", "0") == 2 and "--zoom" in capsys.readouterr().err
+
+
+def test_txt2img_without_a_model_takes_the_emoji_one(system, tmp_path, capsys, monkeypatch):
+    from ddpm_edu import system_file
+    from ddpm_edu.stable_diffusion import load
+    monkeypatch.setattr(system_file, "data_folder", lambda: tmp_path)
+    assert main(["txt2img", "a fox", "--out", str(tmp_path / "a.png")]) == 2  # it is not there
     message = capsys.readouterr().err
-    assert all(word in message for word in ("--model", "sd15", "sdxl", "folder", ".safetensors", "ddpm-edu models"))
+    assert all(word in message for word in ("emoji", "sd15", "sdxl", "folder", ".safetensors"))
+    (tmp_path / "weights").mkdir()
+    system_file.save_system(tmp_path / "weights" / "emoji.safetensors", load(system))
+    assert main(["txt2img", "a fox", "--size", "64", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "a.png")]) == 0
+    assert json.loads(Image.open(tmp_path / "a.png").info["ddpm_edu"])["model"] == "emoji"
     assert main(["txt2img", "a fox", "--model", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "a.png")]) == 2
     assert "none.safetensors" in capsys.readouterr().err
 

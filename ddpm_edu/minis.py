@@ -70,7 +70,8 @@ EMOJI = Mini(
     steps=10, guidance=2.0)
 # The same by the clock: VAE and CLIP side by side, then a narrower UNet (benchmarks/stable_diffusion_from_nothing.py, notebook 09).
 FIVE_MINUTES = dataclasses.replace(
-    PAINTED, unet=dataclasses.replace(PAINTED.unet, channels=48, depth=(0, 1)), latents=12000, share=0.25)
+    PAINTED, unet=dataclasses.replace(PAINTED.unet, channels=48), train_unet=dataclasses.replace(PAINTED.train_unet, batch_size=48),
+    latents=12000, share=0.22)
 MINIS = {mini.name: mini for mini in (PAINTED, EMOJI)}
 
 

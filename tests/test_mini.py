@@ -10,10 +10,12 @@ from tiny_mini import CAPTIONS, TINY, Dots
 from train_run import numbers, same
 
 from ddpm_edu import mini as module
-from ddpm_edu.clip import CLIP, CLIPConfig
+from ddpm_edu.cli import main
+from ddpm_edu.clip import CLIP, CLIPConfig, load_clip
 from ddpm_edu.errors import CheckpointError, OptionError
 from ddpm_edu.latents import encode
 from ddpm_edu.mini import assemble, train_clip, train_mini, train_unet, train_vae
+from ddpm_edu.minis import MINIS
 from ddpm_edu.pipeline import draw
 from ddpm_edu.stable_diffusion import load, save_folder
 from ddpm_edu.system_file import load_system, save_system
@@ -213,3 +215,28 @@ def test_a_damaged_plan(tmp_path):
     (tmp_path / "plan.json").write_text("{")
     with refuses(CheckpointError, "plan.json"):
         train_mini(REFUSED, folder=tmp_path)
+
+
+# ---------------------------------------------------------------- from the shell
+
+@pytest.mark.slow
+def test_the_command_writes_the_system_and_its_clip(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MINIS, "tiny", TINY)
+    out = tmp_path / "tiny.safetensors"
+    assert main(["train", "tiny", "--out", str(out), "--checkpoint", str(tmp_path / "folder")]) == 0
+    sd, meta = load_system(out)
+    clip = load_clip(tmp_path / "tiny_clip.safetensors")
+    assert meta["train"]["recipe"] == clip.meta["train"]["recipe"] == "tiny" and "red" in meta["words"]
+    step = load_tensors(tmp_path / "folder" / "unet.safetensors")[1]["step"]
+    assert step == 8 and clip.tokenizer.bpe.to_str() == sd.text.tokenizer.bpe.to_str()
+    assert draw(sd, CAPTIONS[0], progress=False).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("more, words", [(("--steps", "5"), ("--steps", "--seconds")), (("--device", "cuda"), ("--device cuda", "CPU")),
+                                         (("--out", "/nowhere/x.safetensors"), ("/nowhere",)), (("--seconds", "5", "--checkpoint", "x"), ("seconds and folder",))])
+def test_what_the_command_refuses(more, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(MINIS, "tiny", REFUSED)
+    assert main(["train", "tiny", *more]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words) and not list(tmp_path.iterdir())

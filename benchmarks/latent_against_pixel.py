@@ -1,7 +1,7 @@
 """Latent against pixel diffusion: the same UNet on the same painted digits for equal wall time, on latents and on plain pixels.
 
     python benchmarks/latent_against_pixel.py                  120 s a side
-    python benchmarks/latent_against_pixel.py --seconds 600 --batch 32
+    python benchmarks/latent_against_pixel.py --seconds 600 --batch 64
 
 Both sides read the text through the shipped "painted" system's encoder and take its plan of UNet, optimizer and sampling;
 the latent side works in its VAE, frozen, on latents encoded before the clock starts. Each side is a process of its own, so
@@ -66,7 +66,7 @@ def one_side(side, seconds, batch, pictures, asked, seed, threads):
     unet = UNet(dataclasses.replace(sd.config.unet, in_channels=SIDES[side]))
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
-    config = dataclasses.replace(PAINTED.train_unet, seconds=seconds, batch_size=batch, seed=seed)
+    config = dataclasses.replace(PAINTED.train_unet, seconds=seconds, batch_size=batch, warmup=10, seed=seed)
     loaded, x_0, cond = peak_mb(), *dataset[torch.arange(1)]
     work = 3 * batch * flops(unet, x_0, torch.zeros(1), cond)
     started = time.perf_counter()
@@ -102,7 +102,7 @@ def rounded(shares):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120, help="training time of each side")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16, help="pictures an update; a step on pixels keeps about 50 MB for each")
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--asked", type=int, default=200, help="prompts drawn afterwards")
     parser.add_argument("--seed", type=int, default=0)

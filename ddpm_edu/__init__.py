@@ -18,8 +18,8 @@ _SUBMODULES = ("attention_maps", "check", "checkpoint", "cli", "clip", "config_j
                "emoji", "errors", "exercises", "fast", "float8", "folder", "gaussian", "guard", "hub", "int8",
                "latents", "layouts", "memory", "metrics", "mini", "minis", "mlp", "muon", "oracle", "painted", "paths",
                "pipeline", "plot", "recipes", "recognise", "remember", "schedule", "solvers", "stable_diffusion",
-               "system", "system_file", "tensorfile", "text", "train", "unet", "unet_classic", "vae", "vae_loss", "widgets",
-               "words")
+               "system", "system_file", "tensorfile", "text", "train", "unet", "unet_classic", "vae", "vae_loss", "vq",
+               "widgets", "words")
 __all__ = ["Schedule", "Cond", "Step", "class_cond", "loss", "sample", "ddpm", "guided", "last", "noise", "generators",
            "spaced_timesteps", "karras_timesteps", "SAMPLERS", "DdpmEduError", "ScheduleError", "ShapeError",
            "OptionError", "DataError", "CheckpointError", "TrainingError", "SamplingError", "ResourceError"]

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ddpm_edu"
 LAYERS = [
     ["errors", "remember", "schedule", "paths"],
     ["diffusion", "solvers"],
-    ["mlp", "unet", "unet_classic", "gaussian", "vae", "text"],
+    ["mlp", "unet", "unet_classic", "gaussian", "vae", "vq", "text"],
     ["recognise", "tensorfile", "int8"], ["layouts"],
     ["checkpoint"],
     ["memory", "config_json", "folder", "hub", "system", "system_file", "stable_diffusion"],

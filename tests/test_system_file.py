@@ -48,7 +48,7 @@ def sd():
 
 @pytest.fixture
 def file(sd, tmp_path):
-    save_system(tmp_path / "tiny.safetensors", sd, {"words": ["red"], "accuracy": 0.5})
+    save_system(tmp_path / "tiny.safetensors", sd, {"colours": ["red"], "accuracy": 0.5})
     return tmp_path / "tiny.safetensors"
 
 
@@ -58,7 +58,7 @@ def picture(sd, **options):
 
 def test_file_and_back(sd, file):
     again, meta = load_system(file)
-    assert meta == again.meta == {"words": ["red"], "accuracy": 0.5} and sd.meta == {}
+    assert meta == again.meta == {"colours": ["red"], "accuracy": 0.5} and sd.meta == {}
     assert again.config == sd.config and hash(again.config) and torch.equal(again.schedule.beta, sd.schedule.beta)
     assert not again.training and not any(p.requires_grad or p.is_meta or p.dtype != torch.float32 for p in again.parameters())
     assert torch.equal(again.text.tokenizer(CAPTIONS), sd.text.tokenizer(CAPTIONS))

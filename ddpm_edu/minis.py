@@ -57,7 +57,7 @@ PAINTED = Mini(
     train_vae=TrainConfig(steps=2500, batch_size=16, ema=0.99, **MUON),
     train_clip=TrainConfig(steps=1000, batch_size=128, ema=0.98, **MUON),
     train_unet=TrainConfig(steps=3000, batch_size=64, ema=0.998, t_mean=0.7, **DENOISE),
-    latents=30000, steps=10, guidance=2.0)
+    latents=30000, steps=10, guidance=3.0)
 EMOJI = Mini(
     "emoji", bilingual_emoji, emoji_names, size=64,
     vae=VAEConfig(channels=8, mult=(1, 3, 6, 12), blocks=1, latent=8, groups=4),
@@ -67,7 +67,7 @@ EMOJI = Mini(
     train_vae=TrainConfig(steps=4300, batch_size=16, ema=0.995, **MUON),
     train_clip=TrainConfig(steps=350, batch_size=128, ema=0.98, **MUON),
     train_unet=TrainConfig(steps=6000, batch_size=64, ema=0.998, t_mean=1.2, **DENOISE),
-    steps=10, guidance=2.0)
+    steps=10, guidance=3.0)
 # The same by the clock: VAE and CLIP side by side, then a narrower UNet (benchmarks/stable_diffusion_from_nothing.py, notebook 09).
 FIVE_MINUTES = dataclasses.replace(
     PAINTED, unet=dataclasses.replace(PAINTED.unet, channels=48), train_unet=dataclasses.replace(PAINTED.train_unet, batch_size=48),

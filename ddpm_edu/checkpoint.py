@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .gaussian import GaussianPrior
-from .int8 import pack, unpack
+from .int8 import pack, squeeze, unpack
 from .layouts import to_ours
 from .paths import data_folder
 from .recognise import count, looks_like
@@ -111,7 +111,7 @@ def save_pretrained(path, model: nn.Module, schedule: Schedule, predict: str, me
     dtype: of the weights in the file; torch.int8 packs them (int8.py), a quarter of float32.
     """
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors = pack(state) if dtype == torch.int8 else {k: v.to(dtype) for k, v in state.items()}
+    tensors = squeeze(pack(state)) if dtype == torch.int8 else {k: v.to(dtype) for k, v in state.items()}
     save_tensors(path, {**tensors, "schedule.beta": schedule.beta}, {**(meta or {}), "model": describe(model), "predict": predict})
 
 

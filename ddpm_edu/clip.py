@@ -19,7 +19,7 @@ from .checkpoint import load_state
 from .config_json import reading, text_config
 from .errors import DataError, OptionError, ShapeError
 from .folder import pad, read_json, read_tokenizer, weight_files
-from .int8 import pack, unpack
+from .int8 import pack, squeeze, unpack
 from .paths import data_folder
 from .tensorfile import load_tensors, save_tensors
 from .text import CLIP_L, INSTALL, MOST_PROMPTS, TextConfig, TextEncoder, Tokenizer, _tokenizers, clean, tokenize
@@ -203,7 +203,7 @@ def save_clip(path, clip: CLIP, meta: dict | None = None, eight_bits: bool = Tru
     own = clip.tokenizer if isinstance(clip.tokenizer, Tokenizer) else None
     plan = {"config": dataclasses.asdict(clip.config), "tokenizer": own and own.bpe.to_str(), "special": own and list(own.special)}
     state = clip.state_dict()
-    save_tensors(path, pack(state) if eight_bits else state, {**(meta or {}), "clip": plan})
+    save_tensors(path, squeeze(pack(state)) if eight_bits else state, {**(meta or {}), "clip": plan})
 
 
 def load_clip(path) -> CLIP:

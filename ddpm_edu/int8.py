@@ -1,8 +1,11 @@
-"""Weights in 8 bits on disk: a quarter of float32, half of float16. In memory they are float32 again.
+"""Weights in 8 bits or less on disk: a quarter of float32, half of float16. In memory they are float32 again.
 
 Every row of a large tensor (a filter, an output of a linear layer) has its own scale, so that a row of small weights
 keeps its digits beside a row of large ones: Krishnamoorthi 2018 (arXiv 1806.08342), symmetric, per channel.
 """
+import math
+import zlib
+
 import torch
 from torch import Tensor
 
@@ -37,11 +40,40 @@ def pack(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return packed
 
 
-def unpack(state: dict[str, Tensor], source="the state") -> dict[str, Tensor]:
-    """The inverse of `pack` up to rounding: all floating tensors in float32. A state that is not packed is only converted.
+def squeeze(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every int8 tensor as the bytes of zlib (Huffman coding: small numbers are the most frequent), its shape beside it.
 
-    Raises CheckpointError, naming `source` and the tensor, for int8 without scales, or scales that are none.
+    Saves a tenth of bell-shaped weights, and all of the rows that are zero. `unpack` takes the result as well.
     """
+    out = {}
+    for name, q in packed.items():
+        if q.dtype == torch.int8:
+            out[f"{name}.shape"] = torch.tensor(q.shape)
+            q = torch.frombuffer(bytearray(zlib.compress(q.contiguous().numpy().tobytes(), 9)), dtype=torch.uint8)
+        out[name] = q
+    return out
+
+
+def _expand(state, source):
+    """The inverse of `squeeze`."""
+    shapes = {name.removesuffix(".shape"): shape for name, shape in state.items() if name.endswith(".shape") and name.removesuffix(".shape") in state}
+    out = {name: x for name, x in state.items() if name.removesuffix(".shape") not in shapes}
+    for name, shape in shapes.items():
+        try:
+            size = math.prod(shape.tolist())
+            raw = zlib.decompressobj().decompress(state[name].numpy().tobytes(), size + 1)  # never more than it says
+            out[name] = torch.frombuffer(bytearray(raw), dtype=torch.int8).view(shape.tolist())
+        except (zlib.error, RuntimeError, TypeError, ValueError, OverflowError) as e:
+            raise CheckpointError(f"{source}: {name} cannot be expanded ({e}): the file is damaged, get it again") from e
+    return out
+
+
+def unpack(state: dict[str, Tensor], source="the state") -> dict[str, Tensor]:
+    """The inverse of `pack`, and of `squeeze`, up to rounding: all floating tensors in float32. A state that is not packed is only converted.
+
+    Raises CheckpointError, naming `source` and the tensor, for int8 without scales, scales that are none, or bytes that do not expand.
+    """
+    state = _expand(state, source)
     scales = {f"{name}.scale" for name, q in state.items() if q.dtype == torch.int8}
     return {name: _whole(name, q, state.get(f"{name}.scale"), source) if q.dtype == torch.int8 else q.float() if q.is_floating_point() else q
             for name, q in state.items() if name not in scales}

@@ -9,7 +9,7 @@ import torch
 
 from .checkpoint import check_finite, load_state
 from .errors import CheckpointError, DdpmEduError, OptionError
-from .int8 import pack, unpack
+from .int8 import pack, squeeze, unpack
 from .paths import data_folder
 from .schedule import Schedule
 from .system import StableDiffusion, SystemConfig, build, part_dtype
@@ -30,7 +30,7 @@ def save_system(path, sd: StableDiffusion, meta: dict | None = None) -> None:
     """
     tensors = {f"{part}.{name}": w for part in PARTS for name, w in getattr(sd, part).state_dict().items()}
     text = {"kind": KIND, "system": dataclasses.asdict(sd.config), "tokenizer": _describe(sd.text.tokenizer), "meta": meta or {}}
-    save_tensors(path, {**pack(tensors), "schedule.beta": sd.schedule.beta}, text)
+    save_tensors(path, {**squeeze(pack(tensors)), "schedule.beta": sd.schedule.beta}, text)
 
 
 def load_system(path, *, device="cpu", dtype=torch.float32) -> tuple[StableDiffusion, dict]:

@@ -4,7 +4,7 @@ import torch
 
 from ddpm_edu.checkpoint import load_pretrained, load_tensors, save_pretrained, save_tensors
 from ddpm_edu.errors import CheckpointError
-from ddpm_edu.int8 import SMALLEST, pack, unpack
+from ddpm_edu.int8 import SMALLEST, pack, squeeze, unpack
 from ddpm_edu.schedule import Schedule
 from ddpm_edu.unet import UNet, UNetConfig
 from helpers import refuses
@@ -105,3 +105,25 @@ def test_a_pretrained_model_in_int8(tmp_path):
     save_tensors(path, tensors, meta)
     with refuses(CheckpointError, "net.safetensors", "conv1.weight"):
         load_pretrained(path)
+
+
+# ---------------------------------------------------------------- squeezed
+
+def test_squeezed_is_smaller_and_the_same():
+    state = {"w": torch.randn(128, 200), "empty rows": torch.zeros(100, 100), "b": torch.randn(7), "n": torch.arange(3)}
+    packed = pack(state)
+    tight = squeeze(packed)
+    size = lambda tensors: sum(x.nbytes for x in tensors.values())
+    assert size(tight) < 0.75 * size(packed) and not any(x.dtype == torch.int8 for x in tight.values())
+    one, other = unpack(tight), unpack(packed)
+    assert one.keys() == other.keys() == state.keys() and all(torch.equal(one[name], other[name]) for name in state)
+
+
+@pytest.mark.parametrize("change", [
+    lambda t: t.update(w=t["w"][:-20]), lambda t: t.update(w=t["w"].flip(0)), lambda t: t.update({"w.shape": torch.tensor([128, 201])}),
+    lambda t: t.update({"w.shape": torch.tensor([128, 100])}), lambda t: t.update({"w.shape": torch.tensor([-1, 200])})])
+def test_damaged_bytes(change):
+    tight = squeeze(pack({"w": torch.randn(128, 200)}))
+    change(tight)
+    with pytest.raises(CheckpointError, match="here.*w "):
+        unpack(tight, "here")

@@ -3,6 +3,8 @@ PYTHON ?= python3
 EXTRAS := lab,sd,train,test
 VENV   := .venv
 PY     := $(VENV)/bin/python
+# Two tests at a time, half of the cores each (tests/conftest.py).
+PYTEST := MPLBACKEND=Agg $(PY) -m pytest -n 2 --dist worksteal
 # Written last, so a broken-off install is taken up again. The folder is part of the name: an environment
 # that was moved or copied would still import the package from its old place.
 STAMP  := $(VENV)/installed-$(shell pwd | cksum | cut -d ' ' -f 1)
@@ -29,13 +31,13 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab; with no display, print the a
 test: test-package test-notebooks  ## run every test, then every notebook
 
 test-package: $(STAMP)  ## run the tests of the package only
-	MPLBACKEND=Agg $(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-notebooks: $(STAMP)  ## run the notebooks only, with seconds and memory; ARGS=03 runs one
 	$(PY) tests/run_notebooks.py $(ARGS)
 
 quick: $(STAMP)  ## run the tests that are not marked slow
-	MPLBACKEND=Agg $(PY) -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 clean:  ## remove the environment and what the tests left
 	rm -rf $(VENV) .pytest_cache build *.egg-info

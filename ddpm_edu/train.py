@@ -166,6 +166,7 @@ class _Run:
         if config.batch_size % self.world:
             raise OptionError(f"batch_size = {config.batch_size} cannot be shared by {self.world} processes: choose a multiple")
         self.step, self.elapsed = 0, 0.0
+        model.to(memory_format=torch.channels_last)  # the order of numbers that convolutions are quickest in
         self.model, self.ema = model, EMA(model, config.ema)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = new_optimizer(model, config)

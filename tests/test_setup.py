@@ -143,6 +143,7 @@ def test_both_licences_are_stated():
 
 # ---- the Makefile, with a Python that only notes what is asked of it
 
+PYTEST = "-m pytest -n 2 --dist worksteal"
 FAKE_PYTHON = """#!/bin/sh
 echo "$@" >> "{log}"
 case "$1 $2" in
@@ -190,7 +191,7 @@ def test_make_installs_once_then_only_runs(make):
     assert f"-m pip install --disable-pip-version-check -c constraints.txt -e .[{INSTALLED_EXTRAS}]" in log
     assert log.splitlines()[-1].startswith("-m pytest")
     code, text, log = make("test-package")
-    assert code == 0 and log.splitlines() == ["-m pytest"], "the second run installed again"
+    assert code == 0 and log.splitlines() == [PYTEST], "the second run installed again"
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "Makefile"])
@@ -207,7 +208,7 @@ def test_make_takes_up_a_broken_off_install(make):
     assert code != 0 and "-m pytest" not in log
     code, text, log = make("test-package")
     assert code == 0, text
-    assert "-m pip install" in log and log.splitlines()[-1] == "-m pytest"
+    assert "-m pip install" in log and log.splitlines()[-1] == PYTEST
 
 
 def test_make_refuses_another_python(make):
@@ -239,7 +240,7 @@ def test_a_failing_test_fails_make_test(make):
     code, _, log = make("test", pytest="exit 1")
     assert code != 0 and "run_notebooks" not in log
     code, _, log = make("test")
-    assert code == 0 and log.splitlines() == ["-m pytest", "tests/run_notebooks.py"]
+    assert code == 0 and log.splitlines() == [PYTEST, "tests/run_notebooks.py"]
 
 
 # ---- the runner of the notebooks

@@ -8,25 +8,27 @@ from torch import Tensor
 
 from .diffusion import Cond
 from .errors import DataError
+from .pipeline import condition
 from .system import StableDiffusion
 from .text import MOST_PROMPTS
 
 
 class Latents:
-    """`dataset[index]` -> (z_0 (B, latent, h, w), Cond(context (B, L, D))), for `train`.
+    """`dataset[index]` -> (z_0 (B, latent, h, w), Cond(context (B, L, D), vector (B, V))), for `train`.
 
     z_0 is vae.to_latent(x_0), scale * mean; a caption that several pictures share is encoded once. `uncond`: the encoding
     of "", which takes the place of a dropped text, as in Stable Diffusion.
     """
 
-    def __init__(self, z_0: Tensor, contexts: Tensor, row: Tensor, uncond: Cond):
-        self.z_0, self.contexts, self.row, self.uncond = z_0, contexts, row, uncond
+    def __init__(self, z_0: Tensor, contexts: Tensor, row: Tensor, uncond: Cond, vectors: Tensor | None = None):
+        self.z_0, self.contexts, self.vectors, self.row, self.uncond = z_0, contexts, vectors, row, uncond
 
     def __len__(self) -> int:
         return len(self.z_0)
 
     def __getitem__(self, index) -> tuple[Tensor, Cond]:
-        return self.z_0[index], Cond(self.contexts[self.row[index]])
+        row = self.row[index]
+        return self.z_0[index], Cond(self.contexts[row], None if self.vectors is None else self.vectors[row])
 
 
 @torch.no_grad()
@@ -40,9 +42,17 @@ def encode(sd: StableDiffusion, dataset, n: int | None = None, batch: int = 250)
         x_0, captions = dataset[part]
         z.append(sd.vae.to_latent(x_0))
         rows += [known.setdefault(caption, len(known)) for caption in captions]
-    return Latents(torch.cat(z), encode_texts(sd, list(known)), torch.tensor(rows), sd.text.encode([""])._replace(vector=None))
+    texts = conditions(sd, list(known))
+    return Latents(torch.cat(z), texts.context, torch.tensor(rows), conditions(sd, [""]), texts.vector)
+
+
+def conditions(sd: StableDiffusion, texts: list[str]) -> Cond:
+    """What sd's UNet is told of any number of texts, of pictures as large as it draws; the vector is None where it takes none."""
+    side = (sd.config.size, sd.config.size)
+    parts = [condition(sd, texts[k:k + MOST_PROMPTS], original_size=side, crop=(0, 0), target_size=side) for k in range(0, len(texts), MOST_PROMPTS)]
+    return Cond(*(None if part[0] is None else torch.cat(part) for part in zip(*parts)))
 
 
 def encode_texts(sd: StableDiffusion, texts: list[str]) -> Tensor:
     """Contexts (N, L, D) of any number of texts."""
-    return torch.cat([sd.text.encode(texts[k:k + MOST_PROMPTS]).context for k in range(0, len(texts), MOST_PROMPTS)])
+    return conditions(sd, texts).context

@@ -31,7 +31,7 @@ from .latents import Latents, encode
 from .paths import check_writable
 from .recipes import thin
 from .schedule import Schedule
-from .system import StableDiffusion, SystemConfig, build
+from .system import NUMBERS, StableDiffusion, SystemConfig, build
 from .text import TextConfig
 from .train import TrainConfig, fit, progress, train
 from .unet import UNetConfig
@@ -90,10 +90,15 @@ def train_clip(mini: Mini, config: TrainConfig, checkpoint=None, log: Callable =
 
 
 def assemble(mini: Mini, vae: VAE, clip: CLIP) -> StableDiffusion:
-    """A system of a trained VAE, the text side of a trained CLIP, and a UNet of random weights that starts by predicting 0."""
-    text = dataclasses.replace(clip.config.text, projection=0)  # the UNet reads every token's state, not the pooled vector
+    """A system of a trained VAE, the text side of a trained CLIP, and a UNet of random weights that starts by predicting 0.
+
+    Like SD 1.5, the UNet reads every token's state, but where it takes a vector: then also the pooled text and sizes, like SDXL.
+    """
+    pooled = bool(mini.unet.vector)
+    text = clip.config.text if pooled else dataclasses.replace(clip.config.text, projection=0)
+    told = dict(vector="sdxl", number_dim=(mini.unet.vector - text.projection) // NUMBERS["sdxl"]) if pooled else {}
     config = SystemConfig(mini.name, mini.unet, vae.config, (text,), predict=mini.train_unet.predict, size=mini.size,
-                          spacing="trailing", steps=mini.steps, guidance=mini.guidance)
+                          spacing="trailing", steps=mini.steps, guidance=mini.guidance, **told)
     torch.manual_seed(mini.train_unet.seed)
     sd = build(config, Schedule.cosine())
     sd.vae.load_state_dict(vae.state_dict())

@@ -4,6 +4,8 @@ A gradient step in a weight matrix is usually dominated by a few directions; Muo
 (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Vectors, codebooks, and the first and last layer, take AdamW steps
 (Kingma & Ba 2014, Loshchilov & Hutter 2017). PyTorch's own torch.optim.Muon takes plain matrices only, no convolutions.
 """
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -29,47 +31,58 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                change = self._matrix if group["matrix"] else self._adam
-                p.sub_(change(p, group), alpha=group["lr"])
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                change = (self._matrices if group["matrix"] else self._adam)(params, group)
+                torch._foreach_add_(params, change, alpha=-group["lr"])
 
-    def _matrix(self, p, group):
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        m, beta = state["momentum"], group["momentum"]
-        m.lerp_(p.grad, 1 - beta)
-        look_ahead = p.grad.lerp(m, beta)  # Nesterov
-        rows, columns = len(p), p.numel() // len(p)
-        return orthogonal(look_ahead.reshape(rows, columns)).reshape(p.shape) * 0.2 * max(rows, columns) ** 0.5
+    def _matrices(self, params, group):
+        """Those of one size are made orthogonal together: many small products at once keep all cores busy."""
+        grads, beta = [p.grad for p in params], group["momentum"]
+        momentum = [self._kept(p, "momentum") for p in params]
+        torch._foreach_lerp_(momentum, grads, 1 - beta)
+        ahead = torch._foreach_lerp(grads, momentum, beta)  # Nesterov
+        sizes, change = defaultdict(list), {}
+        for i, g in enumerate(ahead):
+            sizes[len(g), g.numel() // len(g)].append(i)
+        for (rows, columns), same in sizes.items():
+            steps = orthogonal(torch.stack([ahead[i].reshape(rows, columns) for i in same])) * (0.2 * max(rows, columns) ** 0.5)
+            change |= {i: step.reshape(params[i].shape) for i, step in zip(same, steps)}
+        return [change[i] for i in range(len(params))]
 
-    def _adam(self, p, group):
-        state = self.state[p]
-        if not state:
-            state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
-        (b1, b2), n = group["betas"], state["step"].add_(1).item()
-        state["mean"].lerp_(p.grad, 1 - b1)
-        state["square"].lerp_(p.grad ** 2, 1 - b2)
-        return state["mean"] / (1 - b1 ** n) / ((state["square"] / (1 - b2 ** n)).sqrt() + 1e-8)
+    def _adam(self, params, group):
+        grads, (b1, b2) = [p.grad for p in params], group["betas"]
+        n = [self._kept(p, "step", ()).add_(1).item() for p in params]
+        mean, square = ([self._kept(p, name) for p in params] for name in ("mean", "square"))
+        torch._foreach_lerp_(mean, grads, 1 - b1)
+        torch._foreach_lerp_(square, torch._foreach_mul(grads, grads), 1 - b2)
+        scale = torch._foreach_sqrt(torch._foreach_div(square, [1 - b2 ** k for k in n]))
+        torch._foreach_add_(scale, 1e-8)
+        return torch._foreach_div(torch._foreach_div(mean, [1 - b1 ** k for k in n]), scale)
+
+    def _kept(self, p, name, shape=None):
+        """A tensor that is kept from step to step, zeros at first."""
+        if name not in self.state[p]:
+            self.state[p][name] = torch.zeros_like(p) if shape is None else torch.zeros(shape)
+        return self.state[p][name]
 
 
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of g = U S V^T, (rows, columns), without the SVD: every singular value is driven towards 1.
+    """About U V^T of g = U S V^T, (..., rows, columns), without the SVD: every singular value is driven towards 1.
 
     Newton-Schulz: X <- P X, P = a + b A + c A A, A = X X^T, which applies a s + b s^3 + c s^5 to each singular value s. With
     Jordan's a, b, c five steps bring all s in (0.01, 1] to between about 0.7 and 1.2, close enough for a step. As the P of all
     steps are made of the same A, only small square matrices are iterated, A <- P A P; the wide X is multiplied once, at the end.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.T if len(g) > g.shape[1] else g
-    x = x / (x.norm() + 1e-7)
-    gram, product = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    tall = g.shape[-2] > g.shape[-1]
+    x = (g.mT if tall else g).reshape(-1, *sorted(g.shape[-2:]))
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram, product = x @ x.mT, None
     for _ in range(steps):
-        p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        p.diagonal().add_(a)
-        product, gram = p @ product, p @ gram @ p
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=1, dim2=2).add_(a)
+        product, gram = p if product is None else p @ product, p @ gram @ p
     x = product @ x
-    return x.T if len(g) > g.shape[1] else x
+    return (x.mT if tall else x).reshape(g.shape)

@@ -67,7 +67,7 @@ EMOJI = Mini(
     train_vae=TrainConfig(steps=4300, batch_size=16, ema=0.995, **MUON),
     train_clip=TrainConfig(steps=350, batch_size=128, ema=0.98, **MUON),
     train_unet=TrainConfig(steps=6000, batch_size=64, ema=0.998, t_mean=1.2, **DENOISE),
-    steps=10, guidance=3.0)
+    steps=10, guidance=2.0)
 # The same by the clock (benchmarks/stable_diffusion_from_nothing.py, notebook 09): VAE and CLIP side by side, then a narrower UNet
 # that is told the pooled text and sizes too, as in SDXL, and so binds words to colours and places sooner.
 FIVE_MINUTES = dataclasses.replace(

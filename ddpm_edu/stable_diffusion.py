@@ -222,7 +222,7 @@ def folder_config(root: Path) -> tuple[SystemConfig, Schedule]:
     size = (side if isinstance(side, int) and side > 0 else 64) * 2 ** (len(vae.mult) - 1)
     name = next((known.config.name for known in KNOWN.values() if known.config.unet == unet), root.name)
     try:
-        return SystemConfig(name, unet, vae, tuple(texts), own.get("layer", "penultimate" if vector else "last"), predict, size, vector, dim,
+        return SystemConfig(name, unet, vae, tuple(texts), "penultimate" if vector else "last", predict, size, vector, dim,
                             bool(vector and index.get("force_zeros_for_empty_prompt", vector == "sdxl")),
                             spacing, own.get("steps", 30), own.get("guidance", 7.5)), schedule
     except OptionError as e:
@@ -233,8 +233,11 @@ def save_folder(sd: StableDiffusion, root) -> None:
     """Write a system as a folder in diffusers' layout, which `load` and diffusers' from_pretrained read.
 
     Every file is written whole or not at all, and model_index.json last: a folder without it is not a model yet.
+    The layout of SDXL has two text encoders: OptionError for a system that reads a pooled text from its only one.
     """
     root, c = Path(root), sd.config
+    if c.vector == "sdxl" and len(c.text) == 1:
+        raise OptionError(f"{c.name}: this layout knows pooled text and sizes beside two text encoders only: write it with system_file.save_system")
     entries = {"unet": {**config_json.unet_entries(c.unet, c.number_dim), "sample_size": c.size // sd.vae.factor}, "vae": config_json.vae_entries(c.vae)}
     for name, part in sd.parts().items():
         kind = name.split("_")[0]
@@ -244,7 +247,7 @@ def save_folder(sd: StableDiffusion, root) -> None:
             folder.write_tokenizer(root / name.replace("text_encoder", "tokenizer"), part.config.pad, sd.text.tokenizer)
     folder.write_json(root / "scheduler" / "scheduler_config.json", config_json.schedule_entries(sd.schedule, sd.predict, c.spacing))
     index = config_json.index_entries(c.vector, c.zero_empty, bool(c.text[0].projection))
-    folder.write_json(root / "model_index.json", {**index, OURS: {"steps": c.steps, "guidance": c.guidance, "layer": c.layer}})
+    folder.write_json(root / "model_index.json", {**index, OURS: {"steps": c.steps, "guidance": c.guidance}})
 
 
 # ---------------------------------------------------------------- memory

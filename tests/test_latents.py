@@ -10,22 +10,28 @@ from torch import nn
 
 from ddpm_edu import Cond
 from ddpm_edu.clip import CLIP, CLIPConfig
-from ddpm_edu.errors import DataError
+from ddpm_edu.errors import DataError, OptionError
 from ddpm_edu.latents import encode, encode_texts
 from ddpm_edu.mini import assemble
+from ddpm_edu.pipeline import condition, draw
 from ddpm_edu.schedule import Schedule
+from ddpm_edu.stable_diffusion import save_folder
+from ddpm_edu.system_file import load_system, save_system
 from ddpm_edu.text import MOST_PROMPTS
 from ddpm_edu.train import TrainConfig, train
 from ddpm_edu.vae import VAE
 from ddpm_edu.words import train_tokenizer
 
 
-def system():
+POOLED = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, vector=TINY.text.projection + 6 * 2))
+
+
+def system(plan=TINY):
     """The tiny system with random weights."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS, TINY.vocab, TINY.text.length)
     config = dataclasses.replace(TINY.text, vocab=tokenizer.bpe.get_vocab_size())
-    return assemble(TINY, VAE(dataclasses.replace(TINY.vae, scale=1.7)), CLIP(CLIPConfig(config, size=8, **TINY.clip), tokenizer))
+    return assemble(plan, VAE(dataclasses.replace(TINY.vae, scale=1.7)), CLIP(CLIPConfig(config, size=8, **TINY.clip), tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,36 @@ def test_a_caption_is_encoded_once(sd):
     latents = encode(sd, Dots(), batch=5)
     handle.remove()
     assert sum(rows) == len(CAPTIONS) + 1 and len(latents.contexts) == len(CAPTIONS)  # and one for ""
+
+
+def test_a_unet_with_a_vector_is_told_the_pooled_text_and_the_sizes_too():
+    """In training what sampling tells it: SDXL's vector."""
+    sd = system(POOLED)
+    latents, asked = encode(sd, Dots(), batch=7), dict(original_size=(8, 8), crop=(0, 0), target_size=(8, 8))
+    index = torch.tensor([40, 3, 17])
+    captions, cond = Dots()[index][1], latents[index][1]
+    told = condition(sd, captions, **asked)
+    for got, want in ((cond, told), (latents.uncond, condition(sd, [""], **asked))):
+        assert torch.allclose(got.vector, want.vector, atol=1e-6) and torch.allclose(got.context, want.context, atol=1e-6)
+    assert torch.allclose(cond.vector[:, :12], sd.text.encode(captions).vector, atol=1e-6) and cond.vector.shape == (3, 24)
+    heard = []
+    sd.unet.requires_grad_(True).register_forward_pre_hook(lambda module, args: heard.append(args[2]))
+    next(train(sd.unet, sd.schedule, latents, TrainConfig(steps=1, batch_size=8, p_uncond=1.0)))
+    assert torch.allclose(heard[0].vector, latents.uncond.vector.expand(8, -1))  # a dropped text is dropped from both
+
+
+def test_a_system_with_a_vector_is_saved_in_one_file_only(tmp_path):
+    sd = system(POOLED)
+    torch.nn.init.normal_(sd.unet.conv_out.weight)
+    save_system(tmp_path / "pooled.safetensors", sd)
+    again = load_system(tmp_path / "pooled.safetensors")[0]
+    drawn = draw(sd, CAPTIONS[:2], seeds=[0, 0], progress=False)
+    difference = draw(again, CAPTIONS[:2], seeds=[0, 0], progress=False) - drawn
+    assert again.config == sd.config and difference.abs().mean() < 0.1 * drawn.std()  # 8 bits a weight
+    assert not torch.equal(drawn[0], drawn[1])
+    with refuses(OptionError, "two text encoders only", "save_system"):
+        save_folder(sd, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_the_first_n(sd, latents):

@@ -18,6 +18,26 @@ def test_orthogonal_keeps_directions_and_evens_lengths(shape):
     assert ((lengths[big] > 0.6) & (lengths[big] < 1.3)).all(), lengths
 
 
+def test_a_stack_is_made_orthogonal_one_by_one():
+    g = torch.randn(3, 20, 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(orthogonal(g), torch.stack([orthogonal(one) for one in g]))
+
+
+def test_each_matrix_takes_its_own_step():
+    """Two of one size and one of another: the step of each is what it would take alone."""
+    nets = [nn.Sequential(nn.Linear(5, 7, bias=False), nn.Linear(7, 5, bias=False), nn.Linear(5, 7, bias=False)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    together, alone = Muon(nets[0], 1e-2, weight_decay=0.1), [Muon(layer, 1e-2, weight_decay=0.1) for layer in nets[1]]
+    for _ in range(3):
+        for net, optimizers in zip(nets, ([together], alone)):
+            net.zero_grad()
+            net(torch.eye(5)).sin().sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    for a, b in zip(nets[0].parameters(), nets[1].parameters()):
+        torch.testing.assert_close(a, b)
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

@@ -46,8 +46,8 @@ class Mini:
 
     pictures: () -> dataset, dataset[index] -> (x_0, captions).  captions: () -> all texts the tokenizer learns its words from.
     text: its vocab is replaced by what the captions need.  clip: the vision side, as CLIPConfig takes it.
-    vocab: most tokens.  latents: how many pictures the UNet sees (0: all).  share: of the wall time that goes to VAE and CLIP
-    where a total of seconds is asked for.  steps, guidance: what suits the result.
+    vocab: most tokens.  latents: how many pictures the UNet sees (0: all).  shares: of the wall time that go to VAE and CLIP,
+    side by side, where a total of seconds is asked for.  steps, guidance: what suits the result.
     """
     name: str
     pictures: Callable
@@ -63,7 +63,7 @@ class Mini:
     weights: LossWeights = LossWeights()
     vocab: int = 1024
     latents: int = 0
-    share: float = 0.25
+    shares: tuple[float, float] = (0.25, 0.25)
     steps: int = 10
     guidance: float = 3.0
 
@@ -147,14 +147,16 @@ def train_mini(mini: Mini, seconds: float | None = None, folder=None) -> Trained
         raise OptionError("seconds and folder: a run by the clock cannot go on from a checkpoint, leave one of them out")
     started = time.perf_counter()
     file = _files(mini, folder)
-    first = {} if seconds is None else {"seconds": mini.share * seconds}
+    for_vae, for_clip = ({} if seconds is None else {"seconds": share * seconds} for share in mini.shares)
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        other = pool.submit(_clip_alone, mini, dataclasses.replace(mini.train_clip, **first), file("clip"))
+        other = pool.submit(_clip_alone, mini, dataclasses.replace(mini.train_clip, **for_clip), file("clip"))
         torch.set_num_threads(max(1, threads - 1))
+        # Once CLIP is done, its core helps the VAE: only where the clock rules, as other threads mean other last bits.
+        help_vae = (lambda: other.done() and torch.set_num_threads(threads)) if for_clip else lambda: None
         try:
             record = {"vae": {}, "clip": {}, "unet": {}}
-            vae = train_vae(mini, dataclasses.replace(mini.train_vae, **first), file("vae"), _logged("VAE", record["vae"]))
+            vae = train_vae(mini, dataclasses.replace(mini.train_vae, **for_vae), file("vae"), _logged("VAE", record["vae"], help_vae))
             clip, record["clip"] = other.result()
         finally:
             torch.set_num_threads(threads)
@@ -176,11 +178,12 @@ def _clip_alone(mini, config, checkpoint):
     return clip, record
 
 
-def _logged(name: str, record: dict) -> Callable:
-    """Steps behind a progress bar; `record` gets their number and the loss curve."""
+def _logged(name: str, record: dict, each: Callable = lambda: None) -> Callable:
+    """Steps behind a progress bar, with a call of `each` a step; `record` gets their number and the loss curve."""
     def log(steps):
         losses = []
         for step in progress(steps, desc=name):
+            each()
             losses += [step.loss] if math.isfinite(step.loss) else []  # NaN: nothing was left to do
             yield step
         record.update(updates=step.step, loss=thin(losses))
@@ -207,5 +210,5 @@ def _files(mini: Mini, folder) -> Callable:
 
 def _plan(mini: Mini) -> dict:
     """What the weights depend on, as JSON."""
-    entries = {k: v for k, v in dataclasses.asdict(mini).items() if k not in ("share", "steps", "guidance")}
+    entries = {k: v for k, v in dataclasses.asdict(mini).items() if k not in ("shares", "steps", "guidance")}
     return json.loads(json.dumps(entries, default=lambda f: f"{f.__module__}.{getattr(f, '__qualname__', type(f).__name__)}"))

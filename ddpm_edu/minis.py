@@ -71,9 +71,9 @@ EMOJI = Mini(
 # The same by the clock (benchmarks/stable_diffusion_from_nothing.py, notebook 09): VAE and CLIP side by side, then a narrower UNet
 # that is told the pooled text and sizes too, as in SDXL, and so binds words to colours and places sooner.
 FIVE_MINUTES = dataclasses.replace(
-    PAINTED, unet=dataclasses.replace(PAINTED.unet, channels=48, depth=(0, 1), vector=PAINTED.text.projection + 6 * 2),
+    PAINTED, unet=dataclasses.replace(PAINTED.unet, channels=32, depth=(0, 0), vector=PAINTED.text.projection + 6 * 2),
     train_vae=dataclasses.replace(PAINTED.train_vae, ema=0.98, warmup=20, clip_norm=100.0),
-    train_unet=dataclasses.replace(PAINTED.train_unet, batch_size=48, t_mean=1.5), latents=12000, share=0.36)
+    train_unet=dataclasses.replace(PAINTED.train_unet, batch_size=48, t_mean=1.5), latents=16000, shares=(0.45, 0.22))
 MINIS = {mini.name: mini for mini in (PAINTED, EMOJI)}
 
 

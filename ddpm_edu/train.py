@@ -149,6 +149,8 @@ def _updates(run, checkpoint, save_every):
         value, lr = run.update(done)
         run.elapsed = run.mean(torch.tensor(time.perf_counter() - started)).item()  # one clock for all processes
         done = run.progress()
+        if done >= 1:
+            run.arrange(torch.contiguous_format)  # as a model that is loaded: the same pictures, to the last bit
         if checkpoint is not None and (done >= 1 or (save_every and run.step % save_every == 0)):
             run.save(checkpoint)
         yield TrainStep(run.step, value, lr, run.model, run.ema.model)
@@ -166,8 +168,8 @@ class _Run:
         if config.batch_size % self.world:
             raise OptionError(f"batch_size = {config.batch_size} cannot be shared by {self.world} processes: choose a multiple")
         self.step, self.elapsed = 0, 0.0
-        model.to(memory_format=torch.channels_last)  # the order of numbers that convolutions are quickest in
         self.model, self.ema = model, EMA(model, config.ema)
+        self.arrange(torch.channels_last)  # the order of numbers that convolutions are quickest in
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = new_optimizer(model, config)
         self.wrapped = model
@@ -176,6 +178,10 @@ class _Run:
             self.ema.model.to(accelerator.device).load_state_dict(model.state_dict())  # rank 0's weights are everybody's now
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.share = slice(self.rank * config.batch_size // self.world, (self.rank + 1) * config.batch_size // self.world)
+
+    def arrange(self, memory_format):
+        for model in (self.model, self.ema.model):
+            model.to(memory_format=memory_format)
 
     def progress(self):
         """Share of the run that is done, by the clock or by the steps."""

@@ -156,7 +156,7 @@ def test_what_is_kept_is_the_average():
 def test_by_the_clock():
     """At least the time asked for, however long the second process takes to start; the plan's own updates would take for ever."""
     runs = {name: dataclasses.replace(getattr(TINY, name), steps=10 ** 9) for name in ("train_vae", "train_clip", "train_unet")}
-    record = train_mini(dataclasses.replace(TINY, share=0.1, **runs), seconds=2).record
+    record = train_mini(dataclasses.replace(TINY, shares=(0.1, 0.05), **runs), seconds=2).record
     assert record["seconds"] >= 2 and all(record[part]["updates"] >= 1 for part in PARTS)
     assert all(1 <= len(record[part]["loss"]) <= 200 for part in PARTS)  # thinned
 
@@ -200,7 +200,7 @@ def test_another_plan_is_refused_at_once(change, words, tmp_path, monkeypatch):
     with refuses(CheckpointError, str(tmp_path), "another plan", "name another folder", *words):
         train_mini(dataclasses.replace(TINY, **change), folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert module._files(dataclasses.replace(TINY, steps=20, guidance=1.0, share=0.5), tmp_path)("vae") == file
+    assert module._files(dataclasses.replace(TINY, steps=20, guidance=1.0, shares=(0.5, 0.4)), tmp_path)("vae") == file
 
 
 def test_checkpoints_without_a_plan_are_checked_too(tmp_path):

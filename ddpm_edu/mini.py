@@ -47,7 +47,8 @@ class Mini:
     pictures: () -> dataset, dataset[index] -> (x_0, captions).  captions: () -> all texts the tokenizer learns its words from.
     text: its vocab is replaced by what the captions need.  clip: the vision side, as CLIPConfig takes it.
     vocab: most tokens.  latents: how many pictures the UNet sees (0: all).  shares: of the wall time that go to VAE and CLIP,
-    side by side, where a total of seconds is asked for.  steps, guidance: what suits the result.
+    side by side, where a total of seconds is asked for.  steps, guidance, interval: what suits the result,
+    see SystemConfig.
     """
     name: str
     pictures: Callable
@@ -66,6 +67,7 @@ class Mini:
     shares: tuple[float, float] = (0.25, 0.25)
     steps: int = 10
     guidance: float = 3.0
+    interval: tuple[int, int] | None = None
 
 
 # ---------------------------------------------------------------- the three parts
@@ -98,7 +100,7 @@ def assemble(mini: Mini, vae: VAE, clip: CLIP) -> StableDiffusion:
     text = clip.config.text if pooled else dataclasses.replace(clip.config.text, projection=0)
     told = dict(vector="sdxl", number_dim=(mini.unet.vector - text.projection) // NUMBERS["sdxl"]) if pooled else {}
     config = SystemConfig(mini.name, mini.unet, vae.config, (text,), predict=mini.train_unet.predict, size=mini.size,
-                          spacing="trailing", steps=mini.steps, guidance=mini.guidance, **told)
+                          spacing="trailing", steps=mini.steps, guidance=mini.guidance, interval=mini.interval, **told)
     torch.manual_seed(mini.train_unet.seed)
     sd = build(config, Schedule.cosine())
     sd.vae.load_state_dict(vae.state_dict())
@@ -210,5 +212,5 @@ def _files(mini: Mini, folder) -> Callable:
 
 def _plan(mini: Mini) -> dict:
     """What the weights depend on, as JSON."""
-    entries = {k: v for k, v in dataclasses.asdict(mini).items() if k not in ("shares", "steps", "guidance")}
+    entries = {k: v for k, v in dataclasses.asdict(mini).items() if k not in ("shares", "steps", "guidance", "interval")}
     return json.loads(json.dumps(entries, default=lambda f: f"{f.__module__}.{getattr(f, '__qualname__', type(f).__name__)}"))

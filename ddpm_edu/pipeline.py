@@ -34,7 +34,7 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int | Non
     prompts: a text, or a list of them, one a picture.  negative: the same; "" is no negative prompt.
     size: one side or (height, width), multiples of 8; the system's own unless given.  seeds: the first picture's, the others
     count up; or a list, one a picture (one prompt is then drawn with each). A picture depends on its own prompt and seed,
-    not on the batch.  steps, guidance, spacing: the system's own (see SystemConfig) unless given.  sampler, spacing: see `sampling_times`.  guidance, rescale, interval: see `steer`.
+    not on the batch.  steps, guidance, spacing, interval: the system's own (see SystemConfig) unless given.  sampler, spacing: see `sampling_times`.  guidance, rescale, interval: see `steer`.
     refiner: a second system that does what is left when t falls below T - handover T.
     original_size, crop (top, left), target_size, aesthetic (score of prompt and negative prompt): see `condition`.
 
@@ -44,8 +44,8 @@ def text_to_image(sd: StableDiffusion, prompts, *, negative="", steps: int | Non
     _is_system("sd", sd)
     if refiner is not None:
         _is_system("refiner", refiner)
-    steps, guidance, spacing = (own if told is None else told for told, own in (
-        (steps, sd.config.steps), (guidance, sd.config.guidance), (spacing, sd.config.spacing)))
+    steps, guidance, spacing, interval = (own if told is None else told for told, own in (
+        (steps, sd.config.steps), (guidance, sd.config.guidance), (spacing, sd.config.spacing), (interval, sd.config.interval)))
     prompts, negative, seeds = _pictures(prompts, negative, seeds)
     _say_unseen(sd, prompts)
     size = picture_size(sd.config.size if size is None else size, sd.vae.factor)

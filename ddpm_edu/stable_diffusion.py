@@ -224,7 +224,7 @@ def folder_config(root: Path) -> tuple[SystemConfig, Schedule]:
     try:
         return SystemConfig(name, unet, vae, tuple(texts), "penultimate" if vector else "last", predict, size, vector, dim,
                             bool(vector and index.get("force_zeros_for_empty_prompt", vector == "sdxl")),
-                            spacing, own.get("steps", 30), own.get("guidance", 7.5)), schedule
+                            spacing, own.get("steps", 30), own.get("guidance", 7.5), own.get("interval")), schedule
     except OptionError as e:
         raise CheckpointError(f"{root}: its parts do not fit together: {e}") from None
 
@@ -247,7 +247,7 @@ def save_folder(sd: StableDiffusion, root) -> None:
             folder.write_tokenizer(root / name.replace("text_encoder", "tokenizer"), part.config.pad, sd.text.tokenizer)
     folder.write_json(root / "scheduler" / "scheduler_config.json", config_json.schedule_entries(sd.schedule, sd.predict, c.spacing))
     index = config_json.index_entries(c.vector, c.zero_empty, bool(c.text[0].projection))
-    folder.write_json(root / "model_index.json", {**index, OURS: {"steps": c.steps, "guidance": c.guidance}})
+    folder.write_json(root / "model_index.json", {**index, OURS: {"steps": c.steps, "guidance": c.guidance, "interval": c.interval}})
 
 
 # ---------------------------------------------------------------- memory

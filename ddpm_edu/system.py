@@ -28,8 +28,9 @@ class SystemConfig:
     picture in pixels it was trained for.  vector: what cond.vector holds, "" nothing, "sdxl" the pooled text and six numbers
     (original size, crop, target size), "refiner" the pooled text and five (original size, crop, aesthetic score).
     number_dim: cosines and sines that each of these numbers becomes.  zero_empty: an empty negative prompt is zeros
-    (as in the original SDXL base), not the encoding of "".  spacing, steps, guidance: how it is sampled unless told otherwise:
-    which times ("leading", "trailing" or "linspace", see diffusion.spaced_timesteps), how many, and the guidance scale.
+    (as in the original SDXL base), not the encoding of "".  spacing, steps, guidance, interval: how it is sampled unless told
+    otherwise: which times ("leading", "trailing" or "linspace", see diffusion.spaced_timesteps), how many, the guidance scale, and
+    the lowest and highest t that are guided, None for all.
     """
     name: str
     unet: UNetConfig
@@ -44,6 +45,7 @@ class SystemConfig:
     spacing: str = "leading"
     steps: int = 30
     guidance: float = 7.5
+    interval: tuple[int, int] | None = None
 
     def __post_init__(self):
         known_prediction(self.predict)
@@ -51,6 +53,13 @@ class SystemConfig:
             raise OptionError(f"spacing = {self.spacing!r} is not known: choose one of {', '.join(SPACINGS)}")
         whole("steps", self.steps, 1, 10_000, "as many model evaluations as suit it")
         in_range("guidance", self.guidance, 0, 100, "the scale that suits it, 1 is none")
+        if self.interval is not None:
+            if not isinstance(self.interval, (tuple, list)) or len(self.interval) != 2:
+                raise OptionError(f"interval = {self.interval!r} is not known: pass two times t, the lower first, or None")
+            low, high = self.interval
+            whole("interval", low, 0, 10 ** 6, "two times t, the lower first")
+            whole("interval", high, low, 10 ** 6, "two times t, the lower first")
+            object.__setattr__(self, "interval", (low, high))  # JSON knows lists only
         object.__setattr__(self, "text", tuple(self.text))
         if sum(c.width for c in self.text) != self.unet.context:
             raise OptionError(f"{self.name}: the text encoders are {' + '.join(str(c.width) for c in self.text)} wide, "

@@ -1,4 +1,5 @@
 """A whole small system in one file: what comes back draws the same picture, also by way of diffusers."""
+import copy
 import dataclasses
 
 import pytest
@@ -77,6 +78,17 @@ def test_its_own_steps_guidance_and_spacing(sd):
     assert len(list(text_to_image(sd, "red", sampler="euler"))) == 5
 
 
+def test_its_own_interval(sd, tmp_path):
+    young = copy.copy(sd)
+    young.config = dataclasses.replace(sd.config, interval=(300, 999))
+    assert torch.equal(picture(young), picture(sd, interval=(300, 999))) and not torch.equal(picture(young), picture(sd))
+    assert torch.equal(picture(young, interval=(0, 999)), picture(sd))
+    save_system(tmp_path / "young.safetensors", young)
+    assert load(tmp_path / "young.safetensors").config.interval == (300, 999)
+    save_folder(young, tmp_path / "folder")
+    assert load(tmp_path / "folder").config.interval == (300, 999)
+
+
 def test_file_to_folder_is_exact(file, tmp_path):
     sd = load(file)
     save_folder(sd, tmp_path / "folder")
@@ -146,7 +158,8 @@ def test_damaged_files(file, change, words):
         load_system(file)
 
 
-@pytest.mark.parametrize("change, words", [({"spacing": "odd"}, ("odd", "leading")), ({"steps": 0}, ("steps",)), ({"guidance": -1}, ("guidance",))])
+@pytest.mark.parametrize("change, words", [({"spacing": "odd"}, ("odd", "leading")), ({"steps": 0}, ("steps",)), ({"guidance": -1}, ("guidance",)),
+                                           *[({"interval": pair}, ("interval", "lower first")) for pair in (5, (1,), (9, 5), (-1, 5), (0.5, 5), (1, float("nan")))]])
 def test_what_suits_nothing(change, words):
     with refuses(OptionError, *words):
         dataclasses.replace(TINY, **change)

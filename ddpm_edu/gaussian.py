@@ -34,6 +34,8 @@ class GaussianPrior(nn.Module):
                            ("variance", (total, rank)), ("rest", (total,))):
             self.register_buffer(name, torch.zeros(*size))
         self.register_buffer("sigma", torch.cat([torch.zeros(1), schedule.sigma.float()]), persistent=False)  # index t + 1
+        self.register_buffer("along_mean", torch.zeros(total, rank), persistent=False)                       # V_j^T mean_j
+        self.register_load_state_dict_post_hook(lambda prior, _: prior._project_means())
 
     @classmethod
     @torch.no_grad()
@@ -55,7 +57,11 @@ class GaussianPrior(nn.Module):
                 for j, near in enumerate(_clusters(x, parts)):
                     if len(near):  # an empty part keeps weight 0
                         prior._fit_part(k * parts + j, x[near], len(near) / len(x))
+        prior._project_means()
         return prior
+
+    def _project_means(self) -> None:
+        self.along_mean.copy_(torch.einsum("jn,njr->jr", self.mean, self.basis))
 
     def _fit_part(self, j: int, x: Tensor, weight: float) -> None:
         self.weight[j], self.mean[j] = weight, x.mean(0)
@@ -76,24 +82,35 @@ class GaussianPrior(nn.Module):
         sigma = torch.lerp(self.sigma[low + 1], self.sigma[(low + 2).clamp(max=len(self.sigma) - 1)], (t - low).to(self.sigma))[:, None]
         s = (1 + sigma ** 2).rsqrt()                                                   # (B, 1)
         n = s * sigma
-        x, V = x_t.flatten(1), self.basis.flatten(1)                                   # (B, N), (N, J * rank)
-        # V_j^T (x_t - s mean_j), and the variances of x_t along V_j and across it
-        along = (x @ V).unflatten(1, (-1, self.rank)) - s[..., None] * torch.einsum("jn,njr->jr", self.mean, self.basis)
-        var, rest = s[..., None] ** 2 * self.variance + n[..., None] ** 2, s ** 2 * self.rest + n ** 2  # (B, J, rank), (B, J)
-        w = self._share(x, s, along, var, rest, cond.vector)
-        gain, gain_rest = s[..., None] * self.variance / var, s * self.rest / rest
-        x_0 = ((w * gain_rest).sum(1, keepdim=True) * x + (w * (1 - s * gain_rest)) @ self.mean
-               + (w[..., None] * (gain - gain_rest[..., None]) * along).flatten(1) @ V.T)
+        x, x_0, classes = x_t.flatten(1), torch.empty_like(x_t).flatten(1), cond.vector
+        for used in (classes > 0).unique(dim=0):  # the pictures of one class need its own parts only
+            rows = ((classes > 0) == used).all(1)
+            k = int(used.byte().argmax())
+            parts = slice(k * self.parts, (k + 1) * self.parts) if used.sum() == 1 else slice(None)
+            x_0[rows] = self._mean_of(x[rows], s[rows], n[rows], classes[rows], parts)
         ones = [1] * len(self.shape)
         return x_0.view_as(x_t), s.view(-1, *ones), n.view(-1, *ones)
 
-    def _share(self, x, s, along, var, rest, classes):
+    def _mean_of(self, x: Tensor, s: Tensor, n: Tensor, classes: Tensor, parts: slice) -> Tensor:
+        """E[x_0 | x_t], (B, N), where only `parts` of the mixture have a share."""
+        mean, variance, rest = self.mean[parts], self.variance[parts], self.rest[parts]
+        V = self.basis[:, parts].flatten(1)                                            # (N, J * rank)
+        # V_j^T (x_t - s mean_j), and the variances of x_t along V_j and across it
+        along = (x @ V).unflatten(1, (-1, self.rank)) - s[..., None] * self.along_mean[parts]
+        var, var_rest = s[..., None] ** 2 * variance + n[..., None] ** 2, s ** 2 * rest + n ** 2  # (B, J, rank), (B, J)
+        w = self._share(x, s, along, var, var_rest, classes, parts)
+        gain, gain_rest = s[..., None] * variance / var, s * rest / var_rest
+        return ((w * gain_rest).sum(1, keepdim=True) * x + (w * (1 - s * gain_rest)) @ mean
+                + (w[..., None] * (gain - gain_rest[..., None]) * along).flatten(1) @ V.T)
+
+    def _share(self, x, s, along, var, var_rest, classes, parts):
         """w_j(x_t), (B, J): the posterior probability of each part, by log N(x_t; s mean_j, s^2 C_j + n^2 I)."""
-        away = x.square().sum(1, keepdim=True) - 2 * s * (x @ self.mean.T) + s ** 2 * self.mean.square().sum(1)
+        mean = self.mean[parts]
+        away = x.square().sum(1, keepdim=True) - 2 * s * (x @ mean.T) + s ** 2 * mean.square().sum(1)
         across = (away - along.square().sum(2)).clamp(min=0)
-        log_n = -0.5 * (across / rest + (along ** 2 / var).sum(2) + var.log().sum(2) + (x.shape[1] - self.rank) * rest.log())
-        allowed = torch.where(classes.sum(1, keepdim=True) > 0, classes, 1.0).repeat_interleave(self.parts, dim=1)
-        return (log_n + (self.weight * allowed).log()).softmax(1)
+        log_n = -0.5 * (across / var_rest + (along ** 2 / var).sum(2) + var.log().sum(2) + (x.shape[1] - self.rank) * var_rest.log())
+        allowed = torch.where(classes.sum(1, keepdim=True) > 0, classes, 1.0).repeat_interleave(self.parts, dim=1)[:, parts]
+        return (log_n + (self.weight[parts] * allowed).log()).softmax(1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         x_0, s, n = self.x0_hat(x_t, t, cond)

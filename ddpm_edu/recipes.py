@@ -58,7 +58,7 @@ def _unet(channels: int, mult: tuple[int, ...], depth: tuple[int, ...], colours:
 
 FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal")
 
-MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 30, 16, guidance=1.4,
+MINUTE = Recipe("minute", data.mnist, _unet(24, (1, 1), (0, 0), 1), 30, 16, guidance=1.2, sampler="ddpm",
                 config=TrainConfig(seconds=60, batch_size=64, ema=0.99, **FAST))
 MNIST = Recipe("mnist", data.mnist, _unet(32, (1, 2), (0, 0), 1), 30, 16, guidance=1.3,
                config=TrainConfig(steps=7000, batch_size=64, ema=0.998, t_mean=0.5, **FAST))

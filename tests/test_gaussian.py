@@ -3,7 +3,7 @@ import pytest
 import torch
 from helpers import refuses
 
-from ddpm_edu import DataError, OptionError, Schedule, ShapeError, class_cond, last, noise, sample
+from ddpm_edu import Cond, DataError, OptionError, Schedule, ShapeError, class_cond, last, noise, sample
 from ddpm_edu.data import ImageDataset
 from ddpm_edu.gaussian import GaussianPrior
 
@@ -89,6 +89,22 @@ def test_x0_hat_is_the_conditional_mean(parts, label, t):
     x_0, _ = SCHEDULE.split(x_t, v, times, "v")
     torch.testing.assert_close(x_0.flatten(1).double(), want, atol=5e-4, rtol=1e-3)
     assert torch.equal(fitted.model.seen[:, :1], x_t) and fitted.model.seen.shape == (6, 2, 4, 4)
+
+
+def test_a_batch_of_all_classes_is_each_picture_alone():
+    """First, second, none and both in one batch, in a prior that was loaded, not fitted."""
+    fitted = prior(parts=3)
+    loaded = GaussianPrior(Nothing(), SCHEDULE, (1, 4, 4), classes=2, parts=3, rank=3)
+    loaded.load_state_dict(fitted.state_dict())
+    x, t = noise((1, 4, 4), range(8)), torch.arange(8) * 20
+    cond = Cond(vector=torch.tensor([[1., 0], [0, 1], [0, 0], [1, 1]]).repeat(2, 1))
+    together = loaded.x0_hat(x, t, cond)[0]
+    for i in range(8):
+        alone = fitted.x0_hat(x[i:i + 1], t[i:i + 1], Cond(vector=cond.vector[i:i + 1]))[0]
+        torch.testing.assert_close(together[i:i + 1], alone, atol=1e-6, rtol=1e-5)
+    any_class = loaded.x0_hat(x, t, Cond(vector=torch.ones(8, 2)))[0]
+    torch.testing.assert_close(together[[2, 3, 6, 7]], any_class[[2, 3, 6, 7]], atol=1e-6, rtol=1e-5)
+    assert (together[4:6] - any_class[4:6]).abs().max() > 1e-3
 
 
 def test_samples_have_the_mean_and_covariance_of_the_class():

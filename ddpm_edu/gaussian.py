@@ -34,8 +34,6 @@ class GaussianPrior(nn.Module):
                            ("variance", (total, rank)), ("rest", (total,))):
             self.register_buffer(name, torch.zeros(*size))
         self.register_buffer("sigma", torch.cat([torch.zeros(1), schedule.sigma.float()]), persistent=False)  # index t + 1
-        self.register_buffer("along_mean", torch.zeros(total, rank), persistent=False)                       # V_j^T mean_j
-        self.register_load_state_dict_post_hook(lambda prior, _: prior._project_means())
 
     @classmethod
     @torch.no_grad()
@@ -57,11 +55,7 @@ class GaussianPrior(nn.Module):
                 for j, near in enumerate(_clusters(x, parts)):
                     if len(near):  # an empty part keeps weight 0
                         prior._fit_part(k * parts + j, x[near], len(near) / len(x))
-        prior._project_means()
         return prior
-
-    def _project_means(self) -> None:
-        self.along_mean.copy_(torch.einsum("jn,njr->jr", self.mean, self.basis))
 
     def _fit_part(self, j: int, x: Tensor, weight: float) -> None:
         self.weight[j], self.mean[j] = weight, x.mean(0)
@@ -96,7 +90,7 @@ class GaussianPrior(nn.Module):
         mean, variance, rest = self.mean[parts], self.variance[parts], self.rest[parts]
         V = self.basis[:, parts].flatten(1)                                            # (N, J * rank)
         # V_j^T (x_t - s mean_j), and the variances of x_t along V_j and across it
-        along = (x @ V).unflatten(1, (-1, self.rank)) - s[..., None] * self.along_mean[parts]
+        along = (x @ V).unflatten(1, (-1, self.rank)) - s[..., None] * (mean.T[..., None] * self.basis[:, parts]).sum(0)
         var, var_rest = s[..., None] ** 2 * variance + n[..., None] ** 2, s ** 2 * rest + n ** 2  # (B, J, rank), (B, J)
         w = self._share(x, s, along, var, var_rest, classes, parts)
         gain, gain_rest = s[..., None] * variance / var, s * rest / var_rest

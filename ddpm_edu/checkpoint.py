@@ -3,6 +3,7 @@
 A training checkpoint and a shipped model are both one safetensors file (tensorfile.py).
 """
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,10 +116,15 @@ def save_pretrained(path, model: nn.Module, schedule: Schedule, predict: str, me
     save_tensors(path, {**tensors, "schedule.beta": schedule.beta}, {**(meta or {}), "model": describe(model), "predict": predict})
 
 
+def _check_shape(shape) -> None:
+    if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and 1 <= n <= 8192 for n in shape):
+        raise ValueError(f"shape = {shape!r:.80} is not [channels, height, width]")
+
+
 def load_pretrained(name) -> Pretrained:
     """The model in a file that `save_pretrained` wrote, or one that ships with the course by name ("mnist", "cifar10")."""
     path = Path(name) if str(name).endswith(".safetensors") else data_folder() / "weights" / f"{name}.safetensors"
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = sorted(p.stem for p in (data_folder() / "weights").glob("*.safetensors"))
         raise CheckpointError(f"{name}: no such weights (looked at {path}). Shipped with the course: {', '.join(known) or 'none found'}")
     tensors, meta = load_tensors(path)
@@ -126,7 +132,8 @@ def load_pretrained(name) -> Pretrained:
         predict, schedule = meta["predict"], Schedule(tensors.pop("schedule.beta"))
         known_prediction(predict)
         model = build(meta["model"], schedule)
-    except (KeyError, TypeError, ValueError) as e:  # ValueError: also our own OptionError and ScheduleError
+        _check_shape(meta.get("shape", [1, 1, 1]))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:  # ValueError: also our own OptionError
         raise CheckpointError(f"{path}: a safetensors file, but not a model of this course ({e!r} in its metadata)") from e
     check_finite(tensors, path)
     load_state(model, {k.removeprefix("model."): v for k, v in unpack(tensors, path).items()}, str(path))

@@ -11,8 +11,14 @@ from .errors import DdpmEduError, OptionError
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors of the package are one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal has no letters for
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except DdpmEduError as error:
         print(f"ddpm-edu: {error}", file=sys.stderr)
         return 2
@@ -80,17 +86,18 @@ def parser() -> argparse.ArgumentParser:
 def sample(args) -> None:
     """Draw one picture a label and save the grid as PNG, settings in its metadata."""
     import torch
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
-    from . import __version__
     from .checkpoint import load_pretrained
     from .data import to_uint8
-    from .diffusion import class_cond, generators, guided, last, noise
+    from .diffusion import class_cond, generators, guided, last, noise, whole
     from .solvers import SAMPLERS
 
     if not (args.labels.isascii() and args.labels.isdigit()):
         raise OptionError(f"--labels {args.labels!r}: pass digits, one a picture, such as 0123456789")
+    whole("--seed", args.seed, 0, 2 ** 63 - 1 - 10 ** 6 - len(args.labels), "the first picture's")
+    whole("--zoom", args.zoom, 1, 64, "screen pixels a pixel")
+    whole("--columns", args.columns, 1, 10 ** 6, "pictures in a row")
+    path, = _outputs(args.out, 1)
     model, schedule, predict, meta = load_pretrained(args.model)
     sampler = args.sampler or meta.get("sampler", "dpmpp_2m")
     if sampler not in SAMPLERS:
@@ -102,14 +109,8 @@ def sample(args) -> None:
     steps = SAMPLERS[sampler](guided(model, guidance), schedule, x_T, args.steps, class_cond(labels), predict=predict, clip=meta.get("clip"),
                               generator=generators(range(args.seed + 10 ** 6, args.seed + 10 ** 6 + len(labels))))  # other seeds than x_T's
     picture = grid(to_uint8(last(steps)), args.columns, args.zoom)
-    info = PngInfo()
-    info.add_text("ddpm_edu", json.dumps({"model": args.model, "labels": args.labels, "seed": args.seed, "steps": args.steps,
-                                          "guidance": guidance, "sampler": sampler, "version": __version__, "torch": torch.__version__}))
-    try:
-        Image.fromarray(picture).save(args.out, pnginfo=info)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"--out {args.out}: could not be written ({error})") from error
-    print(f"{args.out}: {len(labels)} pictures, {sampler}, {args.steps} steps, guidance {guidance:g}, seed {args.seed}")
+    write_png(path, picture, {"model": args.model, "labels": args.labels, "seed": args.seed, "steps": args.steps, "guidance": guidance, "sampler": sampler})
+    print(f"{path}: {len(labels)} pictures, {sampler}, {args.steps} steps, guidance {guidance:g}, seed {args.seed}")
 
 
 def grid(x, columns: int, zoom: int):
@@ -180,15 +181,17 @@ def _check_drawing(args):
 
 def _outputs(out: Path, count: int) -> list[Path]:
     """The files to write, after a look whether they can be: nobody wants to hear it after the drawing."""
-    if count < 1:
-        raise OptionError(f"--count {count}: pass a whole number of at least 1")
+    if not 1 <= count <= 1024:
+        raise OptionError(f"--count {count}: pass a whole number from 1 to 1024")
     if out.suffix.lower() != ".png":
         raise OptionError(f"--out {out}: pass a file name that ends in .png")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+    if not os.path.isdir(out.parent) or not os.access(out.parent, os.W_OK):
         raise OptionError(f"--out {out}: there is no folder {out.parent.resolve()} that can be written to: make it first")
-    if out.is_dir():
-        raise OptionError(f"--out {out} is a folder: name a file")
-    return [out] if count == 1 else [out.with_stem(f"{out.stem}_{i}") for i in range(1, count + 1)]
+    paths = [out] if count == 1 else [out.with_stem(f"{out.stem}_{i}") for i in range(1, count + 1)]
+    for path in paths:
+        if os.path.isdir(path):
+            raise OptionError(f"--out {path} is a folder: name a file")
+    return paths
 
 
 def write_png(path: Path, picture, meta: dict) -> None:
@@ -214,9 +217,14 @@ def train(args) -> None:
     from .paths import check_writable
     from .recipes import recipe, run
     out = args.out or Path(f"{args.name}.safetensors")
+    if out.suffix != ".safetensors":
+        raise OptionError(f"--out {out}: pass a file name that ends in .safetensors")
     check_writable(out)
     if args.name in MINIS:
+        check_writable(out.with_stem(f"{out.stem}_clip"))
         return _train_mini(MINIS[args.name], out, args)
+    if args.checkpoint is not None:
+        check_writable(args.checkpoint)
     run(recipe(args.name), out, checkpoint=args.checkpoint, steps=args.steps, seconds=args.seconds, device=args.device)
     print(f"{out}: written")
 
@@ -242,7 +250,7 @@ def models(args) -> None:
     from .stable_diffusion import KNOWN, where
     for path in sorted((data_folder() / "weights").glob("*.safetensors")):
         card = path.with_suffix(".md")
-        title = next(iter(card.read_text(encoding="utf-8").splitlines()), "no card").lstrip("# ") if card.is_file() else "no card"
+        title = next(iter(card.read_text(encoding="utf-8", errors="replace").splitlines()), "no card").lstrip("# ") if os.path.isfile(card) else "no card"
         print(f"{path.stem:16} {path.stat().st_size / 2 ** 20:5.1f} MiB  {title}\n{'':16} {path}")
     for name, known in KNOWN.items():
         size = next(iter(known.files.values())) / 2 ** 30
@@ -253,22 +261,35 @@ def models(args) -> None:
 
 
 def student(args) -> None:
-    """Copy notebooks, dropping cells tagged `solution` and all outputs; what is left still runs from top to bottom."""
+    """Copy notebooks, dropping cells tagged `solution` and all outputs; what is left still runs from top to bottom. All are read first."""
+    from .paths import replacing
     sources = args.notebooks or [Path("notebooks")]
-    files = [f for s in sources for f in (sorted(s.glob("*.ipynb")) if s.is_dir() else [s])]
+    files = [f for s in sources for f in (sorted(s.glob("*.ipynb")) if os.path.isdir(s) else [s])]
     if not files:
         raise OptionError(f"no notebooks in {', '.join(map(str, sources))}: name notebooks, or a folder that holds some")
+    copies = {}
     for file in files:
-        if (args.out / file.name).resolve() == file.resolve():
+        target = args.out / file.name
+        if target.resolve() == file.resolve():
             raise OptionError(f"--out {args.out} is the folder of the originals: name another one")
+        if target in copies:
+            raise OptionError(f"two notebooks are called {file.name}: copy them to two folders")
+        if os.path.exists(target):
+            raise OptionError(f"{target} is there already, perhaps with somebody's answers: name another --out, or remove it")
         try:
             notebook = json.loads(file.read_text(encoding="utf-8"))
             notebook["cells"] = [bare(cell) for cell in notebook["cells"] if "solution" not in cell["metadata"].get("tags", [])]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            copies[target] = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise OptionError(f"{file}: not a notebook that can be read ({error})") from error
+    try:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / file.name).write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(args.out / file.name)
+        for target, text in copies.items():
+            with replacing(target) as part:
+                Path(part).write_bytes(text)
+            print(target)
+    except OSError as error:
+        raise OptionError(f"--out {args.out}: cannot be written to ({error}): name another folder") from error
 
 
 def bare(cell: dict) -> dict:

@@ -7,6 +7,7 @@ that Stable Diffusion reads, so a mini system is trained as the real ones were: 
 """
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def load_clip(path) -> CLIP:
 
     Ready to use; `clip.meta` is what the file says beside. Raises CheckpointError for what is missing, damaged or of other sizes.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         clip = _from_folder(Path(path))
     else:
         clip = _from_file(Path(path) if str(path).endswith(".safetensors") else data_folder() / "weights" / f"{path}.safetensors")

@@ -290,8 +290,8 @@ def _beside(name, cond, uncond):
 def in_range(name, value, low, high, hint) -> None:
     """Raise OptionError unless value is a finite number in [low, high]."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):
-        raise OptionError(f"{name} = {value!r} is out of range: pass a number from {low} to {high} ({hint})")
+    if not (number and low <= value <= high and value not in (math.inf, -math.inf)):
+        raise OptionError(f"{name} = {value!r:.40} is out of range: pass a number from {low} to {high} ({hint})")
 
 
 def whole(name, value, low, high, hint) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .diffusion import Cond
-from .errors import DataError, OptionError, ShapeError
+from .errors import DataError, OptionError, ScheduleError, ShapeError
 from .schedule import Schedule
 
 
@@ -72,6 +72,10 @@ class GaussianPrior(nn.Module):
         if x_t.shape[1:] != self.shape or cond.vector is None or cond.vector.shape != (len(x_t), self.classes):
             raise ShapeError(f"x_t has shape {tuple(x_t.shape)}: this GaussianPrior takes (B, {', '.join(map(str, self.shape))}) "
                              f"and cond.vector (B, {self.classes}), zeros for no class")
+        if t.shape != (len(x_t),) or not ((t >= 0) & (t <= len(self.sigma) - 2)).all():
+            raise ScheduleError(f"t = {t.flatten()[:3].tolist()}... of shape {tuple(t.shape)}: pass {len(x_t)} times from 0 to {len(self.sigma) - 2}")
+        if not ((cond.vector >= 0) & cond.vector.isfinite()).all():
+            raise DataError("cond.vector holds NaN, infinity or a negative share of a class: pass one-hot rows, zeros for no class")
         low = t.long()
         sigma = torch.lerp(self.sigma[low + 1], self.sigma[(low + 2).clamp(max=len(self.sigma) - 1)], (t - low).to(self.sigma))[:, None]
         s = (1 + sigma ** 2).rsqrt()                                                   # (B, 1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .diffusion import Cond
-from .errors import DataError
+from .errors import DataError, ShapeError
 from .pipeline import condition
 from .system import StableDiffusion
 from .text import MOST_PROMPTS
@@ -40,6 +40,8 @@ def encode(sd: StableDiffusion, dataset, n: int | None = None, batch: int = 250)
     z, rows, known = [], [], {}
     for part in torch.arange(n).split(batch):
         x_0, captions = dataset[part]
+        if not isinstance(captions, (list, tuple)) or len(captions) != len(x_0):
+            raise ShapeError(f"the dataset gave {len(x_0)} pictures with {captions!r:.60} as captions: one text a picture is needed")
         z.append(sd.vae.to_latent(x_0))
         rows += [known.setdefault(caption, len(known)) for caption in captions]
     texts = conditions(sd, list(known))

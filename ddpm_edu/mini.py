@@ -25,6 +25,7 @@ from . import clip as clip_module
 from . import vae_loss
 from .checkpoint import load_state
 from .clip import CLIP, CLIPConfig
+from .diffusion import in_range
 from .errors import CheckpointError, OptionError
 from .folder import read_json, write_json
 from .latents import Latents, encode
@@ -32,6 +33,7 @@ from .paths import check_writable
 from .recipes import thin
 from .schedule import Schedule
 from .system import NUMBERS, StableDiffusion, SystemConfig, build
+from .tensorfile import load_tensors
 from .text import TextConfig
 from .train import TrainConfig, fit, progress, train
 from .unet import UNetConfig
@@ -147,15 +149,24 @@ def train_mini(mini: Mini, seconds: float | None = None, folder=None) -> Trained
     """
     if seconds is not None and folder is not None:
         raise OptionError("seconds and folder: a run by the clock cannot go on from a checkpoint, leave one of them out")
+    if seconds is not None:
+        in_range("seconds", seconds, 0.1, 10 ** 7, "wall time for all three parts")
     started = time.perf_counter()
     file = _files(mini, folder)
+    for checkpoint in map(file, ("vae", "clip", "unet")):
+        if checkpoint is not None and checkpoint.exists():
+            load_tensors(checkpoint)  # a damaged one is better heard of now
     for_vae, for_clip = ({} if seconds is None else {"seconds": share * seconds} for share in mini.shares)
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         other = pool.submit(_clip_alone, mini, dataclasses.replace(mini.train_clip, **for_clip), file("clip"))
         torch.set_num_threads(max(1, threads - 1))
         # Once CLIP is done, its core helps the VAE: only where the clock rules, as other threads mean other last bits.
-        help_vae = (lambda: other.done() and torch.set_num_threads(threads)) if for_clip else lambda: None
+        def help_vae():
+            if other.done() and other.exception():
+                raise other.exception()  # no need to wait for the VAE
+            if other.done() and for_clip:
+                torch.set_num_threads(threads)
         try:
             record = {"vae": {}, "clip": {}, "unet": {}}
             vae = train_vae(mini, dataclasses.replace(mini.train_vae, **for_vae), file("vae"), _logged("VAE", record["vae"], help_vae))

@@ -66,7 +66,7 @@ EMOJI = Mini(
     unet=UNetConfig(in_channels=8, channels=64, mult=(1, 2), depth=(1, 1), middle=1, heads=(4, 4), context=128, blocks=1, groups=8),
     train_vae=TrainConfig(steps=4300, batch_size=16, ema=0.995, **MUON),
     train_clip=TrainConfig(steps=350, batch_size=128, ema=0.98, **MUON),
-    train_unet=TrainConfig(steps=6000, batch_size=64, ema=0.998, t_mean=1.2, **DENOISE),
+    train_unet=TrainConfig(steps=20000, batch_size=64, ema=0.999, t_mean=1.2, **DENOISE),
     steps=10, guidance=2.0)
 # The same by the clock (benchmarks/stable_diffusion_from_nothing.py, notebook 09): VAE and CLIP side by side, then a narrow UNet, as many
 # cheap updates teach more than few dear ones. It is told the pooled text and sizes too, as in SDXL, and so binds words to colours sooner.

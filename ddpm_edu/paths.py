@@ -10,7 +10,7 @@ from .errors import OptionError
 
 def data_folder() -> Path:
     """The folder that holds `mnist/`, `weights/` and `tokenizer/`: $DDPM_EDU_DATA, or `data/` beside the package."""
-    return Path(os.environ.get("DDPM_EDU_DATA") or Path(__file__).parent.parent / "data").expanduser()
+    return Path(os.path.expanduser(os.environ.get("DDPM_EDU_DATA") or Path(__file__).parent.parent / "data"))
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[str]:
 
 def check_writable(path: Path) -> None:
     """Raise OptionError unless a file can be written at `path`: to be asked before the hours of training, not after."""
-    folder = Path(path).absolute().parent
-    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        cause = "is a folder" if Path(path).is_dir() else f"lies in {folder}, " + ("which cannot be written to" if folder.is_dir() else "which does not exist")
+    folder, is_folder = Path(path).absolute().parent, os.path.isdir
+    if is_folder(path) or not is_folder(folder) or not os.access(folder, os.W_OK):
+        cause = "is a folder" if is_folder(path) else f"lies in {folder}, " + ("which cannot be written to" if is_folder(folder) else "which does not exist")
         raise OptionError(f"{path} {cause}: name another file, or make the folder first")

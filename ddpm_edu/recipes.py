@@ -14,6 +14,7 @@ from torch import nn
 
 from . import data
 from .checkpoint import save_pretrained
+from .diffusion import in_range
 from .errors import OptionError
 from .gaussian import GaussianPrior
 from .schedule import Schedule
@@ -78,6 +79,8 @@ def run(recipe: Recipe, out, *, checkpoint=None, steps: int | None = None, secon
     """Train and write the averaged weights to `out` (see `checkpoint.load_pretrained`). Returns what it wrote beside them."""
     if device != "cpu" and not torch.cuda.is_available():
         raise OptionError(f"device {device!r} is not here: this PyTorch sees no GPU; use cpu")
+    if seconds is not None:
+        in_range("seconds", seconds, 0.1, 10 ** 7, "of training")
     changes = {k: v for k, v in (("steps", steps), ("seconds", seconds)) if v is not None}
     config = dataclasses.replace(recipe.config, **changes)
     dataset = recipe.dataset("train")

@@ -4,6 +4,7 @@
 `save_folder` writes one that diffusers reads, too.
 """
 import functools
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -91,12 +92,12 @@ def find(source, dtype=torch.float32, ema: bool = True) -> Path:
     """The folder or file that `source` of `load` means; a hub name is fetched if it is not there. Raises CheckpointError."""
     if str(source) in KNOWN:
         places = where(str(source))
-        found = next((place for place in places[:-1] if place.exists()), None)
+        found = next((place for place in places[:-1] if os.path.exists(place)), None)
         return found or hub.snapshot(KNOWN[str(source)].hub, dtype, ema, places)
     if ships := system_file.shipped(str(source)):
         return ships
-    path = Path(source).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path):
         return path
     if hub.is_name(str(source)):
         return hub.snapshot(str(source), dtype, ema, [path, hub.cache(str(source))])
@@ -119,8 +120,14 @@ def load(source, *, device="cpu", dtype=torch.float32, allow_pickle: bool = Fals
     """
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise OptionError(f"dtype = {dtype!r}: choose torch.float32, torch.bfloat16 or torch.float16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as e:
+        raise OptionError(f"device = {device!r}: not to be had here ({str(e).splitlines()[0][:100]}); use \"cpu\"") from e
+    if not isinstance(source, (str, os.PathLike)):
+        raise OptionError(f"source = {source!r:.80}: pass a name or a path")
     place = find(source, dtype, ema)
-    if place.is_dir():
+    if os.path.isdir(place):
         if config is not None:
             raise OptionError(f"{place} is a folder, and a folder says what its config is: leave config out")
         return _load_folder(place, device, dtype, allow_pickle, ema)
@@ -169,12 +176,12 @@ def _load_file(path, device, dtype, allow_pickle, ema, config):
 
 def _recognise(path, header):
     """The known system a single file holds, by the width of its UNet's context; more input channels (inpainting) are read."""
-    width = next((x.shape[1] for name, x in header.items() if name.endswith("attn2.to_k.weight")), 0)
+    width = next((x.shape[1] for name, x in header.items() if name.endswith("attn2.to_k.weight") and x.ndim == 2), 0)
     config = next((known.config for known in KNOWN.values() if known.config.unet.context == width), None)
     if config is None:
         raise CheckpointError(f"{path}: no known system has a context {width} wide (SD 1.5: 768, SD 2: 1024, SDXL base: 2048, refiner: 1280). "
                               f"This looks like {looks_like(header)}; a single file does not tell the number of heads: pass config=SystemConfig(...), or a folder")
-    inputs = next((x.shape[1] for name, x in header.items() if name.endswith("input_blocks.0.0.weight")), 4)
+    inputs = next((x.shape[1] for name, x in header.items() if name.endswith("input_blocks.0.0.weight") and x.ndim == 4), 4)
     return config if inputs == 4 else replace(config, unet=replace(config.unet, in_channels=inputs, out_channels=4))
 
 
@@ -282,7 +289,7 @@ def config_of(source) -> SystemConfig:
     if str(source) in KNOWN:
         return KNOWN[str(source)].config
     place = find(source)
-    if place.is_dir():
+    if os.path.isdir(place):
         return folder_config(place)[0]
     header, meta = load_tensors(place)
     return system_file.plan(place, meta) if meta.get("kind") == system_file.KIND else _recognise(place, header)

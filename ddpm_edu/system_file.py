@@ -3,6 +3,7 @@
 A file of this kind says all that is needed to draw; those that ship are data/weights/NAME.safetensors.
 """
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -28,8 +29,11 @@ def save_system(path, sd: StableDiffusion, meta: dict | None = None) -> None:
     meta: what else to say, JSON-able: figures, known words.  Raises OptionError for a tokenizer that is a function of your
     own (pass a `Tokenizer`), CheckpointError if the file cannot be written.
     """
+    if meta is not None and not isinstance(meta, dict):
+        raise OptionError(f"meta = {meta!r:.80}: pass a dict, or nothing")
     tensors = {f"{part}.{name}": w for part in PARTS for name, w in getattr(sd, part).state_dict().items()}
     text = {"kind": KIND, "system": dataclasses.asdict(sd.config), "tokenizer": _describe(sd.text.tokenizer), "meta": meta or {}}
+    check_finite(tensors, path)
     save_tensors(path, {**squeeze(pack(tensors)), "schedule.beta": sd.schedule.beta}, text)
 
 
@@ -40,12 +44,12 @@ def load_system(path, *, device="cpu", dtype=torch.float32) -> tuple[StableDiffu
     """
     tensors, text = load_tensors(path)
     config = plan(path, text)
-    if not isinstance(text.get("meta"), dict):
-        raise CheckpointError(f"{path}: its entry meta is no JSON object: the file is damaged, get it again")
+    if not isinstance(text.get("meta"), dict) or not _is_text(text["meta"].get("words", [])):
+        raise CheckpointError(f"{path}: its entry meta is no JSON object, or the words in it are no list of texts: the file is damaged, get it again")
     try:
         sd = build(config, Schedule(tensors.pop("schedule.beta")), device="meta", dtype=dtype)
         tokenizer = _tokenizer(text["tokenizer"])
-    except (LookupError, TypeError, ValueError, AttributeError, DdpmEduError) as e:  # whatever a changed entry leads to
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DdpmEduError) as e:  # whatever a changed entry leads to
         raise CheckpointError(f"{path}: no schedule or tokenizer that can be used ({str(e)[:200]}): the file is damaged, get it again") from e
     words = config.text[0].vocab, config.text[0].length
     if tokenizer and (tokenizer.bpe.get_vocab_size(), tokenizer.length) != words:
@@ -63,6 +67,10 @@ def load_system(path, *, device="cpu", dtype=torch.float32) -> tuple[StableDiffu
     return sd, sd.meta
 
 
+def _is_text(words) -> bool:
+    return isinstance(words, list) and all(isinstance(word, str) for word in words)
+
+
 def plan(path, text: dict) -> SystemConfig:
     """The SystemConfig in a file's metadata. Raises CheckpointError if there is none that can be built."""
     if text.get("kind") != KIND:
@@ -71,7 +79,7 @@ def plan(path, text: dict) -> SystemConfig:
         c = dict(text["system"])
         parts = {"unet": UNetConfig(**c["unet"]), "vae": VAEConfig(**c["vae"]), "text": tuple(TextConfig(**t) for t in c["text"])}
         return SystemConfig(**{**c, **parts})
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:  # ValueError: also our own OptionError
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:  # ValueError: also our own OptionError
         raise CheckpointError(f"{path}: no plan of a system that can be built ({str(e)[:200]}): the file is damaged, get it again") from e
 
 
@@ -80,7 +88,7 @@ def plan(path, text: dict) -> SystemConfig:
 def shipped(name: str) -> Path | None:
     """The file of the system that ships under this name, or None. Raises CheckpointError if that file is damaged."""
     path = data_folder() / "weights" / f"{name}.safetensors"
-    if Path(name).name != name or not path.is_file():
+    if Path(name).name != name or not os.path.isfile(path):
         return None
     return path if load_tensors(path)[1].get("kind") == KIND else None
 

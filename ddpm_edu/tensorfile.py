@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, OptionError
 from .paths import replacing
 
 
@@ -23,6 +23,10 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
     kill -9, finds the previous file whole. Raises CheckpointError if the folder cannot be written.
     """
     path = Path(path)
+    try:
+        text = json.dumps(meta or {})
+    except (TypeError, ValueError, RecursionError) as e:
+        raise OptionError(f"meta for {path} cannot be written as JSON ({e}): pass texts, numbers, lists and dicts of them") from e
     cpu, seen = {}, set()
     for name, t in tensors.items():
         t = t.detach().to("cpu").contiguous()
@@ -31,8 +35,8 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            save_file(cpu, part, metadata={"ddpm_edu": json.dumps(meta or {})})
-    except (OSError, SafetensorError) as e:
+            save_file(cpu, part, metadata={"ddpm_edu": text})
+    except (OSError, ValueError, SafetensorError) as e:
         raise CheckpointError(f"{path}: could not be written ({e}): is the folder writable and the disk not full?") from e
 
 
@@ -48,8 +52,8 @@ def load_tensors(path, allow_pickle: bool = False, dtype: torch.dtype | None = N
     reader that knows tensors and runs nothing; a pickle that holds more is still refused.  names: of these tensors only.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected weights in the .safetensors format there")
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: no such file, or none that may be seen; expected weights in the .safetensors format there")
     try:
         if allow_pickle and is_pickle(path):
             tensors = _read_pickle(path)

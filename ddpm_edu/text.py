@@ -213,7 +213,10 @@ def clean(text: str) -> str:
     The originals call the package ftfy for the plain characters: curly quotes, ligatures, wide forms, control characters.
     Here these are done by the standard library; what ftfy does beyond, repairing text decoded the wrong way, is not.
     """
-    text = html.unescape(html.unescape(text))
+    try:
+        text = html.unescape(html.unescape(text))
+    except ValueError:  # an entity of thousands of digits
+        pass
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone half of an emoji
     text = SPLIT.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text).translate(STRAIGHT)
     text = unicodedata.normalize("NFC", CONTROL.sub("", text))

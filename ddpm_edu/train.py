@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .checkpoint import check_state, describe, load_state, load_tensors, save_tensors
+from .checkpoint import check_finite, check_state, describe, load_state, load_tensors, save_tensors
 from .diffusion import Cond, in_range, loss, whole
 from .ema import EMA
 from .errors import CheckpointError, DataError, OptionError, TrainingError
@@ -156,6 +156,9 @@ def _updates(run, checkpoint, save_every):
         yield TrainStep(run.step, value, lr, run.model, run.ema.model)
 
 
+KEPT = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}, {"step", "mean", "square"}  # what AdamW and Muon keep of a weight
+
+
 class _Run:
     """All that a run carries from one step to the next, which is also all that a checkpoint holds."""
 
@@ -252,7 +255,9 @@ class _Run:
         if meta.get("kind") != "training":
             raise CheckpointError(f"{path}: weights, but not a training checkpoint: give another file name to start a new run")
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        now, before = dataclasses.asdict(self.config) | {"model": json.dumps(describe(self.model))}, {**meta.get("config", {}), "model": meta.get("model")}
+        config = meta.get("config")
+        now = dataclasses.asdict(self.config) | {"model": json.dumps(describe(self.model))}
+        before = {**(config if isinstance(config, dict) else {}), "model": meta.get("model")}
         changed = [f"{k} was {before.get(k)}, now {v}" for k, v in now.items() if before.get(k) != v]
         if not all(torch.equal(tensors.get(name, torch.empty(0)), value) for name, value in self.constants.items()):
             changed.append("another noise schedule")
@@ -261,10 +266,13 @@ class _Run:
                                   "go on with the same settings, or give another file name to start a new run")
         for name in ("model.", "ema."):
             check_state(self.model, part(name), str(path))
+        check_finite({k: v for k, v in tensors.items() if k.startswith(("model.", "ema.", "optimizer."))}, path)
         try:
             optimizer, step, elapsed = self.optimizer_state(part("optimizer.")), int(meta["step"]), float(meta["elapsed"])
             random = [torch.Generator().set_state(tensors[f"random.{k}"]).get_state() for k in ("generator", "torch")]
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
+            if step < 0 or not 0 <= elapsed < math.inf:
+                raise ValueError(f"step = {step}, elapsed = {elapsed}")
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as e:
             raise CheckpointError(f"{path}: a training checkpoint with parts missing or damaged ({e!r}): "
                                   "use an earlier one, or give another file name to start a new run") from e
         load_state(self.model, part("model."), str(path))
@@ -282,6 +290,9 @@ class _Run:
             if name != "step" and value.shape != parameters[int(i)].shape:
                 raise ValueError(f"optimizer.{key} has shape {tuple(value.shape)}")
             state.setdefault(int(i), {})[name] = value
+        for i, kept in state.items():
+            if set(kept) not in KEPT:
+                raise KeyError(f"optimizer.{i} with {', '.join(sorted(kept))}")
         return {**self.optimizer.state_dict(), "state": state}
 
 

@@ -38,6 +38,12 @@ class UNetConfig:
 
     def __post_init__(self):
         levels = len(self.mult)
+        for name, least in (("in_channels", 1), ("out_channels", 0), ("middle", 0), ("context", 0), ("vector", 0), ("blocks", 1)):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= 2 ** 16:
+                raise OptionError(f"{name} = {size!r:.40} is not a whole number from {least} to {2 ** 16}")
+        if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= 2 ** 10 for n in self.depth):
+            raise OptionError(f"depth = {self.depth!r:.80}: whole numbers of at least 0, one a level")
         for size in (self.channels, self.groups, *self.mult, *self.heads):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise OptionError(f"{size!r} in {self}: channels, groups and every mult and heads are whole numbers of at least 1")

@@ -1,5 +1,6 @@
 """The `ddpm-edu` command, run as a person would, on a tiny model."""
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from ddpm_edu import Schedule
-from ddpm_edu.checkpoint import save_pretrained
+from ddpm_edu.checkpoint import load_tensors, save_pretrained, save_tensors
 from ddpm_edu.cli import grid, main
 from ddpm_edu.unet import UNet, UNetConfig
 
@@ -50,7 +51,8 @@ def test_a_picture_depends_on_its_own_seed_and_label_only(tiny, tmp_path, sample
 @pytest.mark.parametrize("arguments, words", [
     (["--steps", "0"], ("steps", "0")), (["--steps", "51"], ("steps", "50")), (["--guidance", "nan"], ("guidance", "nan")),
     (["--guidance", "-1"], ("guidance",)), (["--sampler", "magic"], ("magic", "heun")), (["--labels", "1a"], ("labels", "1a")),
-    (["--labels", ""], ("labels",)), (["--columns", "0"], ("columns",)), (["--model", "nobody"], ("nobody", "no such weights"))])
+    (["--labels", ""], ("labels",)), (["--columns", "0"], ("columns",)), (["--zoom", "1000000000"], ("zoom",)), (["--seed", "1" + "0" * 20], ("seed",)), (["--seed", "1" + "0" * 400], ("seed",)),
+    (["--model", "n" * 300], ("no such weights",)), (["--model", "nobody"], ("nobody", "no such weights"))])
 def test_bad_options_are_one_line_and_write_nothing(tiny, tmp_path, capsys, arguments, words):
     out = tmp_path / "bad.png"
     assert sample(tiny, out, *arguments) == 2
@@ -59,9 +61,28 @@ def test_bad_options_are_one_line_and_write_nothing(tiny, tmp_path, capsys, argu
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("change", [{"shape": None}, {"shape": [1, -8, 8]}, {"shape": ["a"]}, {"shape": [1, 8.0, 8]}, {"model": {"kind": "UNet", "config": {"in_channels": -1}}}], ids=str)
+def test_altered_metadata_of_a_model(tiny, tmp_path, capsys, change):
+    tensors, meta = load_tensors(tiny)
+    save_tensors(tmp_path / "odd.safetensors", {k: v.clone() for k, v in tensors.items()}, {**meta, **change})
+    assert sample(tmp_path / "odd.safetensors", tmp_path / "a.png") == 2
+    assert "not a model of this course" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files as Unix does")
+def test_a_picture_that_cannot_be_finished_leaves_the_former_one(tiny, tmp_path):
+    """No file may grow past 1,024 bytes: the new picture fails half-way, the old one stays whole."""
+    out = tmp_path / "mine.png"
+    out.write_bytes(b"old" * 2000)
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); from ddpm_edu.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-B", "-c", code, "sample", "--model", tiny, "--out", out, "--steps", "2", "--zoom", "4"], capture_output=True, text=True)
+    assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert out.read_bytes() == b"old" * 2000 and {p.name for p in tmp_path.iterdir()} == {"tiny.safetensors", "mine.png"}
+
+
 def test_unwritable_picture(tiny, tmp_path, capsys):
     assert sample(tiny, tmp_path / "no_folder" / "a.png") == 2
-    assert "could not be written" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- txt2img
@@ -206,6 +227,38 @@ def test_student_refuses_to_overwrite_and_broken_files(tmp_path, capsys):
     broken.write_text("{}")
     assert main(["student", str(broken), "--out", str(tmp_path / "s")]) == 2 and "x.ipynb" in capsys.readouterr().err
     assert main(["student", str(broken), "--out", str(tmp_path)]) == 2 and "originals" in capsys.readouterr().err
+    good, other = tmp_path / "a" / "n.ipynb", tmp_path / "b" / "n.ipynb"
+    for file in (good, other):
+        file.parent.mkdir()
+        file.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": "hello"}]}))
+    out = tmp_path / "s"
+    assert main(["student", str(good), str(other), "--out", str(out)]) == 2 and "two notebooks" in capsys.readouterr().err
+    assert main(["student", str(good), str(broken), "--out", str(out)]) == 2 and not out.exists()  # all or none
+    assert main(["student", str(good), "--out", str(broken)]) == 2 and "cannot be written" in capsys.readouterr().err
+    assert main(["student", str(good), "--out", str(out)]) == 0
+    (out / "n.ipynb").write_text("my answers")
+    assert main(["student", str(good), "--out", str(out)]) == 2 and "somebody's answers" in capsys.readouterr().err
+    assert (out / "n.ipynb").read_text() == "my answers"
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--out", "noext"], (".safetensors",)), (["--seconds", "0"], ("seconds",)), (["--seconds", "nan"], ("seconds",)), (["--checkpoint", "."], ("is a folder",))])
+def test_train_refuses_before_it_begins(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "minute", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words) and not list(tmp_path.iterdir()), message
+
+
+def test_a_reader_who_leaves_and_a_terminal_of_few_letters(tiny, tmp_path):
+    """`models | head -1`, and a picture whose name ASCII cannot show."""
+    python = [sys.executable, "-m", "ddpm_edu.cli"]
+    models = subprocess.Popen([*python, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    models.stdout.close()
+    assert "Traceback" not in models.stderr.read() and models.wait() == 1
+    done = subprocess.run([*python, "sample", "--model", tiny, "--steps", "1", "--out", tmp_path / "\u72d0.png"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "\\u72d0.png" in done.stdout and (tmp_path / "\u72d0.png").exists(), done.stderr
 
 
 def test_help_runs_as_a_command():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from helpers import refuses
 
-from ddpm_edu import Cond, DataError, OptionError, Schedule, ShapeError, class_cond, last, noise, sample
+from ddpm_edu import Cond, DataError, OptionError, Schedule, ScheduleError, ShapeError, class_cond, last, noise, sample
 from ddpm_edu.data import ImageDataset
 from ddpm_edu.gaussian import GaussianPrior
 
@@ -136,6 +136,18 @@ def test_fit_repeats_and_leaves_the_global_seed_alone():
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
     assert all(torch.equal(v, w) for v, w in zip(a.state_dict().values(), prior(parts=2).state_dict().values()))
+
+
+@pytest.mark.parametrize("t", [[-1., 0], [200., 0], [float("nan"), 0], [3.]], ids=str)
+def test_times_that_are_none(t):
+    with refuses(ScheduleError, "t = ", "from 0 to 199"):
+        prior().x0_hat(noise((1, 4, 4), range(2)), torch.tensor(t), class_cond(torch.tensor([0, 1]), 2))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_classes_that_are_none(value):
+    with refuses(DataError, "cond.vector", "one-hot"):
+        prior().x0_hat(noise((1, 4, 4), range(2)), torch.zeros(2), Cond(vector=torch.tensor([[1, 0], [0, value]])))
 
 
 def test_bad_input():

@@ -10,7 +10,7 @@ from torch import nn
 
 from ddpm_edu import Cond
 from ddpm_edu.clip import CLIP, CLIPConfig
-from ddpm_edu.errors import DataError, OptionError
+from ddpm_edu.errors import DataError, OptionError, ShapeError
 from ddpm_edu.latents import encode, encode_texts
 from ddpm_edu.mini import assemble
 from ddpm_edu.pipeline import condition, draw
@@ -103,6 +103,15 @@ def test_the_first_n(sd, latents):
 def test_none_at_all(sd, n):
     with refuses(DataError, "no pictures", "empty"):
         encode(sd, Dots(), n)
+
+
+@pytest.mark.parametrize("captions", [["a", "b"], "abcd", None, ["a"] * 6], ids=str)
+def test_pictures_and_captions_that_do_not_pair(sd, captions):
+    class Odd(Dots):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[0], captions
+    with refuses(ShapeError, "4 pictures", "one text a picture"):
+        encode(sd, Odd(), 4)
 
 
 def test_an_empty_dataset(sd):

@@ -211,6 +211,19 @@ def test_checkpoints_without_a_plan_are_checked_too(tmp_path):
     assert (tmp_path / "vae.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "a"], ids=str)
+def test_seconds_that_are_none(seconds):
+    with refuses(OptionError, "seconds"):
+        train_mini(REFUSED, seconds)
+
+
+@pytest.mark.parametrize("name", ["vae", "clip", "unet"])
+def test_a_damaged_checkpoint_is_heard_of_at_once(name, tmp_path):
+    (tmp_path / f"{name}.safetensors").write_text("<html>not here</html>")
+    with refuses(CheckpointError, f"{name}.safetensors", "web page"):
+        train_mini(REFUSED, folder=tmp_path)
+
+
 def test_a_damaged_plan(tmp_path):
     (tmp_path / "plan.json").write_text("{")
     with refuses(CheckpointError, "plan.json"):

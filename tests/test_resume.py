@@ -126,6 +126,9 @@ def test_equal_shapes_with_other_heads_are_refused(tmp_path):
     (lambda t, m: t.update({"random.torch": t["random.torch"][:7]}), ("missing or damaged",)), (lambda t, m: m.pop("step"), ("missing or damaged", "step")),
     (lambda t, m: t.update({"optimizer.0.exp_avg": torch.zeros(3)}), ("missing or damaged", "optimizer.0.exp_avg")),
     (lambda t, m: t.update({"optimizer.99.exp_avg": torch.zeros(3)}), ("missing or damaged",)), (lambda t, m: m.pop("config"), ("another run",)),
+    (lambda t, m: t["ema.first.weight"].fill_(float("nan")), ("NaN", "ema.first.weight")), (lambda t, m: t.pop("optimizer.0.step"), ("missing or damaged", "optimizer.0")),
+    (lambda t, m: t.pop("optimizer.0.exp_avg_sq"), ("missing or damaged", "optimizer.0")), (lambda t, m: t["optimizer.0.exp_avg"].fill_(float("inf")), ("infinity",)),
+    (lambda t, m: m.update(step=-3), ("missing or damaged", "step = -3")), (lambda t, m: m.update(elapsed=-1.0), ("elapsed = -1",)), (lambda t, m: m.update(config=5), ("another run",)),
     (lambda t, m: t.pop("schedule.beta"), ("another noise schedule",)), (lambda t, m: m.pop("kind"), ("not a training checkpoint", "another file name"))])
 def test_damaged_checkpoints_load_nothing(change, words, halfway):
     tensors, meta = load_tensors(halfway)

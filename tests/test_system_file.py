@@ -131,6 +131,13 @@ def test_what_cannot_be_saved(sd, tmp_path):
     own.text.tokenizer = lambda prompts, pad: torch.zeros(len(prompts), 16, dtype=torch.long)
     with refuses(OptionError, "tokenizer"):
         save_system(tmp_path / "x.safetensors", own)
+    for meta, words in (([1], ("meta", "dict")), ("x", ("meta", "dict")), ({"a": {1}}, ("JSON",))):
+        with refuses(OptionError, *words):
+            save_system(tmp_path / "x.safetensors", sd, meta)
+    own = load_like(sd)
+    own.vae.decoder.conv_in.bias.data.fill_(float("nan"))
+    with refuses(CheckpointError, "NaN", "vae.decoder.conv_in.bias"):
+        save_system(tmp_path / "x.safetensors", own)
     assert not list(tmp_path.iterdir())
 
 
@@ -143,6 +150,8 @@ def load_like(sd):
     (lambda t, m: m["system"].update(colour=1), ("no plan", "colour")), (lambda t, m: m["system"]["unet"].update(groups=7), ("no plan", "groups")),
     (lambda t, m: m["system"].update(text=3), ("no plan",)), (lambda t, m: m["system"].update(spacing="odd"), ("spacing", "odd")),
     (lambda t, m: m.update(system=[1]), ("no plan",)), (lambda t, m: m.update(meta=3), ("meta",)),
+    (lambda t, m: m["meta"].update(words=5), ("words", "texts")), (lambda t, m: m["meta"].update(words=[["a"]]), ("words", "texts")),
+    (lambda t, m: m["system"]["unet"].update(in_channels=-4, out_channels=4), ("in_channels", "-4")), (lambda t, m: m["system"]["unet"].update(blocks=10 ** 9), ("blocks",)),
     (lambda t, m: m.update(tokenizer=3), ("tokenizer",)), (lambda t, m: m["tokenizer"].update(json="/etc/passwd"), ("no JSON",)),
     (lambda t, m: m["tokenizer"].update(json="{}"), ("tokenizer",)), (lambda t, m: m["tokenizer"].update(length=9), ("rows of 9", "16")),
     (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)), (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)),

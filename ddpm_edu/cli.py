@@ -221,7 +221,6 @@ def train(args) -> None:
         raise OptionError(f"--out {out}: pass a file name that ends in .safetensors")
     check_writable(out)
     if args.name in MINIS:
-        check_writable(out.with_stem(f"{out.stem}_clip"))
         return _train_mini(MINIS[args.name], out, args)
     if args.checkpoint is not None:
         check_writable(args.checkpoint)
@@ -232,14 +231,16 @@ def train(args) -> None:
 def _train_mini(mini, out, args) -> None:
     from .clip import save_clip
     from .mini import train_mini
+    from .paths import check_writable
     from .system_file import save_system
+    clip = out.with_stem(f"{out.stem}_clip")
+    check_writable(clip)
     if args.steps is not None:
         raise OptionError("--steps: a whole system is three runs, each with its own number; pass --seconds for all of them together")
     if args.device != "cpu":
         raise OptionError(f"--device {args.device}: the mini systems are trained on the CPU, where they take minutes")
     trained = train_mini(mini, args.seconds, args.checkpoint)
     save_system(out, trained.sd, {**trained.sd.meta, "train": trained.record})
-    clip = out.with_stem(f"{out.stem}_clip")
     save_clip(clip, trained.clip, {"train": trained.record})
     print(f"{out}, {clip}: written")
 

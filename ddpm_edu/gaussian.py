@@ -81,9 +81,9 @@ class GaussianPrior(nn.Module):
         s = (1 + sigma ** 2).rsqrt()                                                   # (B, 1)
         n = s * sigma
         x, x_0, classes = x_t.flatten(1), torch.empty_like(x_t).flatten(1), cond.vector
-        for used in (classes > 0).unique(dim=0):  # the pictures of one class need its own parts only
-            rows = ((classes > 0) == used).all(1)
-            k = int(used.byte().argmax())
+        kinds, kind = (classes > 0).unique(dim=0, return_inverse=True)
+        for i, used in enumerate(kinds):  # the pictures of one class need its own parts only
+            rows, k = kind == i, int(used.byte().argmax())
             parts = slice(k * self.parts, (k + 1) * self.parts) if used.sum() == 1 else slice(None)
             x_0[rows] = self._mean_of(x[rows], s[rows], n[rows], classes[rows], parts)
         ones = [1] * len(self.shape)
@@ -92,9 +92,10 @@ class GaussianPrior(nn.Module):
     def _mean_of(self, x: Tensor, s: Tensor, n: Tensor, classes: Tensor, parts: slice) -> Tensor:
         """E[x_0 | x_t], (B, N), where only `parts` of the mixture have a share."""
         mean, variance, rest = self.mean[parts], self.variance[parts], self.rest[parts]
-        V = self.basis[:, parts].flatten(1)                                            # (N, J * rank)
+        basis = self.basis[:, parts]
+        V = basis.flatten(1)                                                           # (N, J * rank)
         # V_j^T (x_t - s mean_j), and the variances of x_t along V_j and across it
-        along = (x @ V).unflatten(1, (-1, self.rank)) - s[..., None] * (mean.T[..., None] * self.basis[:, parts]).sum(0)
+        along = (x @ V).unflatten(1, (-1, self.rank)) - s[..., None] * (mean.T[..., None] * basis).sum(0)
         var, var_rest = s[..., None] ** 2 * variance + n[..., None] ** 2, s ** 2 * rest + n ** 2  # (B, J, rank), (B, J)
         w = self._share(x, s, along, var, var_rest, classes, parts)
         gain, gain_rest = s[..., None] * variance / var, s * rest / var_rest

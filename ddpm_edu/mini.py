@@ -162,14 +162,14 @@ def train_mini(mini: Mini, seconds: float | None = None, folder=None) -> Trained
         other = pool.submit(_clip_alone, mini, dataclasses.replace(mini.train_clip, **for_clip), file("clip"))
         torch.set_num_threads(max(1, threads - 1))
         # Once CLIP is done, its core helps the VAE: only where the clock rules, as other threads mean other last bits.
-        def help_vae():
+        def attend_to_clip():
             if other.done() and other.exception():
                 raise other.exception()  # no need to wait for the VAE
             if other.done() and for_clip:
                 torch.set_num_threads(threads)
         try:
             record = {"vae": {}, "clip": {}, "unet": {}}
-            vae = train_vae(mini, dataclasses.replace(mini.train_vae, **for_vae), file("vae"), _logged("VAE", record["vae"], help_vae))
+            vae = train_vae(mini, dataclasses.replace(mini.train_vae, **for_vae), file("vae"), _logged("VAE", record["vae"], attend_to_clip))
             clip, record["clip"] = other.result()
         finally:
             torch.set_num_threads(threads)

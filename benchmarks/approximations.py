@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from ddpm_edu import SAMPLERS, class_cond, last, metrics, noise
-from ddpm_edu.checkpoint import load_pretrained
-from ddpm_edu.pipeline import steer
+from ddpm_edu import SAMPLERS, class_cond, last, noise
+from ddpm_edu.metrics import frechet as metrics
+from ddpm_edu.files.checkpoint import load_pretrained
+from ddpm_edu.systems.pipeline import steer
 
 STEPS = {f"{sampler} {steps}": dict(steps=steps, sampler=sampler) for sampler in ("ddim", "heun", "dpmpp_2m", "ipndm") for steps in (5, 10, 20)}
 INTERVALS = {f"t in {low}..{high}": dict(interval=(low, high)) for low, high in ((200, 999), (0, 800), (200, 800), (400, 800))}

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from ddpm_edu.cli import grid, write_png
-from ddpm_edu.clip import load_clip, retrieval
-from ddpm_edu.data import to_uint8
-from ddpm_edu.emoji import emoji
-from ddpm_edu.pipeline import draw
-from ddpm_edu.stable_diffusion import load
+from ddpm_edu.networks.clip import load_clip, retrieval
+from ddpm_edu.datasets.images import to_uint8
+from ddpm_edu.datasets.emoji import emoji
+from ddpm_edu.systems.pipeline import draw
+from ddpm_edu.files.load import load
 
 
 def main() -> None:

@@ -32,12 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ddpm_edu import SAMPLERS, Cond, Schedule, config_json, guided, last, noise, spaced_timesteps, system
-from ddpm_edu.fast import CHANGES, flops, speed_up
-from ddpm_edu.float8 import fp8, to_float8
-from ddpm_edu.layouts import to_folder
-from ddpm_edu.unet import UNet, timestep_embedding
-from ddpm_edu.vae import VAE
+from ddpm_edu import SAMPLERS, Cond, Schedule, guided, last, noise, spaced_timesteps
+from ddpm_edu.files import config_json
+from ddpm_edu.systems import system
+from ddpm_edu.gpu.fast import CHANGES, flops, speed_up
+from ddpm_edu.gpu.float8 import fp8, to_float8
+from ddpm_edu.files.names import to_folder
+from ddpm_edu.networks.unet import UNet, timestep_embedding
+from ddpm_edu.networks.vae import VAE
 
 SCHEDULE, GUIDANCE = Schedule.sqrt_linear(), 5.0
 BF16, F32 = torch.bfloat16, torch.float32

@@ -21,16 +21,17 @@ import time
 import torch
 from torch import nn
 
-from ddpm_edu import Cond, guided, last, noise, stable_diffusion
-from ddpm_edu.fast import flops
-from ddpm_edu.latents import encode, encode_texts
-from ddpm_edu.metrics import load_judge, psnr
-from ddpm_edu.minis import PAINTED
-from ddpm_edu.oracle import fidelity
-from ddpm_edu.painted import painted_digits, prompts
-from ddpm_edu.solvers import dpmpp_2m
-from ddpm_edu.train import progress, train
-from ddpm_edu.unet import UNet
+from ddpm_edu import Cond, guided, last, noise
+from ddpm_edu.files import load as stable_diffusion
+from ddpm_edu.gpu.fast import flops
+from ddpm_edu.training.latents import encode, encode_texts
+from ddpm_edu.metrics.frechet import load_judge, psnr
+from ddpm_edu.training.minis import PAINTED
+from ddpm_edu.metrics.frechet.obedience import fidelity
+from ddpm_edu.datasets.painted import painted_digits, prompts
+from ddpm_edu.samplers import dpmpp_2m
+from ddpm_edu.training.train import progress, train
+from ddpm_edu.networks.unet import UNet
 
 SIDES = {"latents": 4, "pixels": 3}  # channels
 

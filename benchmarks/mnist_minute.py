@@ -16,11 +16,12 @@ import numpy as np
 import torch
 import tqdm.auto  # noqa: F401  its import takes a second that is not training
 
-from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, metrics, noise
-from ddpm_edu.checkpoint import load_pretrained
-from ddpm_edu.data import mnist, to_uint8
-from ddpm_edu.recipes import MINUTE
-from ddpm_edu.train import new_optimizer, progress, train
+from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, noise
+from ddpm_edu.metrics import frechet as metrics
+from ddpm_edu.files.checkpoint import load_pretrained
+from ddpm_edu.datasets.images import mnist, to_uint8
+from ddpm_edu.training.recipes import MINUTE
+from ddpm_edu.training.train import new_optimizer, progress, train
 
 
 def draw(model, schedule, predict, labels, guidance, steps, sampler, clip):

@@ -8,7 +8,8 @@ unpainted, that the judge takes for what they are. It needs about a millisecond 
 import argparse
 import json
 
-from ddpm_edu import data, metrics, oracle, painted
+from ddpm_edu.datasets import images as data, painted
+from ddpm_edu.metrics import frechet as metrics, obedience as oracle
 
 
 def measure(n, split, seed):

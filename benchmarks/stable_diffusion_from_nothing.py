@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddpm_edu import minis
-from ddpm_edu.clip import load_clip, retrieval
-from ddpm_edu.data import to_uint8
-from ddpm_edu.metrics import psnr
-from ddpm_edu.mini import train_mini
-from ddpm_edu.oracle import fidelity
-from ddpm_edu.painted import painted_digits, prompts
-from ddpm_edu.pipeline import draw
-from ddpm_edu.stable_diffusion import load
-from ddpm_edu.system_file import save_system
+from ddpm_edu.training import minis
+from ddpm_edu.networks.clip import load_clip, retrieval
+from ddpm_edu.datasets.images import to_uint8
+from ddpm_edu.metrics.frechet import psnr
+from ddpm_edu.training.whole_system import train_mini
+from ddpm_edu.metrics.frechet.obedience import fidelity
+from ddpm_edu.datasets.painted import painted_digits, prompts
+from ddpm_edu.systems.pipeline import draw
+from ddpm_edu.files.load import load
+from ddpm_edu.files.system_file import save_system
 
 
 def main() -> None:

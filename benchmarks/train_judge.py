@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from ddpm_edu import data
-from ddpm_edu.checkpoint import save_tensors
-from ddpm_edu.metrics import Judge, accuracy, frechet, judge_features, moments
+from ddpm_edu.datasets import images as data
+from ddpm_edu.files.checkpoint import save_tensors
+from ddpm_edu.metrics.frechet import Judge, accuracy, frechet, judge_features, moments
 
 SETTINGS = {  # epochs, peak learning rate
     "mnist": dict(model=dict(channels=1, widths=(32, 64, 64)), epochs=16, lr=0.2),
@@ -25,8 +25,8 @@ SETTINGS = {  # epochs, peak learning rate
 }
 CARD = """# {title} judge
 
-A small residual classifier (`ddpm_edu.metrics.Judge`, {parameters:,} parameters, {features} features), float16, with the mean and
-covariance of its features on the real training and test pictures. Load it with `ddpm_edu.metrics.load_judge("{name}")`.
+A small residual classifier (`ddpm_edu.metrics.frechet.Judge`, {parameters:,} parameters, {features} features), float16, with the mean and
+covariance of its features on the real training and test pictures. Load it with `ddpm_edu.metrics.frechet.load_judge("{name}")`.
 
 | | |
 |---|---|

@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddpm_edu import Cond, class_cond, last, metrics, noise, sample
-from ddpm_edu.data import mnist
+from ddpm_edu import Cond, class_cond, last, noise, sample
+from ddpm_edu.metrics import frechet as metrics
+from ddpm_edu.datasets.images import mnist
 from ddpm_edu.diffusion import loss
-from ddpm_edu.recipes import MINUTE
-from ddpm_edu.train import new_optimizer, train
+from ddpm_edu.training.recipes import MINUTE
+from ddpm_edu.training.train import new_optimizer, train
 
 ORDERS = ("contiguous_format", "channels_last")
 

@@ -1,35 +1,50 @@
 """ddpm_edu: diffusion models from first noise to Stable Diffusion XL, small enough to read.
 
-Start with `schedule.py`, then `diffusion.py`; `unet.py` is the network. The names below are loaded with
-the package; the rest (`data`, `metrics`, `plot`, `widgets`, ...) is imported when first touched, so that
-`import ddpm_edu` stays quick.
+Start with `schedule.py`, then `diffusion.py` and `samplers.py`; `networks/unet.py` is the network. The names below are
+loaded with the package; the folders are imported when first touched, so that `import ddpm_edu` stays quick.
 """
 import importlib
 
-from .diffusion import (Cond, Step, class_cond, ddpm, generators, guided, karras_timesteps, last, loss, noise,
-                        sample, spaced_timesteps)
-from .errors import (CheckpointError, DataError, DdpmEduError, OptionError, ResourceError, SamplingError, ScheduleError,
-                     ShapeError, TrainingError)
+from .diffusion import (
+    Cond,
+    Step,
+    class_cond,
+    ddpm,
+    generators,
+    guided,
+    karras_timesteps,
+    last,
+    loss,
+    noise,
+    sample,
+    spaced_timesteps,
+)
+from .errors import (
+    CheckpointError,
+    DataError,
+    DdpmEduError,
+    OptionError,
+    ResourceError,
+    SamplingError,
+    ScheduleError,
+    ShapeError,
+    TrainingError,
+)
 from .schedule import Schedule
-from .solvers import SAMPLERS
+from .samplers import SAMPLERS
 
 __version__ = "0.1.0"
-_SUBMODULES = ("attention_maps", "check", "checkpoint", "cli", "clip", "config_json", "data", "diffusion", "ema",
-               "emoji", "errors", "exercises", "fast", "float8", "folder", "gaussian", "guard", "hub", "int8",
-               "latents", "layouts", "memory", "metrics", "mini", "minis", "mlp", "muon", "oracle", "painted", "paths",
-               "pipeline", "plot", "recipes", "recognise", "remember", "schedule", "solvers", "stable_diffusion",
-               "system", "system_file", "tensorfile", "text", "train", "unet", "unet_classic", "vae", "vae_loss", "vq",
-               "widgets", "words")
+_FOLDERS = ("networks", "systems", "files", "training", "datasets", "metrics", "gpu", "show", "exercises")
 __all__ = ["Schedule", "Cond", "Step", "class_cond", "loss", "sample", "ddpm", "guided", "last", "noise", "generators",
            "spaced_timesteps", "karras_timesteps", "SAMPLERS", "DdpmEduError", "ScheduleError", "ShapeError",
            "OptionError", "DataError", "CheckpointError", "TrainingError", "SamplingError", "ResourceError"]
 
 
 def __getattr__(name):
-    if name in _SUBMODULES:
+    if name in _FOLDERS:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *_SUBMODULES})
+    return sorted({*globals(), *_FOLDERS})

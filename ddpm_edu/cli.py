@@ -87,10 +87,11 @@ def sample(args) -> None:
     """Draw one picture a label and save the grid as PNG, settings in its metadata."""
     import torch
 
-    from .checkpoint import load_pretrained
-    from .data import to_uint8
-    from .diffusion import class_cond, generators, guided, last, noise, whole
-    from .solvers import SAMPLERS
+    from .files.checkpoint import load_pretrained
+    from .datasets.images import to_uint8
+    from .diffusion import class_cond, generators, guided, last, noise
+    from .errors import whole
+    from .samplers import SAMPLERS
 
     if not (args.labels.isascii() and args.labels.isdigit()):
         raise OptionError(f"--labels {args.labels!r}: pass digits, one a picture, such as 0123456789")
@@ -130,9 +131,9 @@ def txt2img(args) -> None:
     """Load a system, draw, and write one PNG a picture, settings in its metadata. Options are checked before anything is loaded."""
     import torch
 
-    from .data import to_uint8
-    from .pipeline import draw
-    from .stable_diffusion import config_of, load, memory_needed
+    from .datasets.images import to_uint8
+    from .systems.pipeline import draw
+    from .files.load import config_of, load, memory_needed
 
     paths, size = _outputs(args.out, args.count), _check_drawing(args)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -146,7 +147,7 @@ def txt2img(args) -> None:
     sd = load(args.model, device=device, dtype=dtype)
     refiner = load(args.refiner, device=device, dtype=dtype) if args.refiner else None
     if args.fast:
-        from .fast import speed_up
+        from .gpu.fast import speed_up
         sd, refiner = speed_up(sd), refiner and speed_up(refiner)
     own = {name: getattr(sd.config, name) if getattr(args, name) is None else getattr(args, name) for name in ("steps", "guidance", "spacing")}
     options = {"negative": args.negative, **own, "sampler": args.sampler, "handover": args.handover}
@@ -161,8 +162,8 @@ def txt2img(args) -> None:
 
 def _check_drawing(args):
     """The size as `draw` takes it, after a look at all that would be refused anyway, minutes later, with a model in memory."""
-    from .diffusion import in_range, whole
-    from .pipeline import picture_size, sampling_times
+    from .errors import in_range, whole
+    from .systems.pipeline import picture_size, sampling_times
     from .schedule import Schedule
     sampling_times(Schedule.sqrt_linear(), 1 if args.steps is None else args.steps, args.sampler, "leading" if args.spacing is None else args.spacing)
     in_range("--guidance", 1 if args.guidance is None else args.guidance, 0, 100, "1 is no guidance, 5 to 8 are usual")
@@ -213,9 +214,9 @@ def write_png(path: Path, picture, meta: dict) -> None:
 
 def train(args) -> None:
     """Follow a recipe and write the averaged weights."""
-    from .minis import MINIS
+    from .training.minis import MINIS
     from .paths import check_writable
-    from .recipes import recipe, run
+    from .training.recipes import recipe, run
     out = args.out or Path(f"{args.name}.safetensors")
     if out.suffix != ".safetensors":
         raise OptionError(f"--out {out}: pass a file name that ends in .safetensors")
@@ -229,10 +230,10 @@ def train(args) -> None:
 
 
 def _train_mini(mini, out, args) -> None:
-    from .clip import save_clip
-    from .mini import train_mini
+    from .networks.clip import save_clip
+    from .training.whole_system import train_mini
     from .paths import check_writable
-    from .system_file import save_system
+    from .files.system_file import save_system
     clip = out.with_stem(f"{out.stem}_clip")
     check_writable(clip)
     if args.steps is not None:
@@ -248,7 +249,7 @@ def _train_mini(mini, out, args) -> None:
 def models(args) -> None:
     """What ships, then the published systems that `txt2img` knows: name, size, title, and where each is or is looked for."""
     from .paths import data_folder
-    from .stable_diffusion import KNOWN, where
+    from .files.load import KNOWN, where
     for path in sorted((data_folder() / "weights").glob("*.safetensors")):
         card = path.with_suffix(".md")
         title = next(iter(card.read_text(encoding="utf-8", errors="replace").splitlines()), "no card").lstrip("# ") if os.path.isfile(card) else "no card"

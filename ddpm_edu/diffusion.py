@@ -5,16 +5,14 @@ Loops are generators: progress bars, films and early stopping belong to the call
 DDPM = Ho et al. 2020 (arXiv 2006.11239), DDIM = Song et al. 2020 (arXiv 2010.02502),
 guidance = Ho & Salimans 2022 (arXiv 2207.12598).
 """
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import DataError, OptionError, ScheduleError, ShapeError
-from .remember import remembered
-from .schedule import Schedule, known_prediction
+from .errors import DataError, OptionError, ScheduleError, ShapeError, in_range, known_prediction, whole
+from .schedule import Schedule
 
 
 class Cond(NamedTuple):
@@ -287,15 +285,18 @@ def _beside(name, cond, uncond):
     return torch.cat([cond, uncond.expand_as(cond)])
 
 
-def in_range(name, value, low, high, hint) -> None:
-    """Raise OptionError unless value is a finite number in [low, high]."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and low <= value <= high and value not in (math.inf, -math.inf)):
-        raise OptionError(f"{name} = {value!r:.40} is out of range: pass a number from {low} to {high} ({hint})")
+def remembered(f: Callable) -> Callable:
+    """f, computed again only if one of its tensors (or None) is another one or was written to since.
 
+    What depends on the prompt alone is so worked out once a run, not once a step. With gradients nothing is remembered.
+    """
+    memory = []
 
-def whole(name, value, low, high, hint) -> None:
-    """Raise OptionError unless value is a whole number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{name} = {value!r} is not a whole number: pass {low} to {high} ({hint})")
-    in_range(name, value, low, high, hint)
+    def call(*tensors):
+        if torch.is_grad_enabled() or any(x is not None and x.is_inference() for x in tensors):
+            return f(*tensors)  # a graph is good for one backward; inference tensors do not tell when they are written to
+        versions = [x if x is None else x._version for x in tensors]
+        if not memory or memory[1] != versions or any(a is not b for a, b in zip(memory[0], tensors)):
+            memory[:] = tensors, versions, f(*tensors)
+        return memory[2]
+    return call

@@ -10,9 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .errors import OptionError, ScheduleError, ShapeError
-
-PREDICTIONS = ("eps", "x_0", "v")
+from .errors import ScheduleError, ShapeError, known_prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,12 +198,6 @@ def _coefficients(predict, s, n):
     """(c_0, c_eps) with prediction = c_0 x_0 + c_eps eps: the three formulations differ by these two numbers only."""
     known_prediction(predict)
     return {"eps": (0.0, 1.0), "x_0": (1.0, 0.0), "v": (-n, s)}[predict]
-
-
-def known_prediction(predict) -> None:
-    """Raise OptionError unless `predict` names one of PREDICTIONS."""
-    if predict not in PREDICTIONS:
-        raise OptionError(f"predict = {predict!r} is not known: choose one of {', '.join(PREDICTIONS)}")
 
 
 def _count(T) -> int:

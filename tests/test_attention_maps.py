@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from helpers import refuses
 
 from ddpm_edu import Cond, OptionError
-from ddpm_edu.attention_maps import AttentionMap, attention_weights, recording, token_words, word_maps
-from ddpm_edu.text import tokenize
-from ddpm_edu.unet import Attention, UNet, UNetConfig
-from ddpm_edu.words import train_tokenizer
+from ddpm_edu.systems.attention_maps import AttentionMap, attention_weights, recording, token_words, word_maps
+from ddpm_edu.networks.text import tokenize
+from ddpm_edu.networks.unet import Attention, UNet, UNetConfig
+from ddpm_edu.networks.tokenizer import train_tokenizer
 
 CONFIG = UNetConfig(in_channels=3, channels=8, mult=(1, 2), depth=(0, 1), middle=2, heads=(1, 2), context=6, blocks=1, groups=4)
 

@@ -16,9 +16,9 @@ from helpers import refuses
 from safetensors.torch import save, save_file
 
 from ddpm_edu import CheckpointError, Cond, Schedule
-from ddpm_edu.checkpoint import load_pretrained, load_state, load_tensors, save_pretrained, save_tensors
-from ddpm_edu.mlp import MLP
-from ddpm_edu.unet import SpaceToDepth, UNet, UNetConfig
+from ddpm_edu.files.checkpoint import load_pretrained, load_state, load_tensors, save_pretrained, save_tensors
+from ddpm_edu.networks.mlp import MLP
+from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
 
 CONFIG = UNetConfig(in_channels=4, channels=16, mult=(1, 2), depth=(0, 1), middle=0, heads=(1, 2), vector=3, blocks=1, groups=4)
 
@@ -90,7 +90,7 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path, monkeypatch):
     def full_disk(tensors, name, metadata):
         Path(name).write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr("ddpm_edu.tensorfile.save_file", full_disk)
+    monkeypatch.setattr("ddpm_edu.files.tensors.save_file", full_disk)
     with refuses(CheckpointError, "x.safetensors", "could not be written", "No space", "writable"):
         save_tensors(path, {"a": torch.zeros(2)})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -322,7 +322,7 @@ def test_what_is_said_of_long_headers(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_conversion(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm_edu.tensorfile.PIECE", 100)  # the file is opened anew, several times
+    monkeypatch.setattr("ddpm_edu.files.tensors.PIECE", 100)  # the file is opened anew, several times
     tensors = {f"t{i}": torch.randn(5, 6).to((torch.float32, torch.float16, torch.bfloat16)[i % 3]) for i in range(12)} | {"n": torch.arange(5), "yes": torch.tensor(True)}
     save_tensors(tmp_path / "x.safetensors", tensors, {"step": 1})
     back, meta = load_tensors(tmp_path / "x.safetensors", dtype=dtype)
@@ -333,8 +333,8 @@ def test_conversion(dtype, tmp_path, monkeypatch):
 
 PEAK = """
 import os, sys, torch
-from ddpm_edu.checkpoint import load_state, load_tensors
-from ddpm_edu.unet import UNet, UNetConfig
+from ddpm_edu.files.checkpoint import load_state, load_tensors
+from ddpm_edu.networks.unet import UNet, UNetConfig
 path, dtype = sys.argv[1], {"None": None, "float32": torch.float32, "float16": torch.float16}[sys.argv[2]]
 config = UNetConfig(channels=int(sys.argv[3]), mult=(1, 2, 4), depth=(0, 1, 1), heads=(8, 8, 8), context=768)
 def memory(name):
@@ -352,7 +352,7 @@ else:
     if path.endswith(".pt"):
         torch.save(state, path)
     else:
-        from ddpm_edu.checkpoint import save_tensors
+        from ddpm_edu.files.checkpoint import save_tensors
         save_tensors(path, state)
 """
 

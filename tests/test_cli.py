@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from ddpm_edu import Schedule
-from ddpm_edu.checkpoint import load_tensors, save_pretrained, save_tensors
+from ddpm_edu.files.checkpoint import load_tensors, save_pretrained, save_tensors
 from ddpm_edu.cli import grid, main
-from ddpm_edu.unet import UNet, UNetConfig
+from ddpm_edu.networks.unet import UNet, UNetConfig
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_unwritable_picture(tiny, tmp_path, capsys):
 def system(tmp_path_factory):
     """A tiny system of random weights, saved as a folder."""
     pytest.importorskip("transformers")
-    from ddpm_edu.stable_diffusion import SystemConfig, build, save_folder
-    from ddpm_edu.text import TextConfig
-    from ddpm_edu.vae import VAEConfig
+    from ddpm_edu.files.load import SystemConfig, build, save_folder
+    from ddpm_edu.networks.text import TextConfig
+    from ddpm_edu.networks.vae import VAEConfig
     torch.manual_seed(0)
     unet = UNetConfig(channels=64, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 4), context=32, blocks=1)
     folder = tmp_path_factory.mktemp("system")
@@ -106,9 +106,9 @@ def txt2img(system, out, *more):
 
 
 def test_txt2img_writes_the_picture_that_draw_draws_and_its_settings(system, tmp_path, capsys):
-    from ddpm_edu.data import to_uint8
-    from ddpm_edu.pipeline import draw
-    from ddpm_edu.stable_diffusion import load
+    from ddpm_edu.datasets.images import to_uint8
+    from ddpm_edu.systems.pipeline import draw
+    from ddpm_edu.files.load import load
     out = tmp_path / "a.png"
     assert txt2img(system, out, "--size", "72x56", "--seed", "3", "--negative", "blurry", "--guidance", "4", "--sampler", "euler", "--zoom", "1") == 0
     picture = Image.open(out)
@@ -145,7 +145,7 @@ def test_txt2img_fast_draws_the_same(system, tmp_path):
     (["--size", "64x64x64"], ("64x64x64",)), (["--seed", "-1"], ("seed", "-1")), (["--count", "0"], ("count", "0")), (["--handover", "2"], ("handover",)),
     (["--device", "abacus"], ("abacus", "cpu"))])
 def test_txt2img_refuses_before_it_loads(tmp_path, capsys, monkeypatch, arguments, words):
-    import ddpm_edu.stable_diffusion as stable_diffusion
+    import ddpm_edu.files.load as stable_diffusion
     monkeypatch.setattr(stable_diffusion, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     out = tmp_path / "bad.png"
     assert txt2img("sd15", out, *arguments) == 2
@@ -156,7 +156,7 @@ def test_txt2img_refuses_before_it_loads(tmp_path, capsys, monkeypatch, argument
 
 @pytest.mark.parametrize("out, words", [("no_folder/a.png", "no folder"), ("a.jpg", "ends in .png"), (".", "png")])
 def test_txt2img_refuses_an_output_before_it_loads(tmp_path, capsys, monkeypatch, out, words):
-    import ddpm_edu.stable_diffusion as stable_diffusion
+    import ddpm_edu.files.load as stable_diffusion
     monkeypatch.setattr(stable_diffusion, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     assert txt2img("sd15", tmp_path / out) == 2 and words in capsys.readouterr().err
 
@@ -173,8 +173,8 @@ def test_txt2img_shows_small_pictures_larger(system, tmp_path, capsys):
 
 
 def test_txt2img_without_a_model_takes_the_emoji_one(system, tmp_path, capsys, monkeypatch):
-    from ddpm_edu import system_file
-    from ddpm_edu.stable_diffusion import load
+    from ddpm_edu.files import system_file
+    from ddpm_edu.files.load import load
     monkeypatch.setattr(system_file, "data_folder", lambda: tmp_path)
     assert main(["txt2img", "a fox", "--out", str(tmp_path / "a.png")]) == 2  # it is not there
     message = capsys.readouterr().err

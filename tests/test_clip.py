@@ -11,12 +11,25 @@ import torch.nn.functional as F
 import transformers
 from helpers import refuses
 
-from ddpm_edu import CheckpointError, DataError, OptionError, ShapeError, folder
-from ddpm_edu.clip import (CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig, clip_score, contrastive_loss, cosines, load_clip, objective, retrieval,
-                           save_clip, zero_shot)
-from ddpm_edu.text import TextConfig, Tokenizer, clean
-from ddpm_edu.train import EMA
-from ddpm_edu.words import known_words, learn_merges, split_words, train_tokenizer, unseen
+from ddpm_edu import CheckpointError, DataError, OptionError, ShapeError
+from ddpm_edu.files import folder
+from ddpm_edu.networks.clip import (
+    CLIP,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    CLIPConfig,
+    clip_score,
+    contrastive_loss,
+    cosines,
+    load_clip,
+    objective,
+    retrieval,
+    save_clip,
+    zero_shot,
+)
+from ddpm_edu.networks.text import TextConfig, Tokenizer, clean
+from ddpm_edu.training.train import EMA
+from ddpm_edu.networks.tokenizer import known_words, learn_merges, split_words, train_tokenizer, unseen
 
 COLOURS = {"red": (1., -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1), "white": (1, 1, 1)}
 CAPTIONS = [f"a {colour} square" for colour in COLOURS]

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_edu import data
-from ddpm_edu.data import ImageDataset
+from ddpm_edu.datasets import images as data
+from ddpm_edu.datasets.images import ImageDataset
 from ddpm_edu.errors import DataError, OptionError, ShapeError
 
 
@@ -142,7 +142,7 @@ def test_mnist_compressed_differently_is_welcome(mnist_copy):
 def test_importing_reads_and_fetches_nothing():
     code = ("import sys; opened = []\n"
             "sys.addaudithook(lambda event, args: opened.append((event, str(args[0]))) if event in ('open', 'socket.connect', 'socket.getaddrinfo') else None)\n"
-            "import ddpm_edu.data, ddpm_edu.metrics\n"
+            "import ddpm_edu.datasets.images, ddpm_edu.metrics.frechet\n"
             "bad = [e for e in opened if e[0] != 'open' or e[1].endswith(('.gz', '.npz', '.safetensors'))]\n"
             "assert not bad, bad\n"
             "assert any(e[0] == 'open' for e in opened)")  # the hook did hear something

@@ -6,8 +6,23 @@ import pytest
 import torch
 from helpers import gaussian_eps, read_json, refuses
 
-from ddpm_edu import (SAMPLERS, Cond, DataError, OptionError, Schedule, ScheduleError, ShapeError, class_cond, generators,
-                      guided, karras_timesteps, last, loss, noise, spaced_timesteps)
+from ddpm_edu import (
+    SAMPLERS,
+    Cond,
+    DataError,
+    OptionError,
+    Schedule,
+    ScheduleError,
+    ShapeError,
+    class_cond,
+    generators,
+    guided,
+    karras_timesteps,
+    last,
+    loss,
+    noise,
+    spaced_timesteps,
+)
 from ddpm_edu.diffusion import randn_like, visit
 
 SD = Schedule.sqrt_linear()

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from ddpm_edu import emoji as module
-from ddpm_edu.emoji import emoji
+from ddpm_edu.datasets import emoji as module
+from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.errors import DataError, OptionError
 from ddpm_edu.paths import data_folder
 from helpers import refuses

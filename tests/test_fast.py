@@ -12,12 +12,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_edu import SAMPLERS, Cond, OptionError, Schedule, guided, last, noise, sample
-from ddpm_edu.checkpoint import load_tensors, save_tensors
-from ddpm_edu.fast import CHANGES, FastUNet, FusedCross, Graphed, _compile, flops, speed_up
-from ddpm_edu.float8 import Float8Linear, fp8, to_float8
-from ddpm_edu.remember import remembered
-from ddpm_edu.unet import SD15, SDXL_BASE, SDXL_REFINER, UNet, UNetConfig
-from ddpm_edu.vae import SDXL_VAE, VAE, VAEConfig
+from ddpm_edu.files.checkpoint import load_tensors, save_tensors
+from ddpm_edu.gpu.fast import CHANGES, FastUNet, FusedCross, Graphed, _compile, flops, speed_up
+from ddpm_edu.gpu.float8 import Float8Linear, fp8, to_float8
+from ddpm_edu.diffusion import remembered
+from ddpm_edu.networks.unet import SD15, SDXL_BASE, SDXL_REFINER, UNet, UNetConfig
+from ddpm_edu.networks.vae import SDXL_VAE, VAE, VAEConfig
 
 CONFIGS = {
     "sd": UNetConfig(channels=64, mult=(1, 2), depth=(1, 0), middle=1, heads=(2, 4), context=24, blocks=1),
@@ -96,7 +96,7 @@ def test_vae_and_its_twin():
 
 @pytest.mark.slow
 def test_a_whole_system_and_its_twin():
-    from ddpm_edu.system import SD15 as system, StableDiffusion
+    from ddpm_edu.systems.system import SD15 as system, StableDiffusion
     with torch.device("meta"):
         sd = StableDiffusion(system)
     fast = speed_up(sd)

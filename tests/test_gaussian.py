@@ -4,8 +4,8 @@ import torch
 from helpers import refuses
 
 from ddpm_edu import Cond, DataError, OptionError, Schedule, ScheduleError, ShapeError, class_cond, last, noise, sample
-from ddpm_edu.data import ImageDataset
-from ddpm_edu.gaussian import GaussianPrior
+from ddpm_edu.datasets.images import ImageDataset
+from ddpm_edu.networks.gaussian import GaussianPrior
 
 
 class Nothing(torch.nn.Module):

@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from ddpm_edu.checkpoint import load_pretrained, load_tensors, save_pretrained, save_tensors
+from ddpm_edu.files.checkpoint import load_pretrained, load_tensors, save_pretrained, save_tensors
 from ddpm_edu.errors import CheckpointError
-from ddpm_edu.int8 import SMALLEST, pack, squeeze, unpack
+from ddpm_edu.files.int8 import SMALLEST, pack, squeeze, unpack
 from ddpm_edu.schedule import Schedule
-from ddpm_edu.unet import UNet, UNetConfig
+from ddpm_edu.networks.unet import UNet, UNetConfig
 from helpers import refuses
 
 

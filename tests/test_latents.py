@@ -9,18 +9,18 @@ from tiny_mini import CAPTIONS, TINY, Dots
 from torch import nn
 
 from ddpm_edu import Cond
-from ddpm_edu.clip import CLIP, CLIPConfig
+from ddpm_edu.networks.clip import CLIP, CLIPConfig
 from ddpm_edu.errors import DataError, OptionError, ShapeError
-from ddpm_edu.latents import encode, encode_texts
-from ddpm_edu.mini import assemble
-from ddpm_edu.pipeline import condition, draw
+from ddpm_edu.training.latents import encode, encode_texts
+from ddpm_edu.training.whole_system import assemble
+from ddpm_edu.systems.pipeline import condition, draw
 from ddpm_edu.schedule import Schedule
-from ddpm_edu.stable_diffusion import save_folder
-from ddpm_edu.system_file import load_system, save_system
-from ddpm_edu.text import MOST_PROMPTS
-from ddpm_edu.train import TrainConfig, train
-from ddpm_edu.vae import VAE
-from ddpm_edu.words import train_tokenizer
+from ddpm_edu.files.load import save_folder
+from ddpm_edu.files.system_file import load_system, save_system
+from ddpm_edu.networks.text import MOST_PROMPTS
+from ddpm_edu.training.train import TrainConfig, train
+from ddpm_edu.networks.vae import VAE
+from ddpm_edu.networks.tokenizer import train_tokenizer
 
 
 POOLED = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, vector=TINY.text.projection + 6 * 2))

@@ -7,12 +7,12 @@ import torch
 from helpers import read_json, refuses
 
 from ddpm_edu import CheckpointError, Cond
-from ddpm_edu.checkpoint import load_state
-from ddpm_edu.layouts import looks_like, split_single_file, to_folder, to_ours
-from ddpm_edu.mlp import MLP
-from ddpm_edu.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, TextEncoder
-from ddpm_edu.unet import SD15, SD21, SDXL_BASE, SDXL_REFINER, UNet, UNetConfig, timestep_embedding
-from ddpm_edu.vae import SD_VAE, SDXL_VAE, VAE
+from ddpm_edu.files.checkpoint import load_state
+from ddpm_edu.files.names import looks_like, split_single_file, to_folder, to_ours
+from ddpm_edu.networks.mlp import MLP
+from ddpm_edu.networks.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, TextEncoder
+from ddpm_edu.networks.unet import SD15, SD21, SDXL_BASE, SDXL_REFINER, UNet, UNetConfig, timestep_embedding
+from ddpm_edu.networks.vae import SD_VAE, SDXL_VAE, VAE
 
 KEYS = read_json("layout_keys.json.gz")  # official: original (whole files), folder (UNets), text and vae (folder), map (UNets, original -> folder)
 UNETS = {"sd15": SD15, "sd21": SD21, "sdxl_base": SDXL_BASE, "sdxl_refiner": SDXL_REFINER}

@@ -10,16 +10,8 @@ from helpers import refuses
 from test_stable_diffusion import SINGLE, TINY, sparse
 
 from ddpm_edu.errors import OptionError
-from ddpm_edu.memory import peak_bytes
-from ddpm_edu.stable_diffusion import (
-    SD15,
-    SDXL,
-    build,
-    config_of,
-    memory_needed,
-    save_folder,
-    weight_bytes,
-)
+from ddpm_edu.systems.memory import peak_bytes
+from ddpm_edu.files.load import SD15, SDXL, build, config_of, memory_needed, save_folder, weight_bytes
 
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
 PROBE = '''
@@ -83,9 +75,9 @@ def test_rehearsal_against_the_operating_system():
     """A UNet within 10 %; the VAE within a third, since its convolutions take work space that nobody announces."""
     got = probe('''
 from ddpm_edu.diffusion import Cond
-from ddpm_edu.memory import peak_bytes
-from ddpm_edu.unet import UNet, UNetConfig
-from ddpm_edu.vae import VAE, VAEConfig
+from ddpm_edu.systems.memory import peak_bytes
+from ddpm_edu.networks.unet import UNet, UNetConfig
+from ddpm_edu.networks.vae import VAE, VAEConfig
 def both(build, run, *x):
     model = build()
     run(model, *x)
@@ -111,7 +103,7 @@ def test_loading_holds_the_weights_once(tmp_path, dtype):
     """SD 1.5 from a single file in bfloat16 with averaged weights beside: at most 1.15 times the weights, converted or not."""
     sparse(tmp_path / "model.safetensors", SINGLE["sd15"])
     weights, used = probe('''
-from ddpm_edu.stable_diffusion import SD15, build, load
+from ddpm_edu.files.load import SD15, build, load
 build(SD15, device="meta")  # imports what it imports
 kept = []
 used = peak(lambda: kept.append(load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))))

@@ -6,9 +6,11 @@ import pytest
 import scipy.linalg
 import torch
 
-from ddpm_edu import checkpoint, data, metrics
+from ddpm_edu.files import checkpoint
+from ddpm_edu.datasets import images as data
+from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.errors import CheckpointError, DataError, OptionError, ShapeError
-from ddpm_edu.metrics import frechet, frechet_distance
+from ddpm_edu.metrics.frechet import frechet, frechet_distance
 
 
 def random_gaussian(d, seed):

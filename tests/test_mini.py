@@ -9,19 +9,19 @@ from helpers import refuses
 from tiny_mini import CAPTIONS, TINY, Dots
 from train_run import numbers, same
 
-from ddpm_edu import mini as module
+from ddpm_edu.training import whole_system as module
 from ddpm_edu.cli import main
-from ddpm_edu.clip import CLIP, CLIPConfig, load_clip
+from ddpm_edu.networks.clip import CLIP, CLIPConfig, load_clip
 from ddpm_edu.errors import CheckpointError, OptionError
-from ddpm_edu.latents import encode
-from ddpm_edu.mini import assemble, train_clip, train_mini, train_unet, train_vae
-from ddpm_edu.minis import MINIS
-from ddpm_edu.pipeline import draw
-from ddpm_edu.stable_diffusion import load, save_folder
-from ddpm_edu.system_file import load_system, save_system
-from ddpm_edu.tensorfile import load_tensors
-from ddpm_edu.vae import VAE
-from ddpm_edu.words import train_tokenizer
+from ddpm_edu.training.latents import encode
+from ddpm_edu.training.whole_system import assemble, train_clip, train_mini, train_unet, train_vae
+from ddpm_edu.training.minis import MINIS
+from ddpm_edu.systems.pipeline import draw
+from ddpm_edu.files.load import load, save_folder
+from ddpm_edu.files.system_file import load_system, save_system
+from ddpm_edu.files.tensors import load_tensors
+from ddpm_edu.networks.vae import VAE
+from ddpm_edu.networks.tokenizer import train_tokenizer
 
 PARTS = {"vae": 6, "clip": 5, "unet": 8}  # and the updates of each
 

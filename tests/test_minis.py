@@ -6,13 +6,13 @@ import pytest
 import torch
 from helpers import refuses
 
-from ddpm_edu import minis
-from ddpm_edu.emoji import emoji
+from ddpm_edu.training import minis
+from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.errors import OptionError
-from ddpm_edu.minis import EMOJI, MINIS, PAINTED, Bilingual, emoji_names, mini, painted_captions
-from ddpm_edu.painted import caption, held_out, parse, scenes
-from ddpm_edu.text import MOST_PROMPTS
-from ddpm_edu.words import known_words, train_tokenizer
+from ddpm_edu.training.minis import EMOJI, MINIS, PAINTED, Bilingual, emoji_names, mini, painted_captions
+from ddpm_edu.datasets.painted import caption, held_out, parse, scenes
+from ddpm_edu.networks.text import MOST_PROMPTS
+from ddpm_edu.networks.tokenizer import known_words, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_the_names_of_the_emoji_fit(pictures):
 @pytest.mark.parametrize("name, side", [("painted", 32), ("emoji", 64)])
 def test_the_parts_fit_together(name, side):
     """Without weights: a picture becomes a latent that the UNet takes, and both sides of the CLIP meet in one space."""
-    from ddpm_edu.clip import CLIP, CLIPConfig
+    from ddpm_edu.networks.clip import CLIP, CLIPConfig
     from ddpm_edu.diffusion import Cond
-    from ddpm_edu.system import SystemConfig, build
+    from ddpm_edu.systems.system import SystemConfig, build
     plan = mini(name)
     assert plan is MINIS[name] and plan.name == name and plan.size == side
     text = dataclasses.replace(plan.text, vocab=plan.vocab)

@@ -4,7 +4,7 @@ import torch
 from helpers import gaussian_eps, refuses
 
 from ddpm_edu import Cond, Schedule, ShapeError, loss
-from ddpm_edu.mlp import MLP
+from ddpm_edu.networks.mlp import MLP
 
 
 @pytest.mark.parametrize("dim, hidden, layers, vector", [(2, 128, 3, 0), (1, 32, 1, 0), (3, 33, 0, 4), (2, 16, 2, 10)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ddpm_edu.check import Result, find
+from ddpm_edu.exercises.check import Result, find
 from ddpm_edu.cli import main
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -62,7 +62,7 @@ def test_pictures_have_alt_text(path):
 
 def test_cells_are_short_and_explained(path):
     notebook = read(path)
-    exercises = {"exercise", "check", "solution"}
+    exercises = {"exercise", "check", "solution", "setup"}
     lines = [c.source.count("\n") + 1 for c in code(notebook) if not exercises & set(c.metadata.get("tags", []))]
     assert max(lines) <= 25, f"longest code cell: {max(lines)} lines"
     assert sum(lines) / len(lines) <= 15

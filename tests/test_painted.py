@@ -7,9 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_edu import data, oracle, painted
+from ddpm_edu.datasets import images as data, painted
+from ddpm_edu.metrics import obedience as oracle
 from ddpm_edu.errors import DataError, OptionError, ShapeError
-from ddpm_edu.painted import COLOURS, PLACES, SIZES, Scene, caption, held_out, paint, painted_digits, parse, prompts, scenes
+from ddpm_edu.datasets.painted import (
+    COLOURS,
+    PLACES,
+    SIZES,
+    Scene,
+    caption,
+    held_out,
+    paint,
+    painted_digits,
+    parse,
+    prompts,
+    scenes,
+)
 from helpers import refuses
 
 SCENE = Scene(7, "red", "blue", "large", "top left")
@@ -22,7 +35,7 @@ def test_set():
 
 @pytest.fixture(scope="module")
 def judge():
-    from ddpm_edu.metrics import load_judge
+    from ddpm_edu.metrics.frechet import load_judge
     return load_judge("mnist")
 
 
@@ -245,7 +258,7 @@ def test_the_oracle_refuses(judge, test_set):
 def test_importing_reads_nothing():
     code = ("import sys; opened = []\n"
             "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None)\n"
-            "import ddpm_edu.oracle, ddpm_edu.painted, ddpm_edu.emoji\n"
+            "import ddpm_edu.metrics.obedience, ddpm_edu.datasets.painted, ddpm_edu.datasets.emoji\n"
             "bad = [name for name in opened if name.endswith(('.gz', '.webp', '.safetensors'))]\n"
             "assert opened and not bad, bad")
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,10 +7,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm_edu import (DdpmEduError, OptionError, ResourceError, SAMPLERS, SamplingError, Schedule, ShapeError, guard, last, noise, pipeline)
+from ddpm_edu import (
+    DdpmEduError,
+    OptionError,
+    ResourceError,
+    SAMPLERS,
+    SamplingError,
+    Schedule,
+    ShapeError,
+    last,
+    noise,
+)
+from ddpm_edu.systems import guard, pipeline
 from ddpm_edu.diffusion import Cond
-from ddpm_edu.pipeline import condition, decode, draw, sampling_times, steer, text_to_image
-from ddpm_edu.stable_diffusion import load
+from ddpm_edu.systems.pipeline import condition, decode, draw, sampling_times, steer, text_to_image
+from ddpm_edu.files.load import load
 from helpers import read_json, read_tensors, refuses
 
 TOLERANCE = 1e-4
@@ -146,10 +157,10 @@ def test_exactly_as_many_steps_as_asked(sampler, steps):
 # ---------------------------------------------------------------- a tiny system of our own
 
 def tiny(vector="", pooled=24, **more):
-    from ddpm_edu.stable_diffusion import SystemConfig, build
-    from ddpm_edu.text import TextConfig
-    from ddpm_edu.unet import UNetConfig
-    from ddpm_edu.vae import VAEConfig
+    from ddpm_edu.files.load import SystemConfig, build
+    from ddpm_edu.networks.text import TextConfig
+    from ddpm_edu.networks.unet import UNetConfig
+    from ddpm_edu.networks.vae import VAEConfig
     torch.manual_seed(0)
     width = pooled + 8 * {"": 0, "sdxl": 6, "refiner": 5}[vector] if vector else 0
     unet = UNetConfig(channels=64, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 4), context=32, vector=width, blocks=1)
@@ -365,7 +376,7 @@ def test_refused_at_the_call(one, options, words):
 
 
 def test_refused_systems(one):
-    from ddpm_edu.stable_diffusion import build
+    from ddpm_edu.files.load import build
     for system, words in (("sd15", ("sd15", "load")), (None, ("None",)), (one.unet, ("load",)), (build(one.config, device="meta"), ("meta", "no weights"))):
         with refuses(OptionError, "sd", *words):
             text_to_image(system, PROMPT)
@@ -498,6 +509,6 @@ def test_text_encoders_make_room(monkeypatch):
 
 def test_the_estimate_is_asked_as_it_answers(one):
     """The real call, without a GPU: its signature, and more for more pictures."""
-    from ddpm_edu.stable_diffusion import memory_needed
+    from ddpm_edu.files.load import memory_needed
     few, many = (memory_needed(one.config, torch.bfloat16, (64, 72), pictures, True) for pictures in (1, 8))
     assert sum(2 * p.numel() for p in one.parameters()) < few < many

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_edu import plot
+from ddpm_edu.show import plot
 from ddpm_edu.errors import OptionError, ShapeError
 
 
@@ -97,7 +97,7 @@ def test_plot_itself_leaves_pyplot_alone():
     import subprocess
     import sys
 
-    code = "import sys; from ddpm_edu import plot; plot.axes(); assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys; from ddpm_edu.show import plot; plot.axes(); assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

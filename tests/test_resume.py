@@ -13,10 +13,10 @@ from helpers import refuses
 from train_run import CONFIG, SCHEDULE, Points, new_model, numbers, run, same
 
 from ddpm_edu import CheckpointError, Schedule
-from ddpm_edu.checkpoint import load_tensors, save_pretrained, save_tensors
-from ddpm_edu.mlp import MLP
-from ddpm_edu.train import TrainConfig, train
-from ddpm_edu.unet import SpaceToDepth, UNet, UNetConfig
+from ddpm_edu.files.checkpoint import load_tensors, save_pretrained, save_tensors
+from ddpm_edu.networks.mlp import MLP
+from ddpm_edu.training.train import TrainConfig, train
+from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
 
 # ---------------------------------------------------------------- going on from a checkpoint
 

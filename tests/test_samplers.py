@@ -4,7 +4,7 @@ import torch
 from helpers import gaussian_eps, mixture_eps, read_json, read_tensors, refuses
 
 from ddpm_edu import SAMPLERS, OptionError, Schedule, generators, karras_timesteps, last, noise, spaced_timesteps
-from ddpm_edu.solvers import euler, ipndm
+from ddpm_edu.samplers import euler, ipndm
 
 SD = Schedule.sqrt_linear()
 TOY = {k: torch.tensor(v, dtype=torch.float64) for k, v in read_json("gmm_trajectories.json")["toy"].items() if k != "denoiser"}
@@ -56,7 +56,7 @@ def test_x0_hat_and_eps_are_two_views_of_x_t(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_batch_does_not_change_a_picture(name):
     """Bit for bit with a model that works number by number; the UNet's convolutions may sum in another order: 1e-4."""
-    from ddpm_edu.unet import UNet, UNetConfig
+    from ddpm_edu.networks.unet import UNet, UNetConfig
     torch.manual_seed(0)
     unet = UNet(UNetConfig(in_channels=1, channels=8, mult=(1, 2), depth=(0, 1), middle=0, heads=(1, 2), blocks=1, groups=4)).eval()
     elementwise = lambda x, t, c: torch.tanh(x) * t[:, None, None, None] / 1000

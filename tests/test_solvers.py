@@ -7,7 +7,7 @@ from helpers import affine_map, gaussian_eps, in_turn, mixture_eps, read_json, r
 
 from ddpm_edu import SAMPLERS, Cond, Schedule, generators, karras_timesteps, last, sample, spaced_timesteps
 from ddpm_edu.diffusion import ddpm
-from ddpm_edu.solvers import dpmpp_2m, euler, euler_ancestral, heun, ipndm
+from ddpm_edu.samplers import dpmpp_2m, euler, euler_ancestral, heun, ipndm
 
 SD = Schedule.sqrt_linear()
 TRUTH, REFERENCE = read_json("gmm_trajectories.json"), read_tensors("gmm_trajectories.safetensors")

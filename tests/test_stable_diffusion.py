@@ -12,14 +12,15 @@ import torch
 from helpers import read_json, refuses
 from tiny_pipelines import build as theirs
 
-from ddpm_edu import Cond, Schedule, hub
-from ddpm_edu import stable_diffusion as sds
-from ddpm_edu.checkpoint import save_tensors
-from ddpm_edu.config_json import unet_config, vae_config
+from ddpm_edu import Cond, Schedule
+from ddpm_edu.files import hub
+from ddpm_edu.files import load as sds
+from ddpm_edu.files.checkpoint import save_tensors
+from ddpm_edu.files.config_json import unet_config, vae_config
 from ddpm_edu.errors import CheckpointError, OptionError
-from ddpm_edu.folder import weight_files
-from ddpm_edu.layouts import to_ours
-from ddpm_edu.stable_diffusion import (
+from ddpm_edu.files.folder import weight_files
+from ddpm_edu.files.names import to_ours
+from ddpm_edu.files.load import (
     KNOWN,
     REFINER,
     SD15,
@@ -32,9 +33,9 @@ from ddpm_edu.stable_diffusion import (
     load,
     save_folder,
 )
-from ddpm_edu.text import TextConfig, Tokenizer
-from ddpm_edu.unet import UNetConfig
-from ddpm_edu.vae import VAEConfig
+from ddpm_edu.networks.text import TextConfig, Tokenizer
+from ddpm_edu.networks.unet import UNetConfig
+from ddpm_edu.networks.vae import VAEConfig
 
 NAMES = ("sd", "sd2", "sdxl", "refiner")
 SINGLE = read_json("layout_keys.json.gz")["original"]  # {key: shape} of the official single files
@@ -570,7 +571,7 @@ def test_diffusers_loads_what_we_save(name, tmp_path):
 def test_saved_tokenizer_files_are_the_official_ones(tmp_path):
     import hashlib
 
-    from ddpm_edu.folder import write_tokenizer
+    from ddpm_edu.files.folder import write_tokenizer
     write_tokenizer(tmp_path, "eot")
     sums = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("vocab.json", "merges.txt")}
     assert sums == {"vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
@@ -607,7 +608,7 @@ def test_saving_where_it_cannot(tmp_path):
 
 
 def test_configs_survive_both_ways():
-    from ddpm_edu.config_json import unet_entries, vae_entries
+    from ddpm_edu.files.config_json import unet_entries, vae_entries
     for config in (SD15, SD21, SDXL, REFINER, TINY):
         assert unet_config(json.loads(json.dumps(unet_entries(config.unet, 256)))) == config.unet
         assert vae_config(json.loads(json.dumps(vae_entries(config.vae)))) == config.vae

@@ -10,14 +10,14 @@ from helpers import refuses
 from ddpm_edu import last, noise
 from ddpm_edu.cli import main
 from ddpm_edu.errors import CheckpointError, OptionError
-from ddpm_edu.int8 import SMALLEST
-from ddpm_edu.pipeline import draw, text_to_image
-from ddpm_edu.stable_diffusion import SystemConfig, build, config_of, find, load, save_folder, where
-from ddpm_edu.system_file import load_system, save_system
-from ddpm_edu.tensorfile import load_tensors, save_tensors
-from ddpm_edu.text import TextConfig, Tokenizer
-from ddpm_edu.unet import UNetConfig
-from ddpm_edu.vae import VAEConfig
+from ddpm_edu.files.int8 import SMALLEST
+from ddpm_edu.systems.pipeline import draw, text_to_image
+from ddpm_edu.files.load import SystemConfig, build, config_of, find, load, save_folder, where
+from ddpm_edu.files.system_file import load_system, save_system
+from ddpm_edu.files.tensors import load_tensors, save_tensors
+from ddpm_edu.networks.text import TextConfig, Tokenizer
+from ddpm_edu.networks.unet import UNetConfig
+from ddpm_edu.networks.vae import VAEConfig
 
 CAPTIONS = ["a large red seven on a blue ground, top left", "a small green one on a white ground, centre"]
 TINY = SystemConfig("tiny", UNetConfig(channels=32, mult=(1, 2), depth=(0, 1), middle=1, heads=(1, 4), context=32, blocks=1, groups=8),

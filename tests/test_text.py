@@ -16,10 +16,21 @@ from helpers import read_json, read_tensors, refuses
 from safetensors.torch import load_file, save_file
 from weight_formula import tiny_weights, weight
 
-from ddpm_edu import CheckpointError, DataError, OptionError, ShapeError, paths, text
-from ddpm_edu.checkpoint import load_state
-from ddpm_edu.layouts import folder_text, original_text, to_folder, to_folder_text
-from ddpm_edu.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, Text, TextConfig, TextEncoder, Tokenizer, clean, tokenize
+from ddpm_edu import CheckpointError, DataError, OptionError, ShapeError, paths
+from ddpm_edu.networks import text
+from ddpm_edu.files.checkpoint import load_state
+from ddpm_edu.files.names import folder_text, original_text, to_folder, to_folder_text
+from ddpm_edu.networks.text import (
+    CLIP_L,
+    OPEN_CLIP_G,
+    OPEN_CLIP_H,
+    Text,
+    TextConfig,
+    TextEncoder,
+    Tokenizer,
+    clean,
+    tokenize,
+)
 
 KEYS = read_json("text_keys.json.gz")
 CASES = read_json("tokenizer_cases.json.gz")
@@ -410,7 +421,7 @@ def test_an_own_tokenizer_and_a_small_vocabulary(tmp_path):
 
 def test_the_first_prompt_is_quick():
     """Loading the tokenizer takes less than 0.3 s of processor time, and neither it nor text.py loads transformers."""
-    code = ("import sys, time, torch\nstart = time.process_time()\nfrom ddpm_edu.text import tokenize\ntokenize(['a cat'])\n"
+    code = ("import sys, time, torch\nstart = time.process_time()\nfrom ddpm_edu.networks.text import tokenize\ntokenize(['a cat'])\n"
             "assert 'transformers' not in sys.modules\nprint(time.process_time() - start)")
     seconds = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(2))
     assert seconds < 0.3

@@ -10,9 +10,9 @@ from torch import nn
 from train_run import CONFIG, SCHEDULE, Points, new_model, numbers, run, same
 
 from ddpm_edu import Cond, DataError, OptionError, TrainingError
-from ddpm_edu.checkpoint import load_tensors
-from ddpm_edu.mlp import MLP
-from ddpm_edu.train import EMA, TrainConfig, progress, train
+from ddpm_edu.files.checkpoint import load_tensors
+from ddpm_edu.networks.mlp import MLP
+from ddpm_edu.training.train import EMA, TrainConfig, progress, train
 
 NAN = float("nan")
 

@@ -8,11 +8,21 @@ from helpers import read_json, read_tensors, refuses
 from torch import nn
 from weight_formula import tiny_weights, u, weight
 
-from ddpm_edu import Cond, OptionError, ShapeError, unet as unet_module
-from ddpm_edu.checkpoint import load_state
-from ddpm_edu.layouts import original_unet
-from ddpm_edu.unet import SD15, SDXL_BASE, SDXL_REFINER, SpaceToDepth, SpatialTransformer, UNet, UNetConfig, timestep_embedding
-from ddpm_edu.unet_classic import ClassicUNet, SelfAttention
+from ddpm_edu import Cond, OptionError, ShapeError
+from ddpm_edu.networks import unet as unet_module
+from ddpm_edu.files.checkpoint import load_state
+from ddpm_edu.files.names import original_unet
+from ddpm_edu.networks.unet import (
+    SD15,
+    SDXL_BASE,
+    SDXL_REFINER,
+    SpaceToDepth,
+    SpatialTransformer,
+    UNet,
+    UNetConfig,
+    timestep_embedding,
+)
+from ddpm_edu.networks.unet_classic import ClassicUNet, SelfAttention
 
 KEYS = read_json("unet_keys.json.gz")
 BIG = {"sd15": (SD15, 859_520_964), "sdxl_base": (SDXL_BASE, 2_567_463_684), "sdxl_refiner": (SDXL_REFINER, 2_259_526_660)}

@@ -10,9 +10,9 @@ from torch import nn
 from weight_formula import tiny_weights, weight
 
 from ddpm_edu import OptionError, ShapeError, generators
-from ddpm_edu.checkpoint import load_state
-from ddpm_edu.layouts import folder_vae, original_vae, to_folder_vae
-from ddpm_edu.vae import SD_VAE, SDXL_VAE, VAE, Attention, Downsample, Upsample, VAEConfig, decode_tiled, kl
+from ddpm_edu.files.checkpoint import load_state
+from ddpm_edu.files.names import folder_vae, original_vae, to_folder_vae
+from ddpm_edu.networks.vae import SD_VAE, SDXL_VAE, VAE, Attention, Downsample, Upsample, VAEConfig, decode_tiled, kl
 
 KEYS = read_json("vae_keys.json.gz")
 TINY = VAEConfig(channels=32, mult=(1, 1, 2), blocks=1, scale=0.5)

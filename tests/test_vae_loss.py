@@ -9,10 +9,10 @@ from helpers import refuses
 from torch import nn
 
 from ddpm_edu import DataError, OptionError, ShapeError
-from ddpm_edu.metrics import Judge, load_judge
-from ddpm_edu.muon import Muon
-from ddpm_edu.vae import VAE, VAEConfig, kl
-from ddpm_edu.vae_loss import (
+from ddpm_edu.metrics.frechet import Judge, load_judge
+from ddpm_edu.training.muon import Muon
+from ddpm_edu.networks.vae import VAE, VAEConfig, kl
+from ddpm_edu.training.autoencoder import (
     VGG16_FILE,
     Autoencoder,
     LossWeights,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_edu import plot
+from ddpm_edu.show import plot
 from ddpm_edu.errors import OptionError, ShapeError
-from ddpm_edu.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Text, Toggle, freeze
+from ddpm_edu.show.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Text, Toggle, freeze
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 WORDS = {"alt": "a", "caption": "c"}
@@ -293,7 +293,7 @@ def test_an_executed_notebook_holds_the_still_picture_and_freeze_keeps_only_that
     nbclient = pytest.importorskip("nbclient")
     cell = """
 import numpy as np
-from ddpm_edu.widgets import Film
+from ddpm_edu.show.widgets import Film
 Film(np.zeros((3, 8, 8), np.uint8), label="black", caption="c")"""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell), nbformat.v4.new_markdown_cell("text")])
     nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -3,11 +3,11 @@
 A file of its own, since the process that trains the CLIP imports it."""
 import torch
 
-from ddpm_edu.mini import Mini
-from ddpm_edu.text import TextConfig
-from ddpm_edu.train import TrainConfig
-from ddpm_edu.unet import UNetConfig
-from ddpm_edu.vae import VAEConfig
+from ddpm_edu.training.whole_system import Mini
+from ddpm_edu.networks.text import TextConfig
+from ddpm_edu.training.train import TrainConfig
+from ddpm_edu.networks.unet import UNetConfig
+from ddpm_edu.networks.vae import VAEConfig
 
 COLOURS = {"red": (1., -1., -1.), "green": (-1., 1., -1.), "blue": (-1., -1., 1.), "white": (1., 1., 1.)}
 PLACES = {"top": 1, "bottom": 5}

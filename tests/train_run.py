@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ddpm_edu import Cond, Schedule
-from ddpm_edu.mlp import MLP
-from ddpm_edu.train import TrainConfig, train
+from ddpm_edu.networks.mlp import MLP
+from ddpm_edu.training.train import TrainConfig, train
 
 SCHEDULE = Schedule.linear(100, 1e-3, 0.1)
 

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from ..check import Exercise
+from .check import Exercise
 
 
 def _near(x, centres, radius=0.4):

@@ -1,7 +1,7 @@
 """Exercises of notebook 01, the forward process. Indices into arrays start at 0, as in the exercises' text."""
 import torch
 
-from ..check import Exercise
+from .check import Exercise
 
 BETA = torch.tensor([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4], dtype=torch.float64)  # large, so that mistakes show
 ALPHA_BAR = torch.cumprod(1 - BETA, 0)

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from ..check import Exercise
+from .check import Exercise
 
 
 def _points(n, seed):

@@ -4,9 +4,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..check import Exercise
+from .check import Exercise
 from ..diffusion import noise
-from ..unet import ResBlock, UNet, UNetConfig, timestep_embedding
+from ..networks.unet import ResBlock, UNet, UNetConfig, timestep_embedding
 
 
 def squared_distance(g, d):

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from ..check import Exercise, call
+from .check import Exercise, call
 
 
 def _pictures(seed, n=4):

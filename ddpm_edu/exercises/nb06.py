@@ -1,7 +1,7 @@
 """Exercises of notebook 06: the autoencoder."""
 import torch
 
-from ..check import Exercise
+from .check import Exercise
 
 
 def _normal(*shape, seed=0):

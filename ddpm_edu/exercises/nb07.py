@@ -1,7 +1,7 @@
 """Exercises of notebook 07: latent diffusion."""
 import torch
 
-from ..check import Exercise
+from .check import Exercise
 
 
 def _random(seed, *shape):

@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..check import Exercise
+from .check import Exercise
 
 
 def _joined(symbols, pair):

@@ -4,7 +4,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..check import Exercise
+from .check import Exercise
 
 
 def _random(seed, *shape):

@@ -1,7 +1,7 @@
 """Exercises of notebook 11: Stable Diffusion, opened."""
 import torch
 
-from ..check import Exercise
+from .check import Exercise
 
 
 # ---------------------------------------------------------------- 11.1  parameters of a transformer block

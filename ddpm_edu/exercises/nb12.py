@@ -1,8 +1,8 @@
 """Exercises of notebook 12: SDXL."""
 import torch
 
-from ..check import Exercise
-from ..unet import timestep_embedding
+from .check import Exercise
+from ..networks.unet import timestep_embedding
 
 
 # ---------------------------------------------------------------- 12.1  parameters of a transformer block

@@ -1,7 +1,7 @@
 """Exercises of notebook 14: how fast SDXL can be sampled."""
 import torch
 
-from ..check import Exercise
+from .check import Exercise
 
 
 def _points(*shape, seed):

@@ -2,8 +2,8 @@
 
 SETUP = """
 import numpy as np
-from ddpm_edu import plot
-from ddpm_edu.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Text, Toggle
+from ddpm_edu.show import plot
+from ddpm_edu.show.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Text, Toggle
 x = np.linspace(0, 1, 300)
 rng = np.random.default_rng(0)
 cloud = rng.normal(size=(1500, 2))

@@ -20,7 +20,7 @@ def test_every_widget_of_the_notebook_moves(notebook, lab, page):
     url, root = lab
     shutil.copy(notebook, root)
     open_and_run(page, url, notebook.name, seconds=600)
-    assert page.locator(FOREIGN).count() == 0, "a plain ipywidgets control: use the widgets of ddpm_edu.widgets"
+    assert page.locator(FOREIGN).count() == 0, "a plain ipywidgets control: use the widgets of ddpm_edu.show.widgets"
     widgets = page.locator(".ddpm-widget")
     widgets.first.wait_for()  # every notebook has something to move
     kinds = []

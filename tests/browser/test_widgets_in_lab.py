@@ -251,7 +251,7 @@ STATIC = """async ([code, state, frames]) => {
 
 def test_a_film_needs_no_kernel(page):
     """The film's page code on a stand-in for the saved state: no server, no kernel."""
-    from ddpm_edu.widgets import Film
+    from ddpm_edu.show.widgets import Film
 
     film = Film((np.arange(60)[:, None, None] * 4 + np.zeros((60, 8, 8))).astype(np.uint8), label="brighter", caption="Up.", loop=True)
     state = {name: getattr(film, name) for name in ("shape", "captions", "label", "index", "fps", "scale", "loop", "caption", "error", "alt")}

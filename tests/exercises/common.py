@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from ddpm_edu.check import check
+from ddpm_edu.exercises.check import check
 
 
 def answers(right, wrong, stubs={}):

@@ -2,7 +2,7 @@
 import torch
 from common import answers
 
-from ddpm_edu.unet import TransformerBlock
+from ddpm_edu.networks.unet import TransformerBlock
 
 
 def counted(c, d):

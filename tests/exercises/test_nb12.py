@@ -4,7 +4,7 @@ import math
 import torch
 from common import answers
 
-from ddpm_edu.unet import TransformerBlock
+from ddpm_edu.networks.unet import TransformerBlock
 
 
 def counted(c, d):

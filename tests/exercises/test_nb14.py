@@ -133,7 +133,7 @@ TestAnswers = answers(RIGHT, WRONG)
 def shown():
     """What the cells tagged "records" define, with the few names they take from the cells before."""
     import ddpm_edu
-    from ddpm_edu import plot
+    from ddpm_edu.show import plot
     space = {"json": json, "Path": Path, "ddpm_edu": ddpm_edu, "plot": plot, "BLUE": plot.OKABE_ITO["blue"], "STEP": None, "tera": lambda kernels: 13.52}
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         if "records" in cell.metadata.get("tags", []):

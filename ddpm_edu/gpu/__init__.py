@@ -1,0 +1,11 @@
+"""The same numbers in less time, and 8-bit products. Notebook 14."""
+
+from ..lazy import lazily
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "fast": "speed_up flops FastUNet",
+        "float8": "fp8",
+    },
+)

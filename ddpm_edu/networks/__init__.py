@@ -1,0 +1,24 @@
+"""The networks, one a file: each is a plain nn.Module with a config. Notebooks 02 to 08."""
+
+from ..lazy import lazily
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "mlp": "MLP",
+        "unet": (
+            "UNet UNetConfig SpaceToDepth SD15 SD21 SDXL_BASE SDXL_REFINER timestep_embedding "
+            "ResBlock Attention FeedForward TransformerBlock SpatialTransformer"
+        ),
+        "unet_classic": "ClassicUNet",
+        "vae": "VAE VAEConfig SD_VAE SDXL_VAE kl",
+        "vq": "VectorQuantizer",
+        "text": (
+            "Text TextConfig TextEncoder Tokenizer tokenize clean CLIP_L OPEN_CLIP_H "
+            "OPEN_CLIP_G"
+        ),
+        "tokenizer": "train_tokenizer learn_merges split_words unseen",
+        "clip": "CLIP CLIPConfig contrastive_loss cosines zero_shot retrieval clip_score",
+        "gaussian": "GaussianPrior",
+    },
+)

@@ -1,0 +1,96 @@
+"""What all widgets share: look, caption, error line, note, and the still picture for readers without a kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+
+import anywidget
+import numpy as np
+import traitlets as tr
+
+from .. import plot
+from ...errors import OptionError, ShapeError
+
+
+def static(name: str) -> str:
+    """The text of a file beside this one."""
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+class Widget(anywidget.AnyWidget):
+    """Base of the widgets: caption, error line, and the still picture that goes into the saved notebook."""
+
+    _css = static("widgets.css")
+    caption = tr.Unicode().tag(sync=True)
+    error = tr.Unicode().tag(sync=True)
+    note = tr.Unicode().tag(sync=True)  # the warnings of the last redraw, one a line
+    alt = tr.Unicode().tag(sync=True)
+    drawn = tr.Int(0).tag(sync=True)  # counts pictures: the page draws when it changes
+
+    def still(self) -> bytes:
+        """The widget as it stands, as a PNG."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        return {**data, "text/html": plot.figure_html(self.still(), self.alt, self.caption), "text/plain": f"[widget: {self.alt}]"}, metadata
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Show the warnings issued meanwhile as a note under the picture: after a move in the page nobody would see them."""
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                yield
+            finally:
+                self.note = "\n".join(dict.fromkeys(str(warning.message) for warning in caught))
+
+    def _live(self, redraw: Callable[[], None]) -> None:
+        """Redraw after a move in the page; a failure is shown under the picture instead of vanishing in a log."""
+        try:
+            redraw()
+            self.error = ""
+        except Exception as problem:
+            self.error = ""  # so that the same failure twice is news to the page
+            self.error = f"{type(problem).__name__}: {problem}"
+
+
+def uint8(array, what: str, dims: tuple[int, int]) -> np.ndarray:
+    """A contiguous uint8 array of `dims[0]` axes (grey) or `dims[1]` with 3 at the end (RGB); else ShapeError."""
+    array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    if array.dtype != np.uint8 or array.ndim not in dims or (array.ndim == dims[1] and array.shape[-1] != 3) or 0 in array.shape:
+        raise ShapeError(f"{what}: {array.dtype} of shape {array.shape}. Needed: uint8, {'(N, H, W) or (N, H, W, 3)' if dims[0] == 3 else '(H, W) or (H, W, 3)'}, "
+                         "nothing empty; plot.tile(x) makes it from images in [-1, 1]")
+    return np.ascontiguousarray(array)
+
+
+def zoom(scale: int | None, h: int, w: int) -> int:
+    """Screen pixels a pixel: `scale` if given, else whatever makes an h x w picture about 280 high and at most 860 wide."""
+    if scale is None:
+        return int(np.clip(min(280 // h, 860 // w), 1, 12))
+    if scale < 1:
+        raise OptionError(f"scale is {scale}: it counts screen pixels a pixel, so at least 1")
+    return int(scale)
+
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def freeze(notebook: dict) -> dict:
+    """Leave only the still pictures in a notebook's saved outputs (in place; works on a dict or an nbformat notebook).
+
+    For the files that ship: without a kernel JupyterLab would print "model not found" where a saved widget was. Running the cells
+    brings the widgets back. Progress bars have no still picture and go. Also removes `metadata.widgets`, which makes GitHub refuse
+    a notebook when it is stale.
+    """
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            if "text/html" in output.get("data", {}):
+                output["data"].pop(VIEW, None)
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if VIEW not in output.get("data", {})]
+    return notebook

@@ -1,0 +1,151 @@
+"""Controls above a picture: `SliderPicture` (matplotlib) and `SliderImage` (raw pixels)."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Callable
+
+import numpy as np
+import traitlets as tr
+from PIL import Image
+
+from .. import plot
+from ...errors import OptionError
+from .base import Widget, static, uint8, zoom
+from .controls import Choice, Slider, Text, Toggle, show  # noqa: F401 (the doctests use them)
+
+
+class _Panel(Widget):
+    """Controls above a picture. `position` holds, for every control, the index of its current option (for a Text, the text)."""
+
+    _esm = static("common.js") + static("panel.js")
+    controls = tr.List().tag(sync=True)
+    position = tr.Dict().tag(sync=True, echo_update=False)
+    picture = tr.Bytes().tag(sync=True)
+    shape = tr.List([0, 0, 0]).tag(sync=True)
+    scale = tr.Int(1).tag(sync=True)
+    raw = tr.Bool(False).tag(sync=True)
+    kind = tr.Unicode().tag(sync=True)
+
+    def __init__(self, controls, *, alt, caption, **traits):
+        if not controls:
+            raise OptionError("no control: give at least one Slider, Choice, Toggle or Text")
+        names = [c.name for c in controls]
+        if len(set(names)) < len(names):
+            raise OptionError(f"two controls share a name: {', '.join(names)}. Each name is an argument of your function, so they must differ")
+        for name, text in ("alt", alt), ("caption", caption):
+            if not callable(text):
+                plot.require_text(name, text)
+        self._options = {c.name: c.options() for c in controls}
+        self._words = {"alt": alt, "caption": caption}
+        super().__init__(
+            controls=[{"name": c.name, "label": c.label or c.name, "kind": c.kind, **_page(c, self._options[c.name])} for c in controls],
+            position={c.name: c.start(self._options[c.name]) for c in controls}, **traits)
+        self._redraw()
+        self.observe(lambda change: self._live(self._redraw), "position")
+
+    @property
+    def values(self) -> dict:
+        """The current value of every control."""
+        return {name: options[self.position[name]] for name, options in self._options.items()}
+
+    def move(self, **values) -> None:
+        """Set controls from Python; OptionError for an unknown name or a value that is not one of the control's."""
+        for name, value in values.items():
+            if name not in self._options or value not in self._options[name]:
+                raise OptionError(f"cannot set {name} to {value!r}: the controls are {', '.join(self._options)}, each with its own list of values")
+        self.position = {**self.position, **{name: self._options[name].index(value) for name, value in values.items()}}
+
+    def _redraw(self) -> None:
+        values = self.values
+        with self._noting():
+            picture = self._picture(values)
+            words = {name: text(**values) if callable(text) else text.format(**{k: show(v) for k, v in values.items()}) for name, text in self._words.items()}
+        with self.hold_sync():  # picture, alt text and caption reach the page in one message
+            self.set_trait("picture", picture)
+            self.alt, self.caption = words["alt"], words["caption"]
+            self.drawn += 1
+
+
+def _page(control, options) -> dict:
+    """What the page must know of a control's values."""
+    if isinstance(control, Text):
+        return {"limit": control.limit, "other": control.other or ""}
+    return {"texts": [show(v) for v in options]}
+
+
+def _require_arguments(function, leading: tuple, names) -> None:
+    try:
+        inspect.signature(function).bind(*leading, **dict.fromkeys(names))
+    except TypeError as problem:
+        expected = ", ".join([*("ax" for _ in leading), *names])
+        raise OptionError(f"{getattr(function, '__name__', 'the function')} cannot be called as ({expected}): {problem}. Name its arguments after the controls") from None
+
+
+class SliderPicture(_Panel):
+    """Controls above a matplotlib picture, redrawn by `draw(ax, **values)` on every move.
+
+    draw: gets the Axes (an array of Axes when rows or columns > 1) and one keyword a control. It may return a function
+    `update(**values)`: then the axes are not cleared and later moves call only that, which is quicker.
+    alt, caption: text with {name} for a control's value, or a function of the values. width, height: inches (100 pixels each).
+    Further keywords go to `plt.subplots` (sharey=True ...).
+
+    >>> def draw(ax, t):
+    ...     line, = ax.plot([0, 1], [0, t])
+    ...     ax.set_ylim(0, 9)
+    ...     def update(t):
+    ...         line.set_ydata([0, t])
+    ...     return update
+    >>> widget = SliderPicture(draw, Slider("t", range(10), 3), alt="A line rising to {t}", caption="t = {t}")
+    >>> widget.alt
+    'A line rising to 3'
+    """
+
+    def __init__(self, draw: Callable, *controls, alt, caption, width: float = 7, height: float = 3, rows: int = 1, columns: int = 1, **subplots):
+        _require_arguments(draw, (None,), [c.name for c in controls])
+        self._draw, self._update = draw, None
+        self._fig, self._ax = plot.axes(width, height, rows=rows, columns=columns, **subplots)
+        super().__init__(controls, alt=alt, caption=caption, kind="slider-picture")
+
+    def _picture(self, values: dict) -> bytes:
+        if self._update is not None:
+            self._update(**values)
+        else:
+            for ax in self._fig.axes if self.drawn else ():
+                ax.clear()
+                plot.tidy(ax)
+            update = self._draw(self._ax, **values)
+            self._update = update if callable(update) else None
+        image = plot.pixels(self._fig)
+        self._fig.set_layout_engine("none")  # the layout stays as it is now: working it out again costs 30 ms a picture
+        return plot.png(image)
+
+    def still(self) -> bytes:
+        return plot.small_png(np.asarray(Image.open(io.BytesIO(self.picture)).convert("RGB")))
+
+
+class SliderImage(_Panel):
+    """Controls above raw pixels: `render(**values)` returns uint8 (H, W) or (H, W, 3). No matplotlib, so it is the fast one.
+
+    scale: screen pixels a pixel (default: about 280 high). `plot.tile(batch)` turns images in [-1, 1] into such an array.
+
+    >>> widget = SliderImage(lambda t: np.full((28, 28), t, np.uint8), Slider("t", range(256)), alt="Grey level {t}", caption="Grey.")
+    >>> widget.move(t=200); widget.alt
+    'Grey level 200'
+    """
+
+    def __init__(self, render: Callable, *controls, alt, caption, scale: int | None = None):
+        _require_arguments(render, (), [c.name for c in controls])
+        self._render = render
+        super().__init__(controls, alt=alt, caption=caption, kind="slider-image", raw=True, scale=zoom(scale, 1, 1))
+        self.scale = zoom(scale, *self.shape[:2])
+
+    def _picture(self, values: dict) -> bytes:
+        image = uint8(self._render(**values), "render's picture", (2, 3))
+        self.shape = [*image.shape, 1][:3]
+        return image.tobytes()
+
+    def still(self) -> bytes:
+        h, w, channels = self.shape
+        return plot.small_png(plot.enlarge(np.frombuffer(self.picture, np.uint8).reshape((h, w, 3) if channels == 3 else (h, w)), self.scale))

@@ -1,0 +1,71 @@
+"""How much memory a forward pass takes, found out before it runs: a rehearsal on the meta device.
+
+Tensors on the meta device have shapes and no numbers, so a pass over them costs next to nothing; it allocates what
+the real one would, in the same order, and somebody only has to count.
+"""
+import weakref
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..diffusion import Cond
+
+
+def peak_bytes(run) -> int:
+    """The most bytes alive at once, of all that `run()` allocates on the meta device. No gradients are kept.
+
+    Attention counts as its result alone, as a fused kernel does it, without the (N, N) matrix; what libraries take
+    for themselves (cuDNN's work space, the allocator's rounding) is not counted.
+    """
+    with torch.no_grad(), torch.device("meta"), _FusedAttention(), _Count() as count:
+        run()
+    return count.peak
+
+
+def widest_moment(sd, size, batch: int) -> int:
+    """Bytes of one call of sd.unet on `batch` pictures, or of decoding one in one piece, whichever are more.
+
+    sd: a StableDiffusion on the meta device.  size: (height, width) in pixels.
+    """
+    h, w = (side // sd.vae.factor for side in size)
+    c, like = sd.config.unet, next(sd.unet.parameters())
+    cond = Cond(like.new_empty(batch, 77, c.context), like.new_empty(batch, c.vector) if c.vector else None)
+    x_t, t = like.new_empty(batch, c.in_channels, h, w), like.new_empty(batch)
+    z = next(sd.vae.parameters()).new_empty(1, sd.config.vae.latent, h, w)
+    return max(peak_bytes(lambda: sd.unet(x_t, t, cond)), peak_bytes(lambda: sd.vae.decode(z)))
+
+
+class _Count(TorchDispatchMode):
+    """Adds the bytes of each new storage when an operation returns it, takes them off when it dies."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.is_meta:
+                storage = t.untyped_storage()
+                if id(storage) not in given and storage not in self.seen:  # a view shares its source's storage
+                    self.seen.add(storage)
+                    self._add(storage.nbytes())
+                    weakref.finalize(storage, self._add, -storage.nbytes()).atexit = False
+        return out
+
+    def _add(self, size):
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+class _FusedAttention(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            q, _, v = args[:3]
+            return q.new_empty(*q.shape[:-1], v.shape[-1])
+        return func(*args, **(kwargs or {}))

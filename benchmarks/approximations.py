@@ -9,6 +9,7 @@ picture: a guided step is two. `judge` is the share of digits that a classifier 
 These are errors of this small network; how much a big one minds is for its own pictures to say. The error of 8-bit
 products is in gpu_sampling.py, "throughput": this network has no attention. The last line printed is one JSON object.
 """
+
 import argparse
 import datetime
 import json
@@ -19,12 +20,19 @@ from pathlib import Path
 import torch
 
 from ddpm_edu import SAMPLERS, class_cond, last, noise
-from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.files.checkpoint import load_pretrained
+from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.systems.pipeline import steer
 
-STEPS = {f"{sampler} {steps}": dict(steps=steps, sampler=sampler) for sampler in ("ddim", "heun", "dpmpp_2m", "ipndm") for steps in (5, 10, 20)}
-INTERVALS = {f"t in {low}..{high}": dict(interval=(low, high)) for low, high in ((200, 999), (0, 800), (200, 800), (400, 800))}
+STEPS = {
+    f"{sampler} {steps}": dict(steps=steps, sampler=sampler)
+    for sampler in ("ddim", "heun", "dpmpp_2m", "ipndm")
+    for steps in (5, 10, 20)
+}
+INTERVALS = {
+    f"t in {low}..{high}": dict(interval=(low, high))
+    for low, high in ((200, 999), (0, 800), (200, 800), (400, 800))
+}
 
 
 def draw(trained, x_T, cond, steps=20, sampler="dpmpp_2m", interval=None):
@@ -34,8 +42,13 @@ def draw(trained, x_T, cond, steps=20, sampler="dpmpp_2m", interval=None):
     def counted(x_t, t, cond):
         passes.append(len(x_t) / len(x_T))
         return trained.model(x_t, t, cond)
+
     told = steer(counted, cond, cond.map(torch.zeros_like), 1.7, interval=interval)
-    x = last(SAMPLERS[sampler](told, trained.schedule, x_T, steps, cond, predict=trained.predict, clip=1.0))
+    x = last(
+        SAMPLERS[sampler](
+            told, trained.schedule, x_T, steps, cond, predict=trained.predict, clip=1.0
+        )
+    )
     return x.clamp(-1, 1), sum(passes)
 
 
@@ -43,7 +56,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=40)
     parser.add_argument("--reference", type=int, default=250, help="steps of the reference")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "approximations.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "approximations.json"
+    )
     args = parser.parse_args(argv)
     trained, judge = load_pretrained("mnist"), metrics.load_judge("mnist")
     trained.model.eval().requires_grad_(False)
@@ -55,13 +70,28 @@ def main(argv=None):
     for group, jobs, against in (("steps", STEPS, reference), ("interval", INTERVALS, base)):
         for name, job in jobs.items():
             x, passes = draw(trained, x_T, cond, **job)
-            results[group][name] = {"rms": round((x - against).square().mean().sqrt().item(), 4), "passes": passes,
-                                    "judge": round(metrics.accuracy(judge, x, labels), 3)}
+            results[group][name] = {
+                "rms": round((x - against).square().mean().sqrt().item(), 4),
+                "passes": passes,
+                "judge": round(metrics.accuracy(judge, x, labels), 3),
+            }
             print(f"{group:9} {name:16}", results[group][name], flush=True)
-    result = {"benchmark": "approximations", "reference": {"judge": round(metrics.accuracy(judge, reference, labels), 3), "steps": args.reference},
-              "pictures": args.pictures, **results, "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__,
-              "python": platform.python_version(), "date": datetime.date.today().isoformat(),
-              "command": " ".join(["python benchmarks/approximations.py", *(argv if argv is not None else sys.argv[1:])])}
+    result = {
+        "benchmark": "approximations",
+        "reference": {
+            "judge": round(metrics.accuracy(judge, reference, labels), 3),
+            "steps": args.reference,
+        },
+        "pictures": args.pictures,
+        **results,
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(
+            ["python benchmarks/approximations.py", *(argv if argv is not None else sys.argv[1:])]
+        ),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -6,6 +6,7 @@
 share stands beside it, and CLIP's share among all 1,911 names as `clip_all`. `nearest_is_own`: share whose nearest real emoji, by pixels, is the one that was asked for: all of
 them were in the training, so the model is to remember here, not to invent. Seconds: one "red apple", the best of five, loaded before.
 """
+
 import argparse
 import json
 import platform
@@ -16,15 +17,17 @@ from pathlib import Path
 import torch
 
 from ddpm_edu.cli import grid, write_png
-from ddpm_edu.networks.clip import load_clip, retrieval
-from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.emoji import emoji
-from ddpm_edu.systems.pipeline import draw
+from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.files.load import load
+from ddpm_edu.networks.clip import load_clip, retrieval
+from ddpm_edu.systems.pipeline import draw
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--names", type=int, default=100)
     p.add_argument("--seed", type=int, default=0, help="of the choice of names")
     p.add_argument("--steps", type=int, help="model evaluations (default: the model's own)")
@@ -36,7 +39,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sd, clip, every = load("emoji"), load_clip("emoji_clip"), emoji()
     options = {"steps": args.steps, "guidance": args.guidance, "progress": False}
-    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(args.seed))[:args.names]
+    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(args.seed))[
+        : args.names
+    ]
     real, names = every[chosen][0], every.captions(chosen, args.language)
     drawn = draw(sd, names, seeds=list(range(len(names))), **options)
     everything = every[slice(None)][0]
@@ -47,14 +52,31 @@ def main() -> None:
         draw(sd, "red apple", **options)
         seconds.append(time.perf_counter() - started)
     if args.sheet:
-        write_png(args.sheet, grid(to_uint8(drawn), 10, 1), {"names": names, "seeds": f"0 to {len(names) - 1}"})
+        write_png(
+            args.sheet,
+            grid(to_uint8(drawn), 10, 1),
+            {"names": names, "seeds": f"0 to {len(names) - 1}"},
+        )
     print(", ".join(names))
-    print(json.dumps({
-        "names": args.names, "language": args.language, "steps": args.steps or sd.config.steps, "guidance": args.guidance or sd.config.guidance,
-        "retrieval": retrieval(clip, drawn, names), "retrieval_real": retrieval(clip, real, names),
-        "clip_all_en": retrieval(clip, everything, every.captions()), "clip_all_zh": retrieval(clip, everything, every.captions(language="zh")),
-        "nearest_is_own": (distance.argmin(1) == chosen).double().mean().item(), "red_apple_seconds": round(min(seconds), 3),
-        "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__}))
+    print(
+        json.dumps(
+            {
+                "names": args.names,
+                "language": args.language,
+                "steps": args.steps or sd.config.steps,
+                "guidance": args.guidance or sd.config.guidance,
+                "retrieval": retrieval(clip, drawn, names),
+                "retrieval_real": retrieval(clip, real, names),
+                "clip_all_en": retrieval(clip, everything, every.captions()),
+                "clip_all_zh": retrieval(clip, everything, every.captions(language="zh")),
+                "nearest_is_own": (distance.argmin(1) == chosen).double().mean().item(),
+                "red_apple_seconds": round(min(seconds), 3),
+                "threads": torch.get_num_threads(),
+                "machine": platform.machine(),
+                "torch": torch.__version__,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

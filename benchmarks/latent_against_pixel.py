@@ -9,6 +9,7 @@ that its peak memory is its own: `peak_mb` when training ends, `loaded_mb` just 
 forward pass (the backward one counts twice). Fidelity: what the oracle reads right on prompts, against `ceiling`, the same for
 decoded copies of real test pictures, whose mean PSNR stands beside. The last line printed is one JSON object.
 """
+
 import argparse
 import dataclasses
 import json
@@ -19,19 +20,19 @@ import sys
 import time
 
 import torch
+from ddpm_edu.metrics.frechet.obedience import fidelity
 from torch import nn
 
 from ddpm_edu import Cond, guided, last, noise
+from ddpm_edu.datasets.painted import painted_digits, prompts
 from ddpm_edu.files import load as stable_diffusion
 from ddpm_edu.gpu.fast import flops
-from ddpm_edu.training.latents import encode, encode_texts
 from ddpm_edu.metrics.frechet import load_judge, psnr
-from ddpm_edu.training.minis import PAINTED
-from ddpm_edu.metrics.frechet.obedience import fidelity
-from ddpm_edu.datasets.painted import painted_digits, prompts
-from ddpm_edu.samplers import dpmpp_2m
-from ddpm_edu.training.train import progress, train
 from ddpm_edu.networks.unet import UNet
+from ddpm_edu.samplers import dpmpp_2m
+from ddpm_edu.training.latents import encode, encode_texts
+from ddpm_edu.training.minis import PAINTED
+from ddpm_edu.training.train import progress, train
 
 SIDES = {"latents": 4, "pixels": 3}  # channels
 
@@ -43,7 +44,10 @@ class Pixels:
         captions = pictures.captions()
         known = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
         self.pictures, self.contexts = pictures, encode_texts(sd, list(known))
-        self.row, self.uncond = torch.tensor([known[caption] for caption in captions]), Cond(sd.text.encode([""]).context)
+        self.row, self.uncond = (
+            torch.tensor([known[caption] for caption in captions]),
+            Cond(sd.text.encode([""]).context),
+        )
 
     def __len__(self):
         return len(self.row)
@@ -54,7 +58,7 @@ class Pixels:
 
 def peak_mb():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2 ** 20 if sys.platform == "darwin" else 2 ** 10))
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def one_side(side, seconds, batch, pictures, asked, seed, threads):
@@ -67,7 +71,9 @@ def one_side(side, seconds, batch, pictures, asked, seed, threads):
     unet = UNet(dataclasses.replace(sd.config.unet, in_channels=SIDES[side]))
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
-    config = dataclasses.replace(PAINTED.train_unet, seconds=seconds, batch_size=batch, warmup=10, seed=seed)
+    config = dataclasses.replace(
+        PAINTED.train_unet, seconds=seconds, batch_size=batch, warmup=10, seed=seed
+    )
     loaded, x_0, cond = peak_mb(), *dataset[torch.arange(1)]
     work = 3 * batch * flops(unet, x_0, torch.zeros(1), cond)
     started = time.perf_counter()
@@ -80,12 +86,29 @@ def one_side(side, seconds, batch, pictures, asked, seed, threads):
     started = time.perf_counter()
     for part in torch.arange(asked).split(50):
         context = Cond(encode_texts(sd, [texts[i] for i in part.tolist()]))
-        z = last(dpmpp_2m(model, sd.schedule, noise(shape, part), sd.config.steps, context, predict=config.predict))
+        z = last(
+            dpmpp_2m(
+                model,
+                sd.schedule,
+                noise(shape, part),
+                sd.config.steps,
+                context,
+                predict=config.predict,
+            )
+        )
         drawn.append((sd.vae.from_latent(z) if side == "latents" else z).clamp(-1, 1))
     sampling = time.perf_counter() - started
-    return {"updates": step.step, "seconds_a_step": round(spent / step.step, 4), "gflop_a_step": round(work / 1e9, 2), "encoding_s": round(encoded, 1),
-            "loaded_mb": loaded, "peak_mb": peak, "parameters": sum(p.numel() for p in unet.parameters()),
-            "sampling_s_a_picture": round(sampling / asked, 4), "fidelity": rounded(fidelity(torch.cat(drawn), texts))}
+    return {
+        "updates": step.step,
+        "seconds_a_step": round(spent / step.step, 4),
+        "gflop_a_step": round(work / 1e9, 2),
+        "encoding_s": round(encoded, 1),
+        "loaded_mb": loaded,
+        "peak_mb": peak,
+        "parameters": sum(p.numel() for p in unet.parameters()),
+        "sampling_s_a_picture": round(sampling / asked, 4),
+        "fidelity": rounded(fidelity(torch.cat(drawn), texts)),
+    }
 
 
 def ceiling(n=400):
@@ -93,7 +116,11 @@ def ceiling(n=400):
     vae, judge = stable_diffusion.load("painted").vae, load_judge("mnist")
     x, captions = painted_digits("test", n)[torch.arange(n)]
     y = torch.cat([vae.from_latent(vae.to_latent(part)) for part in x.split(50)]).clamp(-1, 1)
-    return {"psnr": round(psnr(x, y).mean().item(), 2), "decoded_copies": rounded(fidelity(y, captions, judge)), "real_pictures": rounded(fidelity(x, captions, judge))}
+    return {
+        "psnr": round(psnr(x, y).mean().item(), 2),
+        "decoded_copies": rounded(fidelity(y, captions, judge)),
+        "real_pictures": rounded(fidelity(x, captions, judge)),
+    }
 
 
 def rounded(shares):
@@ -103,7 +130,12 @@ def rounded(shares):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120, help="training time of each side")
-    parser.add_argument("--batch", type=int, default=16, help="pictures an update; a step on pixels keeps about 50 MB for each")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=16,
+        help="pictures an update; a step on pixels keeps about 50 MB for each",
+    )
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--asked", type=int, default=200, help="prompts drawn afterwards")
     parser.add_argument("--seed", type=int, default=0)
@@ -113,10 +145,28 @@ if __name__ == "__main__":
     if args.side:
         print(json.dumps(one_side(**vars(args))))
         sys.exit()
-    result = {"benchmark": "latent_against_pixel", **{k: v for k, v in vars(args).items() if k != "side"}}
+    result = {
+        "benchmark": "latent_against_pixel",
+        **{k: v for k, v in vars(args).items() if k != "side"},
+    }
     for side in SIDES:
-        command = [sys.executable, __file__, "--side", side] + [text for k, v in vars(args).items() if k != "side" for text in (f"--{k}", str(v))]
+        command = [sys.executable, __file__, "--side", side] + [
+            text for k, v in vars(args).items() if k != "side" for text in (f"--{k}", str(v))
+        ]
         out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         result[side] = json.loads(out.splitlines()[-1])
-    cost = {k: round(result["pixels"][k] / result["latents"][k], 2) for k in ("seconds_a_step", "gflop_a_step", "peak_mb", "sampling_s_a_picture")}
-    print(json.dumps(result | {"pixels_over_latents": cost, "ceiling": ceiling(), "python": platform.python_version(), "torch": torch.__version__}))
+    cost = {
+        k: round(result["pixels"][k] / result["latents"][k], 2)
+        for k in ("seconds_a_step", "gflop_a_step", "peak_mb", "sampling_s_a_picture")
+    }
+    print(
+        json.dumps(
+            result
+            | {
+                "pixels_over_latents": cost,
+                "ceiling": ceiling(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+            }
+        )
+    )

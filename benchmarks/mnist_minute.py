@@ -6,6 +6,7 @@
 The clock starts before the network is built and stops when training ends; loading the data, the judge and drawing the
 digits are not part of it. Writes images (uint8, N x 28 x 28) and labels; the last line printed is one JSON object.
 """
+
 import argparse
 import dataclasses
 import json
@@ -17,9 +18,9 @@ import torch
 import tqdm.auto  # noqa: F401  its import takes a second that is not training
 
 from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, noise
-from ddpm_edu.metrics import frechet as metrics
-from ddpm_edu.files.checkpoint import load_pretrained
 from ddpm_edu.datasets.images import mnist, to_uint8
+from ddpm_edu.files.checkpoint import load_pretrained
+from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.training.recipes import MINUTE
 from ddpm_edu.training.train import new_optimizer, progress, train
 
@@ -29,16 +30,32 @@ def draw(model, schedule, predict, labels, guidance, steps, sampler, clip):
     parts = []
     for some in torch.arange(len(labels)).split(250):
         x_T, cond = noise((1, 28, 28), some), class_cond(labels[some])
-        parts.append(last(SAMPLERS[sampler](guided(model, guidance), schedule, x_T, steps, cond, predict=predict, clip=clip,
-                                            generator=generators(some + 10 ** 6))))  # other seeds than x_T's
+        parts.append(
+            last(
+                SAMPLERS[sampler](
+                    guided(model, guidance),
+                    schedule,
+                    x_T,
+                    steps,
+                    cond,
+                    predict=predict,
+                    clip=clip,
+                    generator=generators(some + 10**6),
+                )
+            )
+        )  # other seeds than x_T's
     return torch.cat(parts)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60, help="training time; 0 takes the shipped weights")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="training time; 0 takes the shipped weights"
+    )
     parser.add_argument("--save", default="mnist_minute.npz")
-    parser.add_argument("--steps", type=int, default=20, help="model evaluations a digit, at most 20 for the goal")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="model evaluations a digit, at most 20 for the goal"
+    )
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -49,22 +66,37 @@ if __name__ == "__main__":
     if args.seconds:
         started = time.perf_counter()
         model, schedule = MINUTE.model(dataset), MINUTE.schedule()
-        new_optimizer(model, MINUTE.config)  # PyTorch's first optimizer takes a second to import, which is part of the time, too
-        left = args.seconds - (time.perf_counter() - started)  # fitting the Gaussians is part of the time
+        new_optimizer(
+            model, MINUTE.config
+        )  # PyTorch's first optimizer takes a second to import, which is part of the time, too
+        left = args.seconds - (
+            time.perf_counter() - started
+        )  # fitting the Gaussians is part of the time
         config = dataclasses.replace(MINUTE.config, seconds=left)
         for step in progress(train(model, schedule, dataset, config)):
             pass
         trained = time.perf_counter() - started
         model, predict, meta = step.ema, config.predict, dataclasses.asdict(MINUTE)
-        result |= {"trained_s": round(trained, 2), "updates": step.step, "images_per_s": round(step.step * config.batch_size / trained)}
+        result |= {
+            "trained_s": round(trained, 2),
+            "updates": step.step,
+            "images_per_s": round(step.step * config.batch_size / trained),
+        }
     else:
         model, schedule, predict, meta = load_pretrained("mnist")
     guidance = meta["guidance"] if args.guidance is None else args.guidance
 
     labels = torch.arange(10).repeat_interleave(100)
     started = time.perf_counter()
-    x = draw(model.eval(), schedule, predict, labels, guidance, args.steps, meta["sampler"], meta["clip"])
-    result |= {"sampling_s": round(time.perf_counter() - started, 1), "steps": args.steps, "guidance": guidance, "sampler": meta["sampler"]}
+    x = draw(
+        model.eval(), schedule, predict, labels, guidance, args.steps, meta["sampler"], meta["clip"]
+    )
+    result |= {
+        "sampling_s": round(time.perf_counter() - started, 1),
+        "steps": args.steps,
+        "guidance": guidance,
+        "sampler": meta["sampler"],
+    }
     images = to_uint8(x)[:, 0].numpy()
     np.savez_compressed(args.save, images=images, labels=labels.numpy())
 
@@ -74,8 +106,16 @@ if __name__ == "__main__":
     shuffled = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
     drawn = torch.cat([shuffled[test.labels[shuffled] == c][:100] for c in range(10)])
     real = test[drawn][0]
-    result |= {"right": metrics.accuracy(judge, shown, labels), "frechet": round(metrics.frechet_to_real(judge, shown), 3),
-               "real": {"right": metrics.accuracy(judge, real, test.labels[drawn]), "frechet": round(metrics.frechet_to_real(judge, real), 3)},
-               "parameters": sum(p.numel() for p in model.parameters()), "threads": args.threads,
-               "python": platform.python_version(), "torch": torch.__version__}
+    result |= {
+        "right": metrics.accuracy(judge, shown, labels),
+        "frechet": round(metrics.frechet_to_real(judge, shown), 3),
+        "real": {
+            "right": metrics.accuracy(judge, real, test.labels[drawn]),
+            "frechet": round(metrics.frechet_to_real(judge, real), 3),
+        },
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "threads": args.threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     print(json.dumps(result))

@@ -5,23 +5,37 @@
 The last line is one JSON object: the shares of digit, ink, ground, size, place found, of all, and of the same MNIST digits,
 unpainted, that the judge takes for what they are. It needs about a millisecond a picture.
 """
+
 import argparse
 import json
 
-from ddpm_edu.datasets import images as data, painted
-from ddpm_edu.metrics import frechet as metrics, obedience as oracle
+from ddpm_edu.datasets import images as data
+from ddpm_edu.datasets import painted
+from ddpm_edu.metrics import frechet as metrics
+from ddpm_edu.metrics import obedience as oracle
 
 
 def measure(n, split, seed):
-    dataset, real, judge = painted.painted_digits(split, n, seed, held=None), data.mnist(split), metrics.load_judge("mnist")
+    dataset, real, judge = (
+        painted.painted_digits(split, n, seed, held=None),
+        data.mnist(split),
+        metrics.load_judge("mnist"),
+    )
     shares = {}
     for start in range(0, n, 500):
-        images, captions = dataset.images(slice(start, start + 500)), dataset.captions(slice(start, start + 500))
+        images, captions = (
+            dataset.images(slice(start, start + 500)),
+            dataset.captions(slice(start, start + 500)),
+        )
         for name, share in oracle.fidelity(images, captions, judge).items():
             shares[name] = shares.get(name, 0) + share * len(images) / n
     unpainted = real.subset(min(n, len(real)))
-    return {"n": n, "split": split, **{name: round(share, 6) for name, share in shares.items()},
-            "judge_on_unpainted": round(metrics.accuracy(judge, unpainted[:][0], unpainted.labels), 6)}
+    return {
+        "n": n,
+        "split": split,
+        **{name: round(share, 6) for name, share in shares.items()},
+        "judge_on_unpainted": round(metrics.accuracy(judge, unpainted[:][0], unpainted.labels), 6),
+    }
 
 
 if __name__ == "__main__":

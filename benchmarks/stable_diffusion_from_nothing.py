@@ -7,6 +7,7 @@ VAE, CLIP and UNet are trained by `mini.train_mini` on painted digits; the clock
 `--prompts` random captions of combinations seen in training and as many of held-out ones are drawn, and the oracle counts.
 FILE.npz holds images (N, 32, 32, 3) uint8, prompts and seeds, those seen in training first.
 """
+
 import time
 
 STARTED = time.perf_counter()
@@ -18,22 +19,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from ddpm_edu.training import minis
-from ddpm_edu.networks.clip import load_clip, retrieval
-from ddpm_edu.datasets.images import to_uint8
-from ddpm_edu.metrics.frechet import psnr
-from ddpm_edu.training.whole_system import train_mini
 from ddpm_edu.metrics.frechet.obedience import fidelity
+
+from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import painted_digits, prompts
-from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.files.load import load
 from ddpm_edu.files.system_file import save_system
+from ddpm_edu.metrics.frechet import psnr
+from ddpm_edu.networks.clip import load_clip, retrieval
+from ddpm_edu.systems.pipeline import draw
+from ddpm_edu.training import minis
+from ddpm_edu.training.whole_system import train_mini
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seconds", type=float, default=300, help="wall time for all three parts; 0: the shipped system (default: 300)")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--seconds",
+        type=float,
+        default=300,
+        help="wall time for all three parts; 0: the shipped system (default: 300)",
+    )
     p.add_argument("--prompts", type=int, default=500)
     p.add_argument("--seed", type=int, default=0, help="of the prompts")
     p.add_argument("--guidance", type=float, help="(default: the plan's)")
@@ -42,27 +50,57 @@ def main() -> None:
     p.add_argument("--weights", type=Path, help="write the trained system there")
     args = p.parse_args()
 
-    result = {"seconds": args.seconds, "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__}
+    result = {
+        "seconds": args.seconds,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
     if args.seconds:
         trained = train_mini(minis.FIVE_MINUTES, args.seconds - (time.perf_counter() - STARTED))
         sd, clip = trained.sd, trained.clip
-        result |= {"wall": round(time.perf_counter() - STARTED, 1), "updates": {part: trained.record[part]["updates"] for part in ("vae", "clip", "unet")}}
+        result |= {
+            "wall": round(time.perf_counter() - STARTED, 1),
+            "updates": {part: trained.record[part]["updates"] for part in ("vae", "clip", "unet")},
+        }
         if args.weights:
             save_system(args.weights, sd, {**sd.meta, "train": trained.record})
     else:
         sd, clip = load("painted"), load_clip("painted_clip")
     result |= parts(sd, clip)
-    options = {name: getattr(args, name) for name in ("guidance", "steps") if getattr(args, name) is not None}
+    options = {
+        name: getattr(args, name)
+        for name in ("guidance", "steps")
+        if getattr(args, name) is not None
+    }
     drawn = {}
     for name, held in (("seen", False), ("held_out", True)):
         texts, seeds = prompts(args.prompts, args.seed, held), list(range(args.prompts))
         started = time.perf_counter()
-        drawn[name] = torch.cat([draw(sd, texts[k:k + 100], seeds=seeds[k:k + 100], progress=False, **options) for k in range(0, len(texts), 100)]), texts, seeds
+        drawn[name] = (
+            torch.cat(
+                [
+                    draw(
+                        sd, texts[k : k + 100], seeds=seeds[k : k + 100], progress=False, **options
+                    )
+                    for k in range(0, len(texts), 100)
+                ]
+            ),
+            texts,
+            seeds,
+        )
         result[f"{name}_seconds"] = round(time.perf_counter() - started, 1)
-        result[name] = {word: round(share, 4) for word, share in fidelity(drawn[name][0], texts).items()}
+        result[name] = {
+            word: round(share, 4) for word, share in fidelity(drawn[name][0], texts).items()
+        }
     if args.save:
         images, texts, seeds = (sum((list(d[i]) for d in drawn.values()), []) for i in range(3))
-        np.savez_compressed(args.save, images=to_uint8(torch.stack(images)).permute(0, 2, 3, 1).numpy(), prompts=np.array(texts), seeds=np.array(seeds))
+        np.savez_compressed(
+            args.save,
+            images=to_uint8(torch.stack(images)).permute(0, 2, 3, 1).numpy(),
+            prompts=np.array(texts),
+            seeds=np.array(seeds),
+        )
     print(json.dumps(result))
 
 
@@ -72,10 +110,23 @@ def parts(sd, clip) -> dict:
     x, captions = painted_digits("test", 1000)[torch.arange(1000)]
     rest, held = painted_digits("test", 1000, held=True)[torch.arange(1000)]
     y = torch.cat([sd.vae.from_latent(sd.vae.to_latent(part)) for part in x.split(100)])
-    hundreds = [retrieval(clip, x[k:k + 100], captions[k:k + 100]) for k in range(0, 1000, 100)]
-    return {"vae_psnr": round(psnr(x, y).mean().item(), 2), "vae_read": round(fidelity(y, captions)["main"], 4),
-            "clip_top1_of_100": round(float(np.mean(hundreds)), 4),
-            "clip_top1_held_out": round(float(np.mean([retrieval(clip, rest[k:k + 100], held[k:k + 100]) for k in range(0, 1000, 100)])), 4)}
+    hundreds = [retrieval(clip, x[k : k + 100], captions[k : k + 100]) for k in range(0, 1000, 100)]
+    return {
+        "vae_psnr": round(psnr(x, y).mean().item(), 2),
+        "vae_read": round(fidelity(y, captions)["main"], 4),
+        "clip_top1_of_100": round(float(np.mean(hundreds)), 4),
+        "clip_top1_held_out": round(
+            float(
+                np.mean(
+                    [
+                        retrieval(clip, rest[k : k + 100], held[k : k + 100])
+                        for k in range(0, 1000, 100)
+                    ]
+                )
+            ),
+            4,
+        ),
+    }
 
 
 if __name__ == "__main__":

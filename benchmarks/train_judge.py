@@ -6,6 +6,7 @@
 Stochastic gradient descent with Nesterov momentum, one linear warm-up and decay, bfloat16 inside the convolutions.
 The weights are rounded to float16 before anything is measured, so that the figures are those of the file.
 """
+
 import argparse
 import json
 import platform
@@ -59,9 +60,21 @@ def augment_digits(x, generator):
     """A random small rotation, scale, shear and shift of each digit."""
     u = lambda limit: (2 * torch.rand(len(x), generator=generator) - 1) * limit
     angle, scale, shear = u(0.25), 1 + u(0.12), u(0.2)
-    theta = torch.stack([scale * angle.cos(), shear - angle.sin(), u(0.15), angle.sin(), scale * angle.cos(), u(0.15)], 1)
+    theta = torch.stack(
+        [
+            scale * angle.cos(),
+            shear - angle.sin(),
+            u(0.15),
+            angle.sin(),
+            scale * angle.cos(),
+            u(0.15),
+        ],
+        1,
+    )
     grid = F.affine_grid(theta.view(-1, 2, 3), x.shape, align_corners=False)
-    return F.grid_sample(x + 1, grid, align_corners=False) - 1  # beside the picture lies 0, which must be black = -1
+    return (
+        F.grid_sample(x + 1, grid, align_corners=False) - 1
+    )  # beside the picture lies 0, which must be black = -1
 
 
 def augment_photos(x, generator):
@@ -71,18 +84,24 @@ def augment_photos(x, generator):
     rows = torch.randint(9, (b, 1), generator=generator) + torch.arange(h)
     columns = torch.randint(9, (b, 1), generator=generator) + torch.arange(w)
     padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
-    return padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
 
 
 def train(judge, dataset, augment, epochs, lr, seed, batch_size=256):
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(dataset) // batch_size)
     ramp = lambda step: min(step / (0.2 * steps), (steps - step) / (0.8 * steps))
-    optimizer = torch.optim.SGD(judge.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        judge.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, ramp)
     started = time.time()
     for epoch in range(epochs):
-        for index in torch.randperm(len(dataset), generator=generator).split(batch_size)[:len(dataset) // batch_size]:
+        for index in torch.randperm(len(dataset), generator=generator).split(batch_size)[
+            : len(dataset) // batch_size
+        ]:
             x, cond = dataset[index]
             with torch.autocast("cpu", torch.bfloat16):
                 logits = judge(augment(x, generator).contiguous(memory_format=torch.channels_last))
@@ -91,36 +110,73 @@ def train(judge, dataset, augment, epochs, lr, seed, batch_size=256):
             loss.backward()
             optimizer.step()
             scheduler.step()
-        print(f"epoch {epoch + 1}/{epochs}: loss {loss.item():.3f}, {time.time() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{epochs}: loss {loss.item():.3f}, {time.time() - started:.0f} s",
+            flush=True,
+        )
     return time.time() - started
 
 
 def measure(judge, real, test, per_class=100, draws=5):
     """Test accuracy, reference statistics and the distances of real pictures from each other, small sets drawn at random."""
-    features = {name: torch.cat([judge_features(judge, data.from_uint8(images)) for images in part.images.split(5000)])
-                for name, part in dict(train=real, test=test).items()}
+    features = {
+        name: torch.cat(
+            [judge_features(judge, data.from_uint8(images)) for images in part.images.split(5000)]
+        )
+        for name, part in dict(train=real, test=test).items()
+    }
     generator = torch.Generator().manual_seed(0)
 
-    def few_vs(part, split, other):  # at random: the first half of MNIST's test pictures is the easier one
+    def few_vs(
+        part, split, other
+    ):  # at random: the first half of MNIST's test pictures is the easier one
         orders = [torch.randperm(len(part), generator=generator) for _ in range(draws)]
-        drawn = [torch.cat([order[part.labels[order] == label][:per_class] for label in range(part.classes)]) for order in orders]
+        drawn = [
+            torch.cat(
+                [order[part.labels[order] == label][:per_class] for label in range(part.classes)]
+            )
+            for order in orders
+        ]
         return sum(frechet(features[split][index], features[other]) for index in drawn) / draws
+
     figures = dict(
-        test_accuracy=accuracy(judge, data.from_uint8(test.images), test.labels), test_few_vs_train=few_vs(test, "test", "train"),
-        test_few_vs_test=few_vs(test, "test", "test"), train_few_vs_test=few_vs(real, "train", "test"),
-        test_vs_train=frechet(features["test"], features["train"]), per_class=per_class, draws=draws,
-        few_count=per_class * real.classes, train_count=len(real))
-    reference = {f"reference.{split}.{key}": value for split, f in features.items() for key, value in zip(("mean", "cov"), moments(f))}
+        test_accuracy=accuracy(judge, data.from_uint8(test.images), test.labels),
+        test_few_vs_train=few_vs(test, "test", "train"),
+        test_few_vs_test=few_vs(test, "test", "test"),
+        train_few_vs_test=few_vs(real, "train", "test"),
+        test_vs_train=frechet(features["test"], features["train"]),
+        per_class=per_class,
+        draws=draws,
+        few_count=per_class * real.classes,
+        train_count=len(real),
+    )
+    reference = {
+        f"reference.{split}.{key}": value
+        for split, f in features.items()
+        for key, value in zip(("mean", "cov"), moments(f))
+    }
     return figures, reference
 
 
 def hardware(threads):
-    model = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
-    return f"{threads} threads of {model[0] if model else platform.processor() or platform.machine()}"
+    model = (
+        [
+            line.split(":")[1].strip()
+            for line in open("/proc/cpuinfo")
+            if line.startswith("model name")
+        ]
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    return (
+        f"{threads} threads of {model[0] if model else platform.processor() or platform.machine()}"
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=SETTINGS)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -139,19 +195,48 @@ def main():
     exact = accuracy(judge, data.from_uint8(test.images), test.labels)
     judge.half().float()
     figures, reference = measure(judge, real, test)
-    result = dict(benchmark=f"train_judge {args.name}", **figures, test_accuracy_float32=exact, seconds=seconds, epochs=epochs, seed=args.seed,
-                  parameters=sum(p.numel() for p in judge.parameters()), features=settings["model"]["widths"][-1],
-                  hardware=hardware(args.threads), python=platform.python_version(), torch=torch.__version__)
+    result = dict(
+        benchmark=f"train_judge {args.name}",
+        **figures,
+        test_accuracy_float32=exact,
+        seconds=seconds,
+        epochs=epochs,
+        seed=args.seed,
+        parameters=sum(p.numel() for p in judge.parameters()),
+        features=settings["model"]["widths"][-1],
+        hardware=hardware(args.threads),
+        python=platform.python_version(),
+        torch=torch.__version__,
+    )
     if args.save:
         path = args.save / f"{args.name}_judge.safetensors"
         state = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
         save_tensors(path, state | reference, settings["model"])
         result["bytes"] = path.stat().st_size
-        source = {"mnist": ("MNIST", "the 60,000 training digits, slightly turned, scaled, sheared and shifted", "MNIST: see data/README.md."),
-                  "cifar10": ("CIFAR-10", "the 50,000 training pictures, mirrored and shifted", "CIFAR-10: see data/README.md; no picture of it is in the file.")}
+        source = {
+            "mnist": (
+                "MNIST",
+                "the 60,000 training digits, slightly turned, scaled, sheared and shifted",
+                "MNIST: see data/README.md.",
+            ),
+            "cifar10": (
+                "CIFAR-10",
+                "the 50,000 training pictures, mirrored and shifted",
+                "CIFAR-10: see data/README.md; no picture of it is in the file.",
+            ),
+        }
         title, trained_on, source = source[args.name]
         command = f"python benchmarks/train_judge.py {args.name} --epochs {epochs} --seed {args.seed} --threads {args.threads} --save {args.save}"
-        path.with_suffix(".md").write_text(CARD.format(title=title, name=args.name, trained_on=trained_on, source=source, command=command, **result))
+        path.with_suffix(".md").write_text(
+            CARD.format(
+                title=title,
+                name=args.name,
+                trained_on=trained_on,
+                source=source,
+                command=command,
+                **result,
+            )
+        )
     print(json.dumps(result))
 
 

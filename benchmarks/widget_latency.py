@@ -16,10 +16,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "browser"))
 import samples
-from labdriver import CHROMIUM, chromium, film_rate, jupyterlab, latencies, new_page, open_and_run, write_notebook
+from labdriver import (
+    CHROMIUM,
+    chromium,
+    film_rate,
+    jupyterlab,
+    latencies,
+    new_page,
+    open_and_run,
+    write_notebook,
+)
 
 MEASURED = {  # name -> (cell, control)
-    "slider_picture": (samples.SLIDER_PICTURE, "t"), "slider_picture_redraw": (samples.SLIDER_REDRAW, "sigma"), "slider_image": (samples.SLIDER_IMAGE, "t")}
+    "slider_picture": (samples.SLIDER_PICTURE, "t"),
+    "slider_picture_redraw": (samples.SLIDER_REDRAW, "sigma"),
+    "slider_image": (samples.SLIDER_IMAGE, "t"),
+}
 
 
 def main() -> None:
@@ -27,11 +39,23 @@ def main() -> None:
     parser.add_argument("--moves", type=int, default=40)
     moves = parser.parse_args().moves
     if not CHROMIUM:
-        sys.exit("no chromium here: install it (Debian: apt-get install chromium) or set CHROMIUM to its path")
+        sys.exit(
+            "no chromium here: install it (Debian: apt-get install chromium) or set CHROMIUM to its path"
+        )
     result = {"load": round(os.getloadavg()[0], 2), "moves": moves}
-    with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as url, chromium() as browser, new_page(browser) as page:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        jupyterlab(Path(folder)) as url,
+        chromium() as browser,
+        new_page(browser) as page,
+    ):
         result["chromium"] = browser.version
-        write_notebook(Path(folder) / "root" / "timing.ipynb", samples.SETUP, *(cell for cell, _ in MEASURED.values()), samples.FILM)
+        write_notebook(
+            Path(folder) / "root" / "timing.ipynb",
+            samples.SETUP,
+            *(cell for cell, _ in MEASURED.values()),
+            samples.FILM,
+        )
         open_and_run(page, url, "timing.ipynb")
         roots = page.locator(".ddpm-widget")
         roots.nth(len(MEASURED)).wait_for()
@@ -42,7 +66,10 @@ def main() -> None:
             result[f"{name}_min_ms"] = round(times[0], 1)
             result[f"{name}_median_ms"] = round(statistics.median(times), 1)
             result[f"{name}_p95_ms"] = round(times[min(len(times) - 1, int(0.95 * len(times)))], 1)
-            print(f"{name}: median {result[f'{name}_median_ms']} ms, 95 % below {result[f'{name}_p95_ms']} ms", flush=True)
+            print(
+                f"{name}: median {result[f'{name}_median_ms']} ms, 95 % below {result[f'{name}_p95_ms']} ms",
+                flush=True,
+            )
         roots.nth(len(MEASURED)).scroll_into_view_if_needed()
         result["film_fps"] = round(film_rate(roots.nth(len(MEASURED)), 3), 1)
     print(json.dumps(result))

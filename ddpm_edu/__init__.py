@@ -3,6 +3,7 @@
 Start with `schedule.py`, then `diffusion.py` and `samplers.py`; `networks/unet.py` is the network. The names below are
 loaded with the package; the folders are imported when first touched, so that `import ddpm_edu` stays quick.
 """
+
 import importlib
 
 from .diffusion import (
@@ -30,14 +31,46 @@ from .errors import (
     ShapeError,
     TrainingError,
 )
-from .schedule import Schedule
 from .samplers import SAMPLERS
+from .schedule import Schedule
 
 __version__ = "0.1.0"
-_FOLDERS = ("networks", "systems", "files", "training", "datasets", "metrics", "gpu", "show", "exercises")
-__all__ = ["Schedule", "Cond", "Step", "class_cond", "loss", "sample", "ddpm", "guided", "last", "noise", "generators",
-           "spaced_timesteps", "karras_timesteps", "SAMPLERS", "DdpmEduError", "ScheduleError", "ShapeError",
-           "OptionError", "DataError", "CheckpointError", "TrainingError", "SamplingError", "ResourceError"]
+_FOLDERS = (
+    "networks",
+    "systems",
+    "files",
+    "training",
+    "datasets",
+    "metrics",
+    "gpu",
+    "show",
+    "exercises",
+)
+__all__ = [
+    "Schedule",
+    "Cond",
+    "Step",
+    "class_cond",
+    "loss",
+    "sample",
+    "ddpm",
+    "guided",
+    "last",
+    "noise",
+    "generators",
+    "spaced_timesteps",
+    "karras_timesteps",
+    "SAMPLERS",
+    "DdpmEduError",
+    "ScheduleError",
+    "ShapeError",
+    "OptionError",
+    "DataError",
+    "CheckpointError",
+    "TrainingError",
+    "SamplingError",
+    "ResourceError",
+]
 
 
 def __getattr__(name):

@@ -5,20 +5,32 @@ Loops are generators: progress bars, films and early stopping belong to the call
 DDPM = Ho et al. 2020 (arXiv 2006.11239), DDIM = Song et al. 2020 (arXiv 2010.02502),
 guidance = Ho & Salimans 2022 (arXiv 2207.12598).
 """
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import DataError, OptionError, ScheduleError, ShapeError, in_range, known_prediction, whole
+from .errors import (
+    DataError,
+    OptionError,
+    ScheduleError,
+    ShapeError,
+    in_range,
+    known_prediction,
+    whole,
+)
 from .schedule import Schedule
 
 
 class Cond(NamedTuple):
     """What the denoiser is told besides x_t and t. None means nothing of that kind."""
+
     context: Tensor | None = None  # (B, L, D) tokens for cross-attention
-    vector: Tensor | None = None   # (B, V) added to the time embedding: one-hot class, pooled text, sizes
+    vector: Tensor | None = (
+        None  # (B, V) added to the time embedding: one-hot class, pooled text, sizes
+    )
 
     def map(self, f: Callable) -> "Cond":
         """f applied to each part that is there."""
@@ -30,6 +42,7 @@ Denoiser = Callable[[Tensor, Tensor, Cond], Tensor]
 
 class Step(NamedTuple):
     """One step of a sampler: x_t went in at time t, the model saw x0_hat in it, x_prev came out."""
+
     t: float
     x_t: Tensor
     x0_hat: Tensor
@@ -41,14 +54,19 @@ def class_cond(labels, classes: int = 10) -> Cond:
     """Labels (B,) as one-hot rows (B, classes); label -1 is "no class", all zeros. Raises DataError outside -1..classes-1."""
     labels = torch.as_tensor(labels)
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ShapeError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}: pass whole numbers, one a picture, (B,)")
+        raise ShapeError(
+            f"labels have shape {tuple(labels.shape)} and type {labels.dtype}: pass whole numbers, one a picture, (B,)"
+        )
     if len(labels) and not (-1 <= int(labels.min()) and int(labels.max()) < classes):
-        raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} classes: "
-                        f"allowed are 0 to {classes - 1}, and -1 for no class")
+        raise DataError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} classes: "
+            f"allowed are 0 to {classes - 1}, and -1 for no class"
+        )
     return Cond(vector=(labels[:, None] == torch.arange(classes, device=labels.device)).float())
 
 
 # ---------------------------------------------------------------- noise
+
 
 def generators(seeds: Iterable[int]) -> list[torch.Generator]:
     """One CPU generator a picture, so that a picture depends on its own seed and not on the batch around it."""
@@ -58,7 +76,11 @@ def generators(seeds: Iterable[int]) -> list[torch.Generator]:
 def noise(shape: Sequence[int], seeds: Iterable[int]) -> Tensor:
     """Standard normal noise, (len(seeds), *shape) float32, one seed a picture."""
     gens = generators(seeds)
-    return torch.stack([torch.randn(*shape, generator=g) for g in gens]) if gens else torch.empty(0, *shape)
+    return (
+        torch.stack([torch.randn(*shape, generator=g) for g in gens])
+        if gens
+        else torch.empty(0, *shape)
+    )
 
 
 def randn_like(x: Tensor, generator=None) -> Tensor:
@@ -68,8 +90,12 @@ def randn_like(x: Tensor, generator=None) -> Tensor:
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     if isinstance(generator, Sequence):
         if len(generator) != len(x):
-            raise ShapeError(f"{len(generator)} generators for a batch of {len(x)}: pass one a picture")
-        draws = [torch.randn(x.shape[1:], generator=g, dtype=dtype, device=g.device) for g in generator]
+            raise ShapeError(
+                f"{len(generator)} generators for a batch of {len(x)}: pass one a picture"
+            )
+        draws = [
+            torch.randn(x.shape[1:], generator=g, dtype=dtype, device=g.device) for g in generator
+        ]
         return torch.stack(draws).to(x)
     device = "cpu" if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, dtype=dtype, device=device).to(x)
@@ -77,8 +103,19 @@ def randn_like(x: Tensor, generator=None) -> Tensor:
 
 # ---------------------------------------------------------------- training
 
-def loss(model: Denoiser, schedule: Schedule, x_0: Tensor, cond: Cond | None = None, *, t: Tensor | None = None,
-         eps: Tensor | None = None, predict: str = "eps", generator=None, reduction: str = "mean") -> Tensor:
+
+def loss(
+    model: Denoiser,
+    schedule: Schedule,
+    x_0: Tensor,
+    cond: Cond | None = None,
+    *,
+    t: Tensor | None = None,
+    eps: Tensor | None = None,
+    predict: str = "eps",
+    generator=None,
+    reduction: str = "mean",
+) -> Tensor:
     """L_simple = E ||target - model(x_t, t)||^2, mean over all numbers (DDPM eq. 14, Algorithm 1).
 
     x_0: (B, ...). t: (B,) whole numbers, drawn uniformly unless given; eps likewise from N(0, I).
@@ -98,12 +135,15 @@ def loss(model: Denoiser, schedule: Schedule, x_0: Tensor, cond: Cond | None = N
     prediction = model(x_t, t.to(x_0.device), cond or Cond())
     target = schedule.target(x_0, eps, t, predict)
     if prediction.shape != target.shape:
-        raise ShapeError(f"the model returned shape {tuple(prediction.shape)} for x_t of {tuple(x_t.shape)}: they must be equal")
+        raise ShapeError(
+            f"the model returned shape {tuple(prediction.shape)} for x_t of {tuple(x_t.shape)}: they must be equal"
+        )
     squared = (prediction - target) ** 2
     return squared.mean() if reduction == "mean" else squared.flatten(1).mean(1)
 
 
 # ---------------------------------------------------------------- which timesteps to visit
+
 
 def spaced_timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> Tensor:
     """`steps` whole timesteps out of 0..T-1, falling, (steps,) float64.
@@ -118,10 +158,14 @@ def spaced_timesteps(T: int, steps: int, spacing: str = "trailing", offset: int 
         return ((steps - i) * T / steps).round() - 1
     if spacing == "leading":
         first = i.flip(0) * (T // steps)
-        return first + min(offset, T - 1 - int(first[0]))  # 1000 of 1000 steps leave no room to shift
+        return first + min(
+            offset, T - 1 - int(first[0])
+        )  # 1000 of 1000 steps leave no room to shift
     if spacing == "linspace":
         return (i * ((T - 1) / (steps - 1))).round().flip(0) if steps > 1 else i + T - 1
-    raise OptionError(f"spacing = {spacing!r} is not known: choose 'trailing', 'leading' or 'linspace'")
+    raise OptionError(
+        f"spacing = {spacing!r} is not known: choose 'trailing', 'leading' or 'linspace'"
+    )
 
 
 def karras_timesteps(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
@@ -135,7 +179,9 @@ def karras_timesteps(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor
     sigma = (high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)) ** rho
     right = torch.searchsorted(schedule.sigma, sigma).clamp(max=schedule.T - 1)
     left = (right - 1).clamp(min=0)
-    width = (schedule.sigma[right] - schedule.sigma[left]).clamp(min=1e-30)  # right = left at t = 0: nothing to add
+    width = (schedule.sigma[right] - schedule.sigma[left]).clamp(
+        min=1e-30
+    )  # right = left at t = 0: nothing to add
     return left + ((sigma - schedule.sigma[left]) / width).clamp(0, 1)
 
 
@@ -149,42 +195,64 @@ def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, f
         timesteps = spaced_timesteps(schedule.T, timesteps)
     times = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu")
     if times.ndim != 1 or len(times) == 0:
-        raise OptionError(f"timesteps have shape {tuple(times.shape)}: pass a number of steps, or a falling row of at least one time")
+        raise OptionError(
+            f"timesteps have shape {tuple(times.shape)}: pass a number of steps, or a falling row of at least one time"
+        )
     if not (times >= 0).all() or not (times <= schedule.T - 1).all():
-        raise ScheduleError(f"timesteps run from {times.min():g} to {times.max():g}, outside this schedule: allowed are 0 to {schedule.T - 1}")
+        raise ScheduleError(
+            f"timesteps run from {times.min():g} to {times.max():g}, outside this schedule: allowed are 0 to {schedule.T - 1}"
+        )
     path = [*times.tolist(), float(end)]
     if not -1 <= path[-1] or any(a <= b for a, b in zip(path, path[1:])):
-        raise OptionError(f"timesteps must fall strictly and stay above end = {end:g}: sampling goes from noise (large t) to picture "
-                          f"(got {', '.join(f'{t:g}' for t in path[:4])}, ... {path[-2]:g})")
+        raise OptionError(
+            f"timesteps must fall strictly and stay above end = {end:g}: sampling goes from noise (large t) to picture "
+            f"(got {', '.join(f'{t:g}' for t in path[:4])}, ... {path[-2]:g})"
+        )
     return list(zip(path, path[1:]))
 
 
 # ---------------------------------------------------------------- sampling
 
+
 def check_call(x_T: Tensor, cond: Cond | None, predict: str, clip: float | None, generator) -> None:
     """Raise at the call of a sampler what would otherwise come up in the middle of its run."""
     if x_T.ndim == 0 or not x_T.is_floating_point():
-        raise ShapeError(f"x_T has shape {tuple(x_T.shape)} and type {x_T.dtype}: pass a batch of noise as floats, (B, ...)")
+        raise ShapeError(
+            f"x_T has shape {tuple(x_T.shape)} and type {x_T.dtype}: pass a batch of noise as floats, (B, ...)"
+        )
     _check_cond(cond, x_T)
     known_prediction(predict)
     if clip is not None:
         in_range("clip", clip, 0, 1e9, "1 for pictures in [-1, 1], None for none")
     if isinstance(generator, Sequence) and len(generator) != len(x_T):
-        raise ShapeError(f"{len(generator)} generators for a batch of {len(x_T)}: pass one a picture")
+        raise ShapeError(
+            f"{len(generator)} generators for a batch of {len(x_T)}: pass one a picture"
+        )
 
 
 def _check_cond(cond, x):
     if cond is None:
         return
     if not isinstance(cond, Cond):
-        raise OptionError(f"cond is a {type(cond).__name__}: pass a Cond, such as class_cond(labels)")
+        raise OptionError(
+            f"cond is a {type(cond).__name__}: pass a Cond, such as class_cond(labels)"
+        )
     for name, part in zip(Cond._fields, cond):
         if part is not None and len(part) != len(x):
-            raise ShapeError(f"cond.{name} has shape {tuple(part.shape)} for a batch of {len(x)}: pass one row a picture")
+            raise ShapeError(
+                f"cond.{name} has shape {tuple(part.shape)} for a batch of {len(x)}: pass one row a picture"
+            )
 
 
-def evaluate(model: Denoiser, schedule: Schedule, x_t: Tensor, t: float, cond: Cond | None, predict: str,
-             clip: float | None) -> tuple[Tensor, Tensor]:
+def evaluate(
+    model: Denoiser,
+    schedule: Schedule,
+    x_t: Tensor,
+    t: float,
+    cond: Cond | None,
+    predict: str,
+    clip: float | None,
+) -> tuple[Tensor, Tensor]:
     """One call of the model: (x0_hat, eps_hat). With `clip`, x0_hat is held in [-clip, clip] and eps_hat follows it."""
     with torch.no_grad():
         prediction = model(x_t, torch.full((len(x_t),), t, device=x_t.device), cond or Cond())
@@ -195,9 +263,19 @@ def evaluate(model: Denoiser, schedule: Schedule, x_t: Tensor, t: float, cond: C
     return x0_hat, eps
 
 
-def ddpm(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond | None = None, *,
-         variance: str = "small", predict: str = "eps", clip: float | None = None, end: float = -1,
-         generator=None) -> Iterator[Step]:
+def ddpm(
+    model: Denoiser,
+    schedule: Schedule,
+    x_T: Tensor,
+    timesteps,
+    cond: Cond | None = None,
+    *,
+    variance: str = "small",
+    predict: str = "eps",
+    clip: float | None = None,
+    end: float = -1,
+    generator=None,
+) -> Iterator[Step]:
     """Algorithm 2 of DDPM: draw x_{t-1} from the posterior q(x_{t-1} | x_t, x0_hat).
 
     variance "small" is the posterior's own beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), right when the data is
@@ -213,15 +291,31 @@ def ddpm(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond
             x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
             mean, var = schedule.posterior(x0_hat, x, t, t_prev)
             if variance == "large":
-                var = torch.full_like(var, 1 - schedule.alpha_bar_at(t) / schedule.alpha_bar_at(t_prev))
-            x_prev = mean if t_prev < 0 else mean + var.sqrt() * randn_like(x, generator)  # z = 0 at the last step
+                var = torch.full_like(
+                    var, 1 - schedule.alpha_bar_at(t) / schedule.alpha_bar_at(t_prev)
+                )
+            x_prev = (
+                mean if t_prev < 0 else mean + var.sqrt() * randn_like(x, generator)
+            )  # z = 0 at the last step
             yield Step(t, x, x0_hat, eps, x_prev)
             x = x_prev
+
     return steps(x_T)
 
 
-def sample(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond | None = None, *, eta: float = 0.0,
-           predict: str = "eps", clip: float | None = None, end: float = -1, generator=None) -> Iterator[Step]:
+def sample(
+    model: Denoiser,
+    schedule: Schedule,
+    x_T: Tensor,
+    timesteps,
+    cond: Cond | None = None,
+    *,
+    eta: float = 0.0,
+    predict: str = "eps",
+    clip: float | None = None,
+    end: float = -1,
+    generator=None,
+) -> Iterator[Step]:
     """DDIM (eq. 12 and 16): eta = 0 is deterministic, eta = 1 is DDPM with the small variance.
 
     x_prev = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma z,
@@ -239,11 +333,12 @@ def sample(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Co
             x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
             now, before = schedule.alpha_bar_at(t), schedule.alpha_bar_at(t_prev)
             sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)) ** 0.5
-            x_prev = before ** 0.5 * x0_hat + max(1 - before - sigma ** 2, 0.0) ** 0.5 * eps
+            x_prev = before**0.5 * x0_hat + max(1 - before - sigma**2, 0.0) ** 0.5 * eps
             if sigma > 0:
                 x_prev = x_prev + sigma * randn_like(x, generator)
             yield Step(t, x, x0_hat, eps, x_prev)
             x = x_prev
+
     return steps(x_T)
 
 
@@ -253,7 +348,9 @@ def last(steps: Iterable[Step]) -> Tensor:
     for step in steps:
         pass
     if step is None:
-        raise OptionError("the sampler gave no steps: pass a fresh one (a generator can be run only once)")
+        raise OptionError(
+            "the sampler gave no steps: pass a fresh one (a generator can be run only once)"
+        )
     return step.x_prev
 
 
@@ -271,6 +368,7 @@ def guided(model: Denoiser, scale: float, uncond: Cond | None = None) -> Denoise
         both = pair(*(cond or Cond()), *(uncond or Cond()))
         with_cond, without = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return without + scale * (with_cond - without)
+
     return denoise
 
 
@@ -281,7 +379,9 @@ def _beside(name, cond, uncond):
     if uncond is None:
         return torch.cat([cond, torch.zeros_like(cond)])
     if uncond.shape[1:] != cond.shape[1:] or len(uncond) not in (1, len(cond)):
-        raise ShapeError(f"uncond.{name} has shape {tuple(uncond.shape)} but cond.{name} {tuple(cond.shape)}: make them equal")
+        raise ShapeError(
+            f"uncond.{name} has shape {tuple(uncond.shape)} but cond.{name} {tuple(cond.shape)}: make them equal"
+        )
     return torch.cat([cond, uncond.expand_as(cond)])
 
 
@@ -294,9 +394,16 @@ def remembered(f: Callable) -> Callable:
 
     def call(*tensors):
         if torch.is_grad_enabled() or any(x is not None and x.is_inference() for x in tensors):
-            return f(*tensors)  # a graph is good for one backward; inference tensors do not tell when they are written to
+            return f(
+                *tensors
+            )  # a graph is good for one backward; inference tensors do not tell when they are written to
         versions = [x if x is None else x._version for x in tensors]
-        if not memory or memory[1] != versions or any(a is not b for a, b in zip(memory[0], tensors)):
+        if (
+            not memory
+            or memory[1] != versions
+            or any(a is not b for a, b in zip(memory[0], tensors))
+        ):
             memory[:] = tensors, versions, f(*tensors)
         return memory[2]
+
     return call

@@ -1,4 +1,5 @@
 """The errors of this package and the checks that raise them: a message names the thing, the cause and the remedy."""
+
 import math
 
 PREDICTIONS = ("eps", "x_0", "v")
@@ -44,17 +45,23 @@ def in_range(name, value, low, high, hint) -> None:
     """Raise OptionError unless value is a finite number in [low, high]."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and low <= value <= high and value not in (math.inf, -math.inf)):
-        raise OptionError(f"{name} = {value!r:.40} is out of range: pass a number from {low} to {high} ({hint})")
+        raise OptionError(
+            f"{name} = {value!r:.40} is out of range: pass a number from {low} to {high} ({hint})"
+        )
 
 
 def whole(name, value, low, high, hint) -> None:
     """Raise OptionError unless value is a whole number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{name} = {value!r} is not a whole number: pass {low} to {high} ({hint})")
+        raise OptionError(
+            f"{name} = {value!r} is not a whole number: pass {low} to {high} ({hint})"
+        )
     in_range(name, value, low, high, hint)
 
 
 def known_prediction(predict) -> None:
     """Raise OptionError unless `predict` names one of PREDICTIONS."""
     if predict not in PREDICTIONS:
-        raise OptionError(f"predict = {predict!r} is not known: choose one of {', '.join(PREDICTIONS)}")
+        raise OptionError(
+            f"predict = {predict!r} is not known: choose one of {', '.join(PREDICTIONS)}"
+        )

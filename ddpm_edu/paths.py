@@ -1,4 +1,5 @@
 """Where the files that come with the course lie, and how a file is replaced in one stroke."""
+
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from .errors import OptionError
 
 def data_folder() -> Path:
     """The folder that holds `mnist/`, `weights/` and `tokenizer/`: $DDPM_EDU_DATA, or `data/` beside the package."""
-    return Path(os.path.expanduser(os.environ.get("DDPM_EDU_DATA") or Path(__file__).parent.parent / "data"))
+    return Path(
+        os.path.expanduser(os.environ.get("DDPM_EDU_DATA") or Path(__file__).parent.parent / "data")
+    )
 
 
 @contextmanager
@@ -36,5 +39,10 @@ def check_writable(path: Path) -> None:
     """Raise OptionError unless a file can be written at `path`: to be asked before the hours of training, not after."""
     folder, is_folder = Path(path).absolute().parent, os.path.isdir
     if is_folder(path) or not is_folder(folder) or not os.access(folder, os.W_OK):
-        cause = "is a folder" if is_folder(path) else f"lies in {folder}, " + ("which cannot be written to" if is_folder(folder) else "which does not exist")
+        cause = (
+            "is a folder"
+            if is_folder(path)
+            else f"lies in {folder}, "
+            + ("which cannot be written to" if is_folder(folder) else "which does not exist")
+        )
         raise OptionError(f"{path} {cause}: name another file, or make the folder first")

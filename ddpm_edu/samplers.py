@@ -4,6 +4,7 @@ All have the signature of `diffusion.sample` and the same coordinates: x_t as DD
 Inside, x_bar = x_t / sqrt(alpha_bar_t) = x_0 + sigma eps obeys d x_bar / d sigma = eps(x_t, t) (DDIM eq. 14),
 so each solver is a rule for one step in sigma. k-diffusion's coordinates are these x_bar.
 """
+
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,8 +12,7 @@ from functools import partial
 from torch import Tensor
 
 from .diffusion import Cond, Denoiser, Step, check_call, ddpm, evaluate, randn_like, sample, visit
-from .errors import in_range, whole
-from .errors import OptionError
+from .errors import OptionError, in_range, whole
 from .schedule import Schedule
 
 
@@ -22,30 +22,56 @@ def _solver(rule: Callable) -> Callable:
     rule(x_bar, sigma, sigma_next, eps, again, noise, memory, **options) -> x_bar at sigma_next, where
     again(x_bar, t) is one more model call, noise() a fresh N(0, I), memory a list that lives as long as the run.
     """
-    def sampler(model: Denoiser, schedule: Schedule, x_T: Tensor, timesteps, cond: Cond | None = None, *,
-                predict: str = "eps", clip: float | None = None, end: float = -1, generator=None, **options) -> Iterator[Step]:
+
+    def sampler(
+        model: Denoiser,
+        schedule: Schedule,
+        x_T: Tensor,
+        timesteps,
+        cond: Cond | None = None,
+        *,
+        predict: str = "eps",
+        clip: float | None = None,
+        end: float = -1,
+        generator=None,
+        **options,
+    ) -> Iterator[Step]:
         path = visit(schedule, timesteps, end)
         check_call(x_T, cond, predict, clip, generator)
         known = rule.__kwdefaults__ or {}
         for name, value in options.items():
             if name not in known:
-                raise OptionError(f"{rule.__name__} has no option {name}: it knows {', '.join(known) or 'none'} besides those of sample()")
+                raise OptionError(
+                    f"{rule.__name__} has no option {name}: it knows {', '.join(known) or 'none'} besides those of sample()"
+                )
             check, *limits = RANGES[name]
             check(name, value, *limits)
 
         def call(x_bar, t):
-            return evaluate(model, schedule, x_bar * schedule.alpha_bar_at(t) ** 0.5, t, cond, predict, clip)[1]
+            return evaluate(
+                model, schedule, x_bar * schedule.alpha_bar_at(t) ** 0.5, t, cond, predict, clip
+            )[1]
 
         def steps(x):
             memory = []
             for t, t_prev in path:
                 x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
-                x_bar = rule(x / schedule.alpha_bar_at(t) ** 0.5, schedule.sigma_at(t), schedule.sigma_at(t_prev), eps,
-                             partial(call, t=t_prev), partial(randn_like, x, generator), memory, **options)
+                x_bar = rule(
+                    x / schedule.alpha_bar_at(t) ** 0.5,
+                    schedule.sigma_at(t),
+                    schedule.sigma_at(t_prev),
+                    eps,
+                    partial(call, t=t_prev),
+                    partial(randn_like, x, generator),
+                    memory,
+                    **options,
+                )
                 x_prev = x_bar * schedule.alpha_bar_at(t_prev) ** 0.5
                 yield Step(t, x, x0_hat, eps, x_prev)
                 x = x_prev
+
         return steps(x_T)
+
     sampler.__name__, sampler.__doc__ = rule.__name__, rule.__doc__
     return sampler
 
@@ -62,8 +88,8 @@ def euler_ancestral(x_bar, sigma, sigma_next, eps, again, noise, memory, *, eta=
 
     sigma_up = eta sqrt(sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2): eta = 1 keeps the marginals as DDPM does.
     """
-    sigma_up = min(sigma_next, eta * (sigma_next ** 2 * (sigma ** 2 - sigma_next ** 2) / sigma ** 2) ** 0.5)
-    sigma_down = (sigma_next ** 2 - sigma_up ** 2) ** 0.5
+    sigma_up = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
+    sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
     x_bar = x_bar + (sigma_down - sigma) * eps
     return x_bar + sigma_up * noise() if sigma_up > 0 else x_bar
 
@@ -110,9 +136,23 @@ def ipndm(x_bar, sigma, sigma_next, eps, again, noise, memory, *, order=4):
     return x_bar + (sigma_next - sigma) * slope
 
 
-ADAMS_BASHFORTH = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
-RANGES = {"eta": (in_range, 0, 1, "0 is Euler, 1 adds as much noise as DDPM"), "order": (whole, 1, 4, "number of slopes combined")}
+ADAMS_BASHFORTH = {
+    1: (1,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+RANGES = {
+    "eta": (in_range, 0, 1, "0 is Euler, 1 adds as much noise as DDPM"),
+    "order": (whole, 1, 4, "number of slopes combined"),
+}
 
 SAMPLERS: dict[str, Callable] = {
-    "ddpm": ddpm, "ddim": sample, "euler": euler, "euler_ancestral": euler_ancestral,
-    "heun": heun, "dpmpp_2m": dpmpp_2m, "ipndm": ipndm}
+    "ddpm": ddpm,
+    "ddim": sample,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "ipndm": ipndm,
+}

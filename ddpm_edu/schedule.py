@@ -4,6 +4,7 @@ Papers count t = 1..T. In code t = 0..T-1 indexes the arrays, so code t is the p
 t = -1 is the clean picture (alpha_bar = 1). References: DDPM = Ho et al. 2020 (arXiv 2006.11239),
 iDDPM = Nichol & Dhariwal 2021 (arXiv 2102.09672), v = Salimans & Ho 2022 (arXiv 2202.00512).
 """
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,23 +20,30 @@ class Schedule:
 
     beta: (T,) tensor, every value strictly between 0 and 1, alpha_bar above 0 to the end. Raises ScheduleError otherwise.
     """
+
     beta: Tensor
 
     def __post_init__(self):
         beta = torch.as_tensor(self.beta)
         if beta.ndim != 1 or len(beta) == 0:
-            raise ScheduleError(f"beta has shape {tuple(beta.shape)}, but a schedule is one row of T numbers: pass (T,)")
+            raise ScheduleError(
+                f"beta has shape {tuple(beta.shape)}, but a schedule is one row of T numbers: pass (T,)"
+            )
         beta = beta.detach().to("cpu", torch.float64).clone()
         bad = ~((beta > 0) & (beta < 1))  # written so that NaN is bad too
         if bad.any():
             t = int(bad.nonzero()[0])
-            raise ScheduleError(f"beta[{t}] = {beta[t].item():g} is not between 0 and 1 (both excluded): beta is the "
-                                "variance of the noise added in one step, choose a value such as 0.02")
+            raise ScheduleError(
+                f"beta[{t}] = {beta[t].item():g} is not between 0 and 1 (both excluded): beta is the "
+                "variance of the noise added in one step, choose a value such as 0.02"
+            )
         object.__setattr__(self, "beta", beta)
         if self.alpha_bar[-1] < 1e-300:  # sigma would be infinite, and x0_hat 0 / 0
             t = int((self.alpha_bar < 1e-300).nonzero()[0])
-            raise ScheduleError(f"alpha_bar reaches 0 at t = {t}: beta is so large that nothing of the picture is left long before "
-                                f"T = {len(beta)}; choose a smaller beta or fewer steps")
+            raise ScheduleError(
+                f"alpha_bar reaches 0 at t = {t}: beta is so large that nothing of the picture is left long before "
+                f"T = {len(beta)}; choose a smaller beta or fewer steps"
+            )
 
     @classmethod
     def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02) -> "Schedule":
@@ -46,8 +54,10 @@ class Schedule:
     def sqrt_linear(cls, T: int = 1000, start: float = 0.00085, end: float = 0.012) -> "Schedule":
         """sqrt(beta) rises on a straight line: the schedule of Stable Diffusion, where it is called "linear"."""
         if not (0 < start < 1 and 0 < end < 1):
-            raise ScheduleError(f"beta from {start:g} to {end:g}: both ends must lie between 0 and 1, such as 0.00085 and 0.012")
-        return cls(torch.linspace(start ** 0.5, end ** 0.5, _count(T), dtype=torch.float64) ** 2)
+            raise ScheduleError(
+                f"beta from {start:g} to {end:g}: both ends must lie between 0 and 1, such as 0.00085 and 0.012"
+            )
+        return cls(torch.linspace(start**0.5, end**0.5, _count(T), dtype=torch.float64) ** 2)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> "Schedule":
@@ -61,13 +71,17 @@ class Schedule:
         """The schedule with these alpha_bar, (T,), strictly falling inside (0, 1): beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}."""
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) == 0:
-            raise ScheduleError(f"alpha_bar has shape {tuple(alpha_bar.shape)}: pass one row of T numbers, (T,)")
+            raise ScheduleError(
+                f"alpha_bar has shape {tuple(alpha_bar.shape)}: pass one row of T numbers, (T,)"
+            )
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
         bad = ~((alpha_bar > 0) & (alpha_bar < previous))
         if bad.any():
             t = int(bad.nonzero()[0])
-            raise ScheduleError(f"alpha_bar[{t}] = {alpha_bar[t].item():g} does not decrease from {previous[t].item():g} "
-                                "(or is not above 0): each step adds noise, so alpha_bar must fall, from below 1, and stay positive")
+            raise ScheduleError(
+                f"alpha_bar[{t}] = {alpha_bar[t].item():g} does not decrease from {previous[t].item():g} "
+                "(or is not above 0): each step adds noise, so alpha_bar must fall, from below 1, and stay positive"
+            )
         return cls(1 - alpha_bar / previous)
 
     @property
@@ -98,19 +112,21 @@ class Schedule:
     @cached_property
     def sigma(self) -> Tensor:
         """Noise per unit of signal, sqrt((1 - alpha_bar_t) / alpha_bar_t), (T,): the x-axis of Euler and Heun."""
-        return self.snr ** -0.5
+        return self.snr**-0.5
 
     def alpha_bar_at(self, t: float) -> float:
         """alpha_bar at any time in [-1, T-1]: 1 at t = -1 (clean); between two steps sigma is interpolated linearly."""
         t = float(t)
         if not -1 <= t <= self.T - 1:
-            raise ScheduleError(f"t = {t:g} lies outside this schedule: t runs from 0 to {self.T - 1} (and -1 means clean)")
+            raise ScheduleError(
+                f"t = {t:g} lies outside this schedule: t runs from 0 to {self.T - 1} (and -1 means clean)"
+            )
         low = int(t // 1)
         if t == low:
             return 1.0 if low < 0 else self.alpha_bar[low].item()
         below = 0.0 if low < 0 else self.sigma[low].item()
         sigma = below + (t - low) * (self.sigma[low + 1].item() - below)
-        return 1 / (1 + sigma ** 2)
+        return 1 / (1 + sigma**2)
 
     def sigma_at(self, t: float) -> float:
         """sigma at any time in [-1, T-1]; 0 at t = -1."""
@@ -119,7 +135,10 @@ class Schedule:
     def q_step(self, x_prev: Tensor, t, eps: Tensor) -> Tensor:
         """One step of the chain, x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps (DDPM eq. 2). Shapes as q_sample."""
         _same_shape("x_{t-1}", x_prev, "eps", eps)
-        return self._at(self.alpha.sqrt(), t, x_prev) * x_prev + self._at(self.beta.sqrt(), t, x_prev) * eps
+        return (
+            self._at(self.alpha.sqrt(), t, x_prev) * x_prev
+            + self._at(self.beta.sqrt(), t, x_prev) * eps
+        )
 
     def q_sample(self, x_0: Tensor, t, eps: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: any t in one jump (DDPM eq. 4).
@@ -131,7 +150,9 @@ class Schedule:
         signal, scale = self._signal_noise(self._whole(t), x_0)
         return signal * x_0 + scale * eps
 
-    def posterior(self, x_0: Tensor, x_t: Tensor, t, t_prev: float | None = None) -> tuple[Tensor, Tensor]:
+    def posterior(
+        self, x_0: Tensor, x_t: Tensor, t, t_prev: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 6 and 7). The variance broadcasts over the mean.
 
         mean = [sqrt(alpha_bar_{t-1}) beta_t x_0 + sqrt(alpha_t) (1 - alpha_bar_{t-1}) x_t] / (1 - alpha_bar_t)
@@ -144,12 +165,21 @@ class Schedule:
             now, before, at = self.alpha_bar, self.alpha_bar_prev, lambda c: self._at(c, t, x_0)
         else:
             if not float(t_prev) < float(t):
-                raise ScheduleError(f"t_prev = {t_prev:g} is not earlier than t = {t:g}: the posterior goes from noise to picture, so t_prev < t")
-            now, before = (torch.tensor(self.alpha_bar_at(s), dtype=torch.float64) for s in (t, t_prev))
-            at = lambda c: c.to(x_0.dtype)  # one number, left on the CPU: as a factor it reaches a GPU without a wait
+                raise ScheduleError(
+                    f"t_prev = {t_prev:g} is not earlier than t = {t:g}: the posterior goes from noise to picture, so t_prev < t"
+                )
+            now, before = (
+                torch.tensor(self.alpha_bar_at(s), dtype=torch.float64) for s in (t, t_prev)
+            )
+            at = lambda c: c.to(
+                x_0.dtype
+            )  # one number, left on the CPU: as a factor it reaches a GPU without a wait
         alpha = now / before
         beta = 1 - alpha
-        mean = at(before.sqrt() * beta / (1 - now)) * x_0 + at(alpha.sqrt() * (1 - before) / (1 - now)) * x_t
+        mean = (
+            at(before.sqrt() * beta / (1 - now)) * x_0
+            + at(alpha.sqrt() * (1 - before) / (1 - now)) * x_t
+        )
         return mean, at(beta * (1 - before) / (1 - now))
 
     def target(self, x_0: Tensor, eps: Tensor, t, predict: str = "eps") -> Tensor:
@@ -158,7 +188,9 @@ class Schedule:
         c_0, c_eps = _coefficients(predict, *self._signal_noise(self._whole(t), x_0))
         return c_0 * x_0 + c_eps * eps
 
-    def split(self, x_t: Tensor, prediction: Tensor, t, predict: str = "eps") -> tuple[Tensor, Tensor]:
+    def split(
+        self, x_t: Tensor, prediction: Tensor, t, predict: str = "eps"
+    ) -> tuple[Tensor, Tensor]:
         """(x0_hat, eps_hat) from x_t and the network's prediction: two equations, two unknowns.
 
         x_t = s x_0 + n eps and prediction = c_0 x_0 + c_eps eps, with s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t).
@@ -173,24 +205,32 @@ class Schedule:
     def _signal_noise(self, t, x):
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t): floats for a number t, (B, 1, ...) tensors for a tensor t."""
         if isinstance(t, Tensor) and t.ndim > 0:
-            return self._at(self.alpha_bar.sqrt(), t, x), self._at((1 - self.alpha_bar).sqrt(), t, x)
+            return self._at(self.alpha_bar.sqrt(), t, x), self._at(
+                (1 - self.alpha_bar).sqrt(), t, x
+            )
         alpha_bar = self.alpha_bar_at(t)
-        return alpha_bar ** 0.5, (1 - alpha_bar) ** 0.5
+        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
 
     def _whole(self, t):
         """t itself, after checking that it holds steps of the schedule only: whole, 0 to T-1."""
         times = torch.as_tensor(t, device="cpu")
         if times.is_floating_point() and bool((times != times.floor()).any()):  # NaN too
-            raise ScheduleError(f"t = {times.tolist()} is not whole: this formula needs a step of the schedule, 0 to {self.T - 1}")
+            raise ScheduleError(
+                f"t = {times.tolist()} is not whole: this formula needs a step of the schedule, 0 to {self.T - 1}"
+            )
         if times.numel() and not (0 <= times.min() and times.max() < self.T):
-            raise ScheduleError(f"t runs from {times.min():g} to {times.max():g}, outside this schedule: allowed are 0 to {self.T - 1}")
+            raise ScheduleError(
+                f"t runs from {times.min():g} to {times.max():g}, outside this schedule: allowed are 0 to {self.T - 1}"
+            )
         return t
 
     def _at(self, values: Tensor, t, x: Tensor) -> Tensor:
         """values[t] in the type of x, shaped (B, 1, ..., 1), after checking t."""
         t = torch.as_tensor(self._whole(t), device="cpu")
         if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):
-            raise ShapeError(f"t has shape {tuple(t.shape)} for a batch of {len(x)}: pass one number, or one a picture, ({len(x)},)")
+            raise ShapeError(
+                f"t has shape {tuple(t.shape)} for a batch of {len(x)}: pass one number, or one a picture, ({len(x)},)"
+            )
         return values[t.long()].to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -202,12 +242,18 @@ def _coefficients(predict, s, n):
 
 def _count(T) -> int:
     if isinstance(T, bool) or not isinstance(T, int) or T < 1:
-        raise ScheduleError(f"T = {T!r} is not a number of steps: pass a whole number of at least 1, such as 1000")
+        raise ScheduleError(
+            f"T = {T!r} is not a number of steps: pass a whole number of at least 1, such as 1000"
+        )
     return T
 
 
 def _same_shape(name_a, a, name_b, b):
     if a.shape != b.shape:
-        raise ShapeError(f"{name_a} has shape {tuple(a.shape)} but {name_b} has {tuple(b.shape)}: they must be equal")
+        raise ShapeError(
+            f"{name_a} has shape {tuple(a.shape)} but {name_b} has {tuple(b.shape)}: they must be equal"
+        )
     if not a.is_floating_point():  # sqrt(alpha_bar) as a whole number is 0
-        raise ShapeError(f"{name_a} holds whole numbers ({a.dtype}): scale pictures to floats in [-1, 1] first")
+        raise ShapeError(
+            f"{name_a} holds whole numbers ({a.dtype}): scale pictures to floats in [-1, 1] first"
+        )

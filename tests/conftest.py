@@ -2,5 +2,7 @@
 
 import os
 
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # set before anything imports torch; programs that a test starts see it too
+if workers := os.environ.get(
+    "PYTEST_XDIST_WORKER_COUNT"
+):  # set before anything imports torch; programs that a test starts see it too
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // int(workers))))

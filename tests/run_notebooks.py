@@ -4,6 +4,7 @@ They run in a copy, so nothing in notebooks/ changes, and their kernels see an e
 test (nbval; the cells tagged nbval-check-output must print what is stored). The exit status is pytest's, or 1 where a
 notebook took more memory than a learner may be asked for.
 """
+
 import contextlib
 import os
 import shutil
@@ -15,15 +16,17 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-GOAL_SECONDS = 90       # on two cores; only marked when missed, as machines differ
-LIMIT_MB = 3 * 1024     # enforced
+GOAL_SECONDS = 90  # on two cores; only marked when missed, as machines differ
+LIMIT_MB = 3 * 1024  # enforced
 
 
 def peak_mb(pid):
     """The most memory process `pid` has held so far, in MB; where the system keeps no peak, what it holds now."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+        return next(
+            int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")
+        )
     except OSError:
         memory = psutil.Process(pid).memory_info()
         return getattr(memory, "peak_wset", memory.rss) / 2**20
@@ -43,7 +46,10 @@ class Costs:
     def pytest_runtest_teardown(self, item):
         try:  # the kernel stops with the last cell's teardown, so look before
             peak = peak_mb(item.parent.kernel.km.provisioner.pid)
-        except (AttributeError, psutil.Error):  # it never started, or it died; the cell has failed by itself
+        except (
+            AttributeError,
+            psutil.Error,
+        ):  # it never started, or it died; the cell has failed by itself
             return
         notebook = item.nodeid.split("::")[0]
         self.mb[notebook] = max(self.mb.get(notebook, 0), peak)
@@ -69,14 +75,29 @@ def main(wanted, folder=ROOT / "notebooks"):
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch, "notebooks")
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-        notebooks = sorted(path for path in copy.glob("*.ipynb")
-                           if not wanted or path.name.startswith(tuple(wanted)))
+        notebooks = sorted(
+            path
+            for path in copy.glob("*.ipynb")
+            if not wanted or path.name.startswith(tuple(wanted))
+        )
         if not notebooks:
-            print(f"no notebook in {folder} starts with {' or '.join(wanted) or 'anything'}", file=sys.stderr)
+            print(
+                f"no notebook in {folder} starts with {' or '.join(wanted) or 'anything'}",
+                file=sys.stderr,
+            )
             return pytest.ExitCode.USAGE_ERROR
         os.environ["IPYTHONDIR"] = str(Path(scratch, "ipython"))
-        options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider",
-                   "-c", str(ROOT / "pyproject.toml"), "--rootdir", scratch]
+        options = [
+            "--nbval-lax",
+            "--nbval-current-env",
+            "--nbval-cell-timeout=120",
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            str(ROOT / "pyproject.toml"),
+            "--rootdir",
+            scratch,
+        ]
         with contextlib.chdir(scratch):
             return pytest.main([*options, *map(str, notebooks)], plugins=[Costs()])
 

@@ -3,6 +3,7 @@ moment, read it once more; many times.
 
     python save_and_die.py FOLDER ROUNDS        last line: one JSON object {"loaded": ..., "interrupted": ...}
 """
+
 import json
 import os
 import random
@@ -21,7 +22,9 @@ path = folder / "run.safetensors"
 
 
 def state(k):
-    return {f"w{i}": torch.full((200_000,), float(k)) for i in range(4)}  # 3 MB: long enough to be hit in the middle
+    return {
+        f"w{i}": torch.full((200_000,), float(k)) for i in range(4)
+    }  # 3 MB: long enough to be hit in the middle
 
 
 def save_forever(k):
@@ -35,7 +38,11 @@ def read(last, alone):
     metadata may be one save older than the tensors: safetensors opens the file once for each."""
     tensors, meta = load_tensors(path)
     k = int(tensors["w0"][0])
-    assert k >= last and all((t == k).all() for t in tensors.values()) and (meta["k"] == k or not alone), (last, k, meta)
+    assert (
+        k >= last
+        and all((t == k).all() for t in tensors.values())
+        and (meta["k"] == k or not alone)
+    ), (last, k, meta)
     return k
 
 
@@ -58,4 +65,6 @@ for _ in range(rounds):
         _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the child ended by itself: saving failed"
     last, loaded = read(last, alone=True), loaded + 1
-print(json.dumps({"loaded": loaded, "saves": last, "interrupted": len(list(folder.glob("*.part")))}))
+print(
+    json.dumps({"loaded": loaded, "saves": last, "interrupted": len(list(folder.glob("*.part")))})
+)

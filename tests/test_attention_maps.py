@@ -1,16 +1,33 @@
 """Attention maps: nothing changes by recording, the maps are the real attention, they sum to one, and words find their tokens."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import refuses
 
 from ddpm_edu import Cond, OptionError
-from ddpm_edu.systems.attention_maps import AttentionMap, attention_weights, recording, token_words, word_maps
 from ddpm_edu.networks.text import tokenize
-from ddpm_edu.networks.unet import Attention, UNet, UNetConfig
 from ddpm_edu.networks.tokenizer import train_tokenizer
+from ddpm_edu.networks.unet import Attention, UNet, UNetConfig
+from ddpm_edu.systems.attention_maps import (
+    AttentionMap,
+    attention_weights,
+    recording,
+    token_words,
+    word_maps,
+)
 
-CONFIG = UNetConfig(in_channels=3, channels=8, mult=(1, 2), depth=(0, 1), middle=2, heads=(1, 2), context=6, blocks=1, groups=4)
+CONFIG = UNetConfig(
+    in_channels=3,
+    channels=8,
+    mult=(1, 2),
+    depth=(0, 1),
+    middle=2,
+    heads=(1, 2),
+    context=6,
+    blocks=1,
+    groups=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +38,7 @@ def unet():
 
 def inputs(b=2, h=8, w=12, tokens=5):
     torch.manual_seed(1)
-    return torch.randn(b, 3, h, w), torch.full((b,), 7.), Cond(torch.randn(b, tokens, 6))
+    return torch.randn(b, 3, h, w), torch.full((b,), 7.0), Cond(torch.randn(b, tokens, 6))
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -31,7 +48,9 @@ def test_weights_times_values_is_the_attention(heads):
     weights = attention_weights(attention, x, context)
     assert weights.shape == (2, heads, 9, 5)
     v = attention.v(context).unflatten(-1, (heads, -1)).transpose(1, 2)
-    torch.testing.assert_close(attention.out((weights @ v).transpose(1, 2).flatten(2)), attention(x, context))
+    torch.testing.assert_close(
+        attention.out((weights @ v).transpose(1, 2).flatten(2)), attention(x, context)
+    )
 
 
 def test_recording_changes_nothing_and_leaves_nothing(unet):
@@ -57,7 +76,11 @@ def test_every_cross_attention_of_every_pass(unet):
     with recording(unet) as maps:
         unet(x, t, cond)
         unet(x.transpose(2, 3), t, cond)
-    assert len(maps) == 2 * 5 and len({m.layer for m in maps}) == 5 and [m.layer for m in maps[:5]] == [m.layer for m in maps[5:]]
+    assert (
+        len(maps) == 2 * 5
+        and len({m.layer for m in maps}) == 5
+        and [m.layer for m in maps[:5]] == [m.layer for m in maps[5:]]
+    )
     assert {m.size for m in maps[:5]} == {(4, 6)} and {m.size for m in maps[5:]} == {(6, 4)}
     for m in maps:
         assert m.weights.shape == (2, 24, 5) and isinstance(unet.get_submodule(m.layer), Attention)
@@ -82,15 +105,17 @@ def test_a_map_is_of_its_layers_own_inputs(unet):
 
 def test_word_maps_by_hand():
     """Token 0 is looked at from the left half alone, token 1 from the right one; a second layer is finer and even."""
-    left = torch.tensor([[1., 0], [0, 1], [1, 0], [0, 1]])[None]             # 2 x 2 grid, row by row
-    even = torch.full((1, 8, 2), 0.5)                                         # 2 x 4 grid
+    left = torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]])[None]  # 2 x 2 grid, row by row
+    even = torch.full((1, 8, 2), 0.5)  # 2 x 4 grid
     maps = [AttentionMap("a", (2, 2), left), AttentionMap("b", (2, 4), even)]
     heat = word_maps(maps, (2, 2))
     torch.testing.assert_close(heat, torch.tensor([[[0.75, 0.25]] * 2, [[0.25, 0.75]] * 2]))
     large = word_maps(maps[:1], (4, 6))
     assert large.shape == (2, 4, 6) and large[0, :, 0].eq(1).all() and large[0, :, -1].eq(0).all()
     torch.testing.assert_close(large.sum(0), torch.ones(4, 6))
-    torch.testing.assert_close(large[0], F.interpolate(left[0, :, 0].view(1, 1, 2, 2), (4, 6), mode="bilinear")[0, 0])
+    torch.testing.assert_close(
+        large[0], F.interpolate(left[0, :, 0].view(1, 1, 2, 2), (4, 6), mode="bilinear")[0, 0]
+    )
 
 
 def test_rows_of_a_guided_batch(unet):
@@ -102,7 +127,9 @@ def test_rows_of_a_guided_batch(unet):
     with recording(unet) as guided:
         unet(x.expand(2, -1, -1, -1), t.expand(2), both)
     torch.testing.assert_close(word_maps(guided, 8), word_maps(alone, 8))
-    torch.testing.assert_close(word_maps(guided, 8, 1), torch.full((5, 8, 8), 0.2))  # all tokens are the same nothing
+    torch.testing.assert_close(
+        word_maps(guided, 8, 1), torch.full((5, 8, 8), 0.2)
+    )  # all tokens are the same nothing
 
 
 def test_refusals(unet):
@@ -111,28 +138,56 @@ def test_refusals(unet):
     for row in (2, -1):
         with refuses(OptionError, f"row = {row}", "2 rows"):
             word_maps([AttentionMap("a", (1, 1), torch.ones(2, 1, 1))], 8, row)
-    with refuses(OptionError, "no cross-attention"), recording(UNet(UNetConfig(3, channels=8, mult=(1,), depth=(1,), heads=(1,), groups=4, blocks=1))):
+    with (
+        refuses(OptionError, "no cross-attention"),
+        recording(
+            UNet(UNetConfig(3, channels=8, mult=(1,), depth=(1,), heads=(1,), groups=4, blocks=1))
+        ),
+    ):
         pass
 
 
 # ---------------------------------------------------------------- words
 
+
 def test_words_of_clips_own_tokens():
     words = token_words("A photo of  a dachshund, 42 🍎")
     assert words[0] == ("<|startoftext|>", [0])
-    assert [w for w, _ in words[1:-1]] == ["a", "photo", "of", "a", "dachshund", ",", "4", "2", "🍎"]
+    assert [w for w, _ in words[1:-1]] == [
+        "a",
+        "photo",
+        "of",
+        "a",
+        "dachshund",
+        ",",
+        "4",
+        "2",
+        "🍎",
+    ]
     places = [p for _, ps in words for p in ps]
     assert places == list(range(77))
     ids = tokenize("A photo of  a dachshund, 42 🍎")[0]
     assert ids[words[-1][1][0]] == 49407 and ids[words[-2][1][-1]] != 49407
     for word, at in words[1:-1]:  # each word alone has the same tokens
-        assert ids[at].tolist() == tokenize(word)[0, 1:len(at) + 1].tolist()
+        assert ids[at].tolist() == tokenize(word)[0, 1 : len(at) + 1].tolist()
     assert token_words("") == [("<|startoftext|>", [0]), ("<|endoftext|>", list(range(1, 77)))]
 
 
 def test_words_of_an_own_tokenizer():
     own = train_tokenizer(["a red square", "红苹果"], length=8)
-    assert token_words("a red square", own) == [("<|startoftext|>", [0]), ("a", [1]), ("red", [2]), ("square", [3]), ("<|endoftext|>", [4, 5, 6, 7])]
+    assert token_words("a red square", own) == [
+        ("<|startoftext|>", [0]),
+        ("a", [1]),
+        ("red", [2]),
+        ("square", [3]),
+        ("<|endoftext|>", [4, 5, 6, 7]),
+    ]
     assert [w for w, _ in token_words("红苹果 red", own)[1:-1]] == ["红苹果", "red"]
-    word, places = token_words("a zebrazebra red", own)[2]  # cut in the middle: only five tokens are left for it
-    assert word == "zebrazebra" and places == [2, 3, 4, 5, 6] and token_words("a zebrazebra red", own)[-1] == ("<|endoftext|>", [7])
+    word, places = token_words("a zebrazebra red", own)[
+        2
+    ]  # cut in the middle: only five tokens are left for it
+    assert (
+        word == "zebrazebra"
+        and places == [2, 3, 4, 5, 6]
+        and token_words("a zebrazebra red", own)[-1] == ("<|endoftext|>", [7])
+    )

@@ -1,4 +1,5 @@
 """Files of weights: atomic to write, safe to read, plain about what is wrong."""
+
 import io
 import json
 import os
@@ -16,11 +17,27 @@ from helpers import refuses
 from safetensors.torch import save, save_file
 
 from ddpm_edu import CheckpointError, Cond, Schedule
-from ddpm_edu.files.checkpoint import load_pretrained, load_state, load_tensors, save_pretrained, save_tensors
+from ddpm_edu.files.checkpoint import (
+    load_pretrained,
+    load_state,
+    load_tensors,
+    save_pretrained,
+    save_tensors,
+)
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
 
-CONFIG = UNetConfig(in_channels=4, channels=16, mult=(1, 2), depth=(0, 1), middle=0, heads=(1, 2), vector=3, blocks=1, groups=4)
+CONFIG = UNetConfig(
+    in_channels=4,
+    channels=16,
+    mult=(1, 2),
+    depth=(0, 1),
+    middle=0,
+    heads=(1, 2),
+    vector=3,
+    blocks=1,
+    groups=4,
+)
 
 
 def unet(seed=0):
@@ -30,9 +47,17 @@ def unet(seed=0):
 
 # ---------------------------------------------------------------- round trips
 
+
 def test_tensors_and_meta_come_back(tmp_path):
-    tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "half": torch.randn(2).half(), "bytes": torch.tensor([1, 2], dtype=torch.uint8),
-               "none": torch.zeros(0, 3), "view": torch.randn(4, 6).T, "number": torch.tensor(2.5, dtype=torch.float64)}
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.arange(5),
+        "half": torch.randn(2).half(),
+        "bytes": torch.tensor([1, 2], dtype=torch.uint8),
+        "none": torch.zeros(0, 3),
+        "view": torch.randn(4, 6).T,
+        "number": torch.tensor(2.5, dtype=torch.float64),
+    }
     path = tmp_path / "deep" / "folder" / "x.safetensors"  # folders are made
     save_tensors(path, tensors, {"step": 3, "names": ["ä", "b"]})
     back, meta = load_tensors(path)
@@ -61,22 +86,42 @@ def test_pretrained_round_trip(folded, dtype, tolerance, tmp_path):
     path = tmp_path / "net.safetensors"
     save_pretrained(path, model, Schedule.cosine(30), "v", {"card": "made by a test"}, dtype=dtype)
     back = load_pretrained(path)
-    assert isinstance(back.model, SpaceToDepth) == folded and back.predict == "v" and back.meta["card"] == "made by a test"
+    assert (
+        isinstance(back.model, SpaceToDepth) == folded
+        and back.predict == "v"
+        and back.meta["card"] == "made by a test"
+    )
     assert torch.equal(back.schedule.beta, Schedule.cosine(30).beta)
-    assert not back.model.training and all(p.dtype == torch.float32 and not p.requires_grad for p in back.model.parameters())
-    x, t, cond = torch.randn(2, 1 if folded else 4, 8, 8), torch.tensor([0, 20]), Cond(vector=torch.eye(3)[:2])
+    assert not back.model.training and all(
+        p.dtype == torch.float32 and not p.requires_grad for p in back.model.parameters()
+    )
+    x, t, cond = (
+        torch.randn(2, 1 if folded else 4, 8, 8),
+        torch.tensor([0, 20]),
+        Cond(vector=torch.eye(3)[:2]),
+    )
     with torch.no_grad():
-        torch.testing.assert_close(back.model(x, t, cond), model(x, t, cond), rtol=0, atol=tolerance)
-    assert path.stat().st_size < (1.2 if dtype == torch.float32 else 0.7) * 4 * sum(p.numel() for p in model.parameters())
+        torch.testing.assert_close(
+            back.model(x, t, cond), model(x, t, cond), rtol=0, atol=tolerance
+        )
+    assert path.stat().st_size < (1.2 if dtype == torch.float32 else 0.7) * 4 * sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 # ---------------------------------------------------------------- writing is all or nothing
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork (not on Windows)")
 def test_kill_9_during_saving_leaves_a_whole_file(tmp_path):
     """40 kills at random moments: the file always loads, before and after, whole, and never an older one. That temporary
     files are left over shows that kills did hit in the middle of writing."""
-    done = subprocess.run([sys.executable, Path(__file__).with_name("save_and_die.py"), tmp_path, "40"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("save_and_die.py"), tmp_path, "40"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["loaded"] >= 80 and result["interrupted"] >= 3 and result["saves"] >= 1, result
@@ -90,6 +135,7 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path, monkeypatch):
     def full_disk(tensors, name, metadata):
         Path(name).write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr("ddpm_edu.files.tensors.save_file", full_disk)
     with refuses(CheckpointError, "x.safetensors", "could not be written", "No space", "writable"):
         save_tensors(path, {"a": torch.zeros(2)})
@@ -107,6 +153,7 @@ def test_places_that_cannot_be_written(tmp_path):
 
 # ---------------------------------------------------------------- reading is safe
 
+
 class Payload:
     """Unpickling this makes a file: the proof that code ran."""
 
@@ -123,8 +170,12 @@ def pickles(marker):
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as z:
         z.writestr("archive/data.pkl", pickle.dumps(Payload(marker)))
-    return {"torch": buffer.getvalue(), "zip": zipped.getvalue(), "protocol 2": pickle.dumps(Payload(marker), protocol=2),
-            "protocol 4": pickle.dumps(Payload(marker), protocol=4)}
+    return {
+        "torch": buffer.getvalue(),
+        "zip": zipped.getvalue(),
+        "protocol 2": pickle.dumps(Payload(marker), protocol=2),
+        "protocol 4": pickle.dumps(Payload(marker), protocol=4),
+    }
 
 
 @pytest.mark.parametrize("kind", ["torch", "zip", "protocol 2", "protocol 4"])
@@ -148,27 +199,63 @@ def header(text, data=bytes(8), length=None):
 ENTRY = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
 ODD_FILES = {
     "empty": (b"", ("empty", "again")),
-    "web page": (b"<!DOCTYPE html><html><body>404</body></html>", ("web page", "fetch the file itself")),
+    "web page": (
+        b"<!DOCTYPE html><html><body>404</body></html>",
+        ("web page", "fetch the file itself"),
+    ),
     "web page, indented": (b"\n  <html>sign in</html>", ("web page",)),
-    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", ("Git LFS", "git lfs pull")),
+    "LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+        ("Git LFS", "git lfs pull"),
+    ),
     "random": (bytes(range(7, 250)), ("not a safetensors file", "again")),
     "zeros": (bytes(100), ("not a safetensors file",)),
     "three bytes": (b"abc", ("not a safetensors file",)),
     "no JSON": (header("{oh no, no JSON}"), ("header", "damaged")),
-    "endless header": (header("{" + ENTRY + "}", length=2 ** 62), ("header", "damaged, or made to do harm")),
+    "endless header": (
+        header("{" + ENTRY + "}", length=2**62),
+        ("header", "damaged, or made to do harm"),
+    ),
     "name twice": (header("{" + ENTRY + "," + ENTRY + "}"), ("header", "damaged")),
-    "metadata twice": (header('{"__metadata__":{"x":"1","x":"2"},' + ENTRY + "}"), ("header", "damaged")),
-    "overlap": (header("{" + ENTRY + ',"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'), ("header", "damaged")),
-    "same bytes": (header("{" + ENTRY + "," + ENTRY.replace('"a"', '"b"') + "}"), ("header", "damaged")),
-    "hole": (header('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'), ("header", "damaged")),
-    "data too long": (header("{" + ENTRY + "}", bytes(9)), ("1 bytes too many", "header", "damaged")),
+    "metadata twice": (
+        header('{"__metadata__":{"x":"1","x":"2"},' + ENTRY + "}"),
+        ("header", "damaged"),
+    ),
+    "overlap": (
+        header("{" + ENTRY + ',"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'),
+        ("header", "damaged"),
+    ),
+    "same bytes": (
+        header("{" + ENTRY + "," + ENTRY.replace('"a"', '"b"') + "}"),
+        ("header", "damaged"),
+    ),
+    "hole": (
+        header('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'),
+        ("header", "damaged"),
+    ),
+    "data too long": (
+        header("{" + ENTRY + "}", bytes(9)),
+        ("1 bytes too many", "header", "damaged"),
+    ),
     "wrong shape": (header("{" + ENTRY.replace("[2]", "[3]") + "}"), ("header", "damaged")),
-    "overflow": (header("{" + ENTRY.replace("[2]", "[4611686018427387904,4]") + "}"), ("header", "damaged")),
+    "overflow": (
+        header("{" + ENTRY.replace("[2]", "[4611686018427387904,4]") + "}"),
+        ("header", "damaged"),
+    ),
     "negative": (header("{" + ENTRY.replace("[2]", "[-2]") + "}"), ("header", "damaged")),
     "unknown type": (header("{" + ENTRY.replace("F32", "Q9") + "}"), ("header", "damaged")),
-    "offsets backwards": (header("{" + ENTRY.replace("[0,8]", "[8,0]") + "}"), ("header", "damaged")),
-    "metadata no JSON": (header('{"__metadata__":{"ddpm_edu":"{x"},' + ENTRY + "}"), ("header", "damaged")),
-    "metadata a list": (header('{"__metadata__":{"ddpm_edu":"[1]"},' + ENTRY + "}"), ("header", "damaged")),
+    "offsets backwards": (
+        header("{" + ENTRY.replace("[0,8]", "[8,0]") + "}"),
+        ("header", "damaged"),
+    ),
+    "metadata no JSON": (
+        header('{"__metadata__":{"ddpm_edu":"{x"},' + ENTRY + "}"),
+        ("header", "damaged"),
+    ),
+    "metadata a list": (
+        header('{"__metadata__":{"ddpm_edu":"[1]"},' + ENTRY + "}"),
+        ("header", "damaged"),
+    ),
 }
 
 
@@ -191,7 +278,10 @@ def test_cut_short_says_how_much_is_there(length, tmp_path):
     """Headers of 128, 640, 1152 and 19,280 bytes begin with the bytes of a pickle or of a zip: still a cut file."""
     plain = save({"w": torch.ones(1000)})
     size = struct.unpack("<Q", plain[:8])[0]
-    whole = header(plain[8:8 + size].rstrip() + b" " * (length - len(plain[8:8 + size].rstrip())), plain[8 + size:])
+    whole = header(
+        plain[8 : 8 + size].rstrip() + b" " * (length - len(plain[8 : 8 + size].rstrip())),
+        plain[8 + size :],
+    )
     path = tmp_path / "x.safetensors"
     path.write_bytes(whole)
     assert load_tensors(path)[0]["w"].sum() == 1000
@@ -224,17 +314,26 @@ def test_missing_files(tmp_path):
 
 # ---------------------------------------------------------------- pickles, when asked for
 
+
 def test_an_innocent_pickle_is_read_when_asked_for(tmp_path):
     state = {"a": torch.randn(3, 4), "b.weight": torch.arange(5), "half": torch.randn(2).half()}
-    for name, content, options in (("zipped", state, {}), ("older", state, {"_use_new_zipfile_serialization": False}),
-                                   ("renamed", state, {}), ("lightning", {"epoch": 3, "global_step": 7, "state_dict": state}, {})):
+    for name, content, options in (
+        ("zipped", state, {}),
+        ("older", state, {"_use_new_zipfile_serialization": False}),
+        ("renamed", state, {}),
+        ("lightning", {"epoch": 3, "global_step": 7, "state_dict": state}, {}),
+    ):
         path = tmp_path / (f"{name}.safetensors" if name == "renamed" else f"{name}.ckpt")
         with open(path, "wb") as f:  # by the name .safetensors torch would write such a file
             torch.save(content, f, **options)
         with refuses(CheckpointError, path.name, "pickle", "refused"):
             load_tensors(path)
         back, meta = load_tensors(path, allow_pickle=True)
-        assert meta == {} and back.keys() == state.keys() and all(torch.equal(back[k], v) and back[k].dtype == v.dtype for k, v in state.items())
+        assert (
+            meta == {}
+            and back.keys() == state.keys()
+            and all(torch.equal(back[k], v) and back[k].dtype == v.dtype for k, v in state.items())
+        )
         back, _ = load_tensors(path, allow_pickle=True, dtype=torch.bfloat16)
         assert [v.dtype for v in back.values()] == [torch.bfloat16, torch.int64, torch.bfloat16]
 
@@ -245,7 +344,13 @@ def test_an_innocent_pickle_is_read_when_asked_for(tmp_path):
 def test_a_payload_never_runs_even_then(kind, name, tmp_path):
     marker, path = tmp_path / "it ran", tmp_path / name
     path.write_bytes(pickles(marker)[kind])
-    with refuses(CheckpointError, name, "more than weights, or is damaged", "nothing in it was run", "safetensors file of the same model"):
+    with refuses(
+        CheckpointError,
+        name,
+        "more than weights, or is damaged",
+        "nothing in it was run",
+        "safetensors file of the same model",
+    ):
         load_tensors(path, allow_pickle=True)
     assert not marker.exists()
     if kind == "torch" and name != "x.safetensors":
@@ -253,7 +358,18 @@ def test_a_payload_never_runs_even_then(kind, name, tmp_path):
         assert marker.exists()  # the payload is a live one
 
 
-@pytest.mark.parametrize("content", [[torch.ones(1)], {}, {"a": 1}, {"state_dict": [1]}, {"model": {"a": torch.ones(1)}}, torch.ones(2)], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.ones(1)],
+        {},
+        {"a": 1},
+        {"state_dict": [1]},
+        {"model": {"a": torch.ones(1)}},
+        torch.ones(2),
+    ],
+    ids=str,
+)
 def test_pickles_that_are_no_weights(content, tmp_path):
     torch.save(content, tmp_path / "x.pt")
     with refuses(CheckpointError, "x.pt", "no plain set of named tensors"):
@@ -271,12 +387,20 @@ def test_damaged_pickles(tmp_path):
 
 def test_pickles_need_a_new_torch(tmp_path, monkeypatch):
     torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
-    for version, good in (("2.9.1+cpu", False), ("1.13.0", False), ("2.10.0", True), ("2.14.1+cu128", True), ("3.0.0a0+git1", True)):
+    for version, good in (
+        ("2.9.1+cpu", False),
+        ("1.13.0", False),
+        ("2.10.0", True),
+        ("2.14.1+cu128", True),
+        ("3.0.0a0+git1", True),
+    ):
         monkeypatch.setattr(torch, "__version__", version)
         if good:
             load_tensors(tmp_path / "x.pt", allow_pickle=True)
         else:
-            with refuses(CheckpointError, "x.pt", "torch 2.10", version.replace("+", "."), "update"):
+            with refuses(
+                CheckpointError, "x.pt", "torch 2.10", version.replace("+", "."), "update"
+            ):
                 load_tensors(tmp_path / "x.pt", allow_pickle=True)
 
 
@@ -284,10 +408,13 @@ def test_the_content_counts_not_the_name(tmp_path):
     for name in ("x.ckpt", "x.bin", "x.png", "x"):
         save_tensors(tmp_path / name, {"a": torch.ones(2)})
         for allow in (False, True):
-            assert torch.equal(load_tensors(tmp_path / name, allow_pickle=allow)[0]["a"], torch.ones(2))
+            assert torch.equal(
+                load_tensors(tmp_path / name, allow_pickle=allow)[0]["a"], torch.ones(2)
+            )
 
 
 # ---------------------------------------------------------------- time and memory
+
 
 def long_header(path):
     """A file with a true header of 200 MB: one name, spaces."""
@@ -296,10 +423,13 @@ def long_header(path):
         f.truncate(8 + 200_000_000 + 8)
 
 
-BAD_FILES = {**{kind: lambda path, kind=kind: path.write_bytes(ODD_FILES[kind][0]) for kind in ODD_FILES}, "header of 200 MB": long_header,
-             "deep header": lambda path: path.write_bytes(header('{"a":' + "[" * 1_000_000)),
-             "long sound header": lambda path: save_file({"a" * 30_000_000: torch.ones(1)}, path),
-             "a gigabyte of nothing": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 10 ** 9)}
+BAD_FILES = {
+    **{kind: lambda path, kind=kind: path.write_bytes(ODD_FILES[kind][0]) for kind in ODD_FILES},
+    "header of 200 MB": long_header,
+    "deep header": lambda path: path.write_bytes(header('{"a":' + "[" * 1_000_000)),
+    "long sound header": lambda path: save_file({"a" * 30_000_000: torch.ones(1)}, path),
+    "a gigabyte of nothing": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 10**9),
+}
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
@@ -316,19 +446,31 @@ def test_bad_files_are_refused_quickly(kind, allow, tmp_path):
 def test_what_is_said_of_long_headers(tmp_path):
     for kind, words in (("header of 200 MB", "200,000,000"), ("long sound header", "30,000,0")):
         BAD_FILES[kind](tmp_path / "x.safetensors")
-        with refuses(CheckpointError, "header would be " + words, "far more than any model", "damaged, or made to do harm"):
+        with refuses(
+            CheckpointError,
+            "header would be " + words,
+            "far more than any model",
+            "damaged, or made to do harm",
+        ):
             load_tensors(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_conversion(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm_edu.files.tensors.PIECE", 100)  # the file is opened anew, several times
-    tensors = {f"t{i}": torch.randn(5, 6).to((torch.float32, torch.float16, torch.bfloat16)[i % 3]) for i in range(12)} | {"n": torch.arange(5), "yes": torch.tensor(True)}
+    monkeypatch.setattr(
+        "ddpm_edu.files.tensors.PIECE", 100
+    )  # the file is opened anew, several times
+    tensors = {
+        f"t{i}": torch.randn(5, 6).to((torch.float32, torch.float16, torch.bfloat16)[i % 3])
+        for i in range(12)
+    } | {"n": torch.arange(5), "yes": torch.tensor(True)}
     save_tensors(tmp_path / "x.safetensors", tensors, {"step": 1})
     back, meta = load_tensors(tmp_path / "x.safetensors", dtype=dtype)
     assert meta == {"step": 1} and back.keys() == tensors.keys()
     for k, v in tensors.items():
-        assert torch.equal(back[k], v.to(dtype) if v.is_floating_point() else v) and back[k].dtype == (dtype if v.is_floating_point() else v.dtype)
+        assert torch.equal(back[k], v.to(dtype) if v.is_floating_point() else v) and back[
+            k
+        ].dtype == (dtype if v.is_floating_point() else v.dtype)
 
 
 PEAK = """
@@ -358,17 +500,29 @@ else:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
-@pytest.mark.parametrize("stored, wanted", [("float32", "None"), ("float16", "None"), ("float16", "float32"), ("float32", "float16")])
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc"
+)
+@pytest.mark.parametrize(
+    "stored, wanted",
+    [("float32", "None"), ("float16", "None"), ("float16", "float32"), ("float32", "float16")],
+)
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
 def test_peak_memory_is_little_more_than_the_weights(stored, wanted, name, tmp_path):
     """From a file of 500 MB (or half) into a model on the meta device, all numbers looked at: at most 1.15 times the weights."""
     if name == "x.pt" and wanted != "None":
         pytest.skip("pickles are mapped as a whole: converting holds both versions")
+
     def run(dtype):
-        done = subprocess.run([sys.executable, "-c", PEAK, tmp_path / name, dtype, "192"], capture_output=True, text=True, timeout=150)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, tmp_path / name, dtype, "192"],
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
     run(stored)
     ratio, size = map(float, run(wanted).split())
     print(f"peak {ratio:.3f} times {size / 1e6:.0f} MB, {stored} to {wanted}, {name}")
@@ -377,16 +531,25 @@ def test_peak_memory_is_little_more_than_the_weights(stored, wanted, name, tmp_p
 
 # ---------------------------------------------------------------- the right weights for the right model
 
+
 def test_wrong_model_counts_and_names():
     model, before = MLP(), {k: v.clone() for k, v in MLP().state_dict().items()}
     model.load_state_dict(before)
     state = MLP(vector=3).state_dict()
     del state["last.bias"]
     state["first.weight"] = torch.zeros(128, 3)
-    with refuses(CheckpointError, "my file does not fit this MLP", "1 missing .last.bias", "2 unexpected .vector.bias, vector.weight", "1 of another shape .first.weight",
-                 "another model or config"):
+    with refuses(
+        CheckpointError,
+        "my file does not fit this MLP",
+        "1 missing .last.bias",
+        "2 unexpected .vector.bias, vector.weight",
+        "1 of another shape .first.weight",
+        "another model or config",
+    ):
         load_state(model, state, "my file")
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # nothing was filled
+    assert all(
+        torch.equal(v, before[k]) for k, v in model.state_dict().items()
+    )  # nothing was filled
 
 
 def saved(tmp_path, change):
@@ -400,18 +563,49 @@ def saved(tmp_path, change):
     return path
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda t, m: t["model.conv_in.weight"].view(-1)[3:4].fill_(float("nan")), ("1 tensors hold NaN", "model.conv_in.weight", "another")),
-    (lambda t, m: t["model.conv_in.bias"].fill_(float("inf")), ("NaN or infinity", "model.conv_in.bias")),
-    (lambda t, m: m.pop("model"), ("not a model of this course", "model")), (lambda t, m: m.update(model=[1]), ("not a model of this course",)),
-    (lambda t, m: m["model"].pop("config"), ("not a model of this course", "config")), (lambda t, m: m["model"].update(kind="VAE"), ("not a model", "VAE")),
-    (lambda t, m: m["model"]["config"].update(colour="blue"), ("not a model of this course", "colour")),
-    (lambda t, m: m["model"]["config"].update(groups=0), ("not a model of this course", "groups")),
-    (lambda t, m: m["model"]["config"].update(groups=7), ("not a model of this course", "groups")), (lambda t, m: m.update(predict="noise"), ("noise", "eps, x_0, v")),
-    (lambda t, m: m.update(model={"kind": "SpaceToDepth", "factor": "two", "model": m["model"]}), ("not a model",)),
-    (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)), (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)),
-    (lambda t, m: t.pop("model.conv_in.bias"), ("does not fit", "1 missing .conv_in.bias")),
-    (lambda t, m: m["model"]["config"].update(channels=32), ("does not fit", "of another shape"))])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda t, m: t["model.conv_in.weight"].view(-1)[3:4].fill_(float("nan")),
+            ("1 tensors hold NaN", "model.conv_in.weight", "another"),
+        ),
+        (
+            lambda t, m: t["model.conv_in.bias"].fill_(float("inf")),
+            ("NaN or infinity", "model.conv_in.bias"),
+        ),
+        (lambda t, m: m.pop("model"), ("not a model of this course", "model")),
+        (lambda t, m: m.update(model=[1]), ("not a model of this course",)),
+        (lambda t, m: m["model"].pop("config"), ("not a model of this course", "config")),
+        (lambda t, m: m["model"].update(kind="VAE"), ("not a model", "VAE")),
+        (
+            lambda t, m: m["model"]["config"].update(colour="blue"),
+            ("not a model of this course", "colour"),
+        ),
+        (
+            lambda t, m: m["model"]["config"].update(groups=0),
+            ("not a model of this course", "groups"),
+        ),
+        (
+            lambda t, m: m["model"]["config"].update(groups=7),
+            ("not a model of this course", "groups"),
+        ),
+        (lambda t, m: m.update(predict="noise"), ("noise", "eps, x_0, v")),
+        (
+            lambda t, m: m.update(
+                model={"kind": "SpaceToDepth", "factor": "two", "model": m["model"]}
+            ),
+            ("not a model",),
+        ),
+        (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)),
+        (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)),
+        (lambda t, m: t.pop("model.conv_in.bias"), ("does not fit", "1 missing .conv_in.bias")),
+        (
+            lambda t, m: m["model"]["config"].update(channels=32),
+            ("does not fit", "of another shape"),
+        ),
+    ],
+)
 def test_damaged_models(change, words, tmp_path):
     with refuses(CheckpointError, "net.safetensors", *words):
         load_pretrained(saved(tmp_path, change))

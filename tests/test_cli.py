@@ -1,4 +1,5 @@
 """The `ddpm-edu` command, run as a person would, on a tiny model."""
+
 import json
 import os
 import subprocess
@@ -9,22 +10,36 @@ import torch
 from PIL import Image
 
 from ddpm_edu import Schedule
-from ddpm_edu.files.checkpoint import load_tensors, save_pretrained, save_tensors
 from ddpm_edu.cli import grid, main
+from ddpm_edu.files.checkpoint import load_tensors, save_pretrained, save_tensors
 from ddpm_edu.networks.unet import UNet, UNetConfig
 
 
 @pytest.fixture
 def tiny(tmp_path):
     torch.manual_seed(0)
-    unet = UNet(UNetConfig(in_channels=1, channels=16, mult=(1, 1), depth=(0, 0), middle=0, heads=(1, 1), vector=10, blocks=1, groups=4))
+    unet = UNet(
+        UNetConfig(
+            in_channels=1,
+            channels=16,
+            mult=(1, 1),
+            depth=(0, 0),
+            middle=0,
+            heads=(1, 1),
+            vector=10,
+            blocks=1,
+            groups=4,
+        )
+    )
     path = tmp_path / "tiny.safetensors"
     save_pretrained(path, unet, Schedule.cosine(50), "v", {"shape": [1, 8, 8], "guidance": 1.5})
     return path
 
 
 def sample(tiny, out, *more):
-    return main(["sample", "--model", str(tiny), "--out", str(out), "--steps", "3", "--zoom", "1", *more])
+    return main(
+        ["sample", "--model", str(tiny), "--out", str(out), "--steps", "3", "--zoom", "1", *more]
+    )
 
 
 def test_sample_writes_the_grid_and_its_settings(tiny, tmp_path, capsys):
@@ -40,19 +55,36 @@ def test_sample_writes_the_grid_and_its_settings(tiny, tmp_path, capsys):
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_a_picture_depends_on_its_own_seed_and_label_only(tiny, tmp_path, sampler):
     """Picture 7 of eight is picture 0 of a run that begins with its seed."""
-    sample(tiny, tmp_path / "many.png", "--labels", "01234567", "--columns", "8", "--sampler", sampler)
+    sample(
+        tiny, tmp_path / "many.png", "--labels", "01234567", "--columns", "8", "--sampler", sampler
+    )
     sample(tiny, tmp_path / "one.png", "--labels", "7", "--seed", "7", "--sampler", sampler)
     many = Image.open(tmp_path / "many.png").crop((56, 0, 64, 8))
-    pairs = zip(many.get_flattened_data() if hasattr(many, "get_flattened_data") else many.getdata(),
-                list(Image.open(tmp_path / "one.png").convert("L").tobytes()))
+    pairs = zip(
+        many.get_flattened_data() if hasattr(many, "get_flattened_data") else many.getdata(),
+        list(Image.open(tmp_path / "one.png").convert("L").tobytes()),
+    )
     assert max(abs(a - b) for a, b in pairs) <= 1  # float32 rounding may tip one of 255 levels
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--steps", "0"], ("steps", "0")), (["--steps", "51"], ("steps", "50")), (["--guidance", "nan"], ("guidance", "nan")),
-    (["--guidance", "-1"], ("guidance",)), (["--sampler", "magic"], ("magic", "heun")), (["--labels", "1a"], ("labels", "1a")),
-    (["--labels", ""], ("labels",)), (["--columns", "0"], ("columns",)), (["--zoom", "1000000000"], ("zoom",)), (["--seed", "1" + "0" * 20], ("seed",)), (["--seed", "1" + "0" * 400], ("seed",)),
-    (["--model", "n" * 300], ("no such weights",)), (["--model", "nobody"], ("nobody", "no such weights"))])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--steps", "0"], ("steps", "0")),
+        (["--steps", "51"], ("steps", "50")),
+        (["--guidance", "nan"], ("guidance", "nan")),
+        (["--guidance", "-1"], ("guidance",)),
+        (["--sampler", "magic"], ("magic", "heun")),
+        (["--labels", "1a"], ("labels", "1a")),
+        (["--labels", ""], ("labels",)),
+        (["--columns", "0"], ("columns",)),
+        (["--zoom", "1000000000"], ("zoom",)),
+        (["--seed", "1" + "0" * 20], ("seed",)),
+        (["--seed", "1" + "0" * 400], ("seed",)),
+        (["--model", "n" * 300], ("no such weights",)),
+        (["--model", "nobody"], ("nobody", "no such weights")),
+    ],
+)
 def test_bad_options_are_one_line_and_write_nothing(tiny, tmp_path, capsys, arguments, words):
     out = tmp_path / "bad.png"
     assert sample(tiny, out, *arguments) == 2
@@ -61,12 +93,27 @@ def test_bad_options_are_one_line_and_write_nothing(tiny, tmp_path, capsys, argu
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("change", [{"shape": None}, {"shape": [1, -8, 8]}, {"shape": ["a"]}, {"shape": [1, 8.0, 8]}, {"model": {"kind": "UNet", "config": {"in_channels": -1}}}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": None},
+        {"shape": [1, -8, 8]},
+        {"shape": ["a"]},
+        {"shape": [1, 8.0, 8]},
+        {"model": {"kind": "UNet", "config": {"in_channels": -1}}},
+    ],
+    ids=str,
+)
 def test_altered_metadata_of_a_model(tiny, tmp_path, capsys, change):
     tensors, meta = load_tensors(tiny)
-    save_tensors(tmp_path / "odd.safetensors", {k: v.clone() for k, v in tensors.items()}, {**meta, **change})
+    save_tensors(
+        tmp_path / "odd.safetensors", {k: v.clone() for k, v in tensors.items()}, {**meta, **change}
+    )
     assert sample(tmp_path / "odd.safetensors", tmp_path / "a.png") == 2
-    assert "not a model of this course" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
+    assert (
+        "not a model of this course" in capsys.readouterr().err
+        and not (tmp_path / "a.png").exists()
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files as Unix does")
@@ -75,9 +122,34 @@ def test_a_picture_that_cannot_be_finished_leaves_the_former_one(tiny, tmp_path)
     out = tmp_path / "mine.png"
     out.write_bytes(b"old" * 2000)
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); from ddpm_edu.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-B", "-c", code, "sample", "--model", tiny, "--out", out, "--steps", "2", "--zoom", "4"], capture_output=True, text=True)
-    assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr
-    assert out.read_bytes() == b"old" * 2000 and {p.name for p in tmp_path.iterdir()} == {"tiny.safetensors", "mine.png"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-B",
+            "-c",
+            code,
+            "sample",
+            "--model",
+            tiny,
+            "--out",
+            out,
+            "--steps",
+            "2",
+            "--zoom",
+            "4",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2
+        and "could not be written" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+    assert out.read_bytes() == b"old" * 2000 and {p.name for p in tmp_path.iterdir()} == {
+        "tiny.safetensors",
+        "mine.png",
+    }
 
 
 def test_unwritable_picture(tiny, tmp_path, capsys):
@@ -87,6 +159,7 @@ def test_unwritable_picture(tiny, tmp_path, capsys):
 
 # ---------------------------------------------------------------- txt2img
 
+
 @pytest.fixture(scope="module")
 def system(tmp_path_factory):
     """A tiny system of random weights, saved as a folder."""
@@ -94,32 +167,103 @@ def system(tmp_path_factory):
     from ddpm_edu.files.load import SystemConfig, build, save_folder
     from ddpm_edu.networks.text import TextConfig
     from ddpm_edu.networks.vae import VAEConfig
+
     torch.manual_seed(0)
-    unet = UNetConfig(channels=64, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 4), context=32, blocks=1)
+    unet = UNetConfig(
+        channels=64, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 4), context=32, blocks=1
+    )
     folder = tmp_path_factory.mktemp("system")
-    save_folder(build(SystemConfig("tiny", unet, VAEConfig(channels=16, mult=(1, 1, 2, 2), blocks=1, groups=8), (TextConfig(32, 2, 4, 64),), size=64)), folder)
+    save_folder(
+        build(
+            SystemConfig(
+                "tiny",
+                unet,
+                VAEConfig(channels=16, mult=(1, 1, 2, 2), blocks=1, groups=8),
+                (TextConfig(32, 2, 4, 64),),
+                size=64,
+            )
+        ),
+        folder,
+    )
     return folder
 
 
 def txt2img(system, out, *more):
-    return main(["txt2img", "a lighthouse 🗼 at dusk", "--model", str(system), "--out", str(out), "--device", "cpu", "--steps", "2", *more])
+    return main(
+        [
+            "txt2img",
+            "a lighthouse 🗼 at dusk",
+            "--model",
+            str(system),
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            "--steps",
+            "2",
+            *more,
+        ]
+    )
 
 
 def test_txt2img_writes_the_picture_that_draw_draws_and_its_settings(system, tmp_path, capsys):
     from ddpm_edu.datasets.images import to_uint8
-    from ddpm_edu.systems.pipeline import draw
     from ddpm_edu.files.load import load
+    from ddpm_edu.systems.pipeline import draw
+
     out = tmp_path / "a.png"
-    assert txt2img(system, out, "--size", "72x56", "--seed", "3", "--negative", "blurry", "--guidance", "4", "--sampler", "euler", "--zoom", "1") == 0
+    assert (
+        txt2img(
+            system,
+            out,
+            "--size",
+            "72x56",
+            "--seed",
+            "3",
+            "--negative",
+            "blurry",
+            "--guidance",
+            "4",
+            "--sampler",
+            "euler",
+            "--zoom",
+            "1",
+        )
+        == 0
+    )
     picture = Image.open(out)
     assert picture.size == (72, 56) and picture.mode == "RGB"
     info = json.loads(picture.info["ddpm_edu"])
-    told = {"prompt": "a lighthouse 🗼 at dusk", "negative": "blurry", "seed": 3, "steps": 2, "sampler": "euler", "guidance": 4.0, "model": str(system)}
+    told = {
+        "prompt": "a lighthouse 🗼 at dusk",
+        "negative": "blurry",
+        "seed": 3,
+        "steps": 2,
+        "sampler": "euler",
+        "guidance": 4.0,
+        "model": str(system),
+    }
     assert told.items() <= info.items() and info["torch"] == torch.__version__ and "version" in info
-    same = to_uint8(draw(load(system), told["prompt"], negative="blurry", seeds=3, steps=2, sampler="euler", guidance=4.0, size=(56, 72), progress=False))
+    same = to_uint8(
+        draw(
+            load(system),
+            told["prompt"],
+            negative="blurry",
+            seeds=3,
+            steps=2,
+            sampler="euler",
+            guidance=4.0,
+            size=(56, 72),
+            progress=False,
+        )
+    )
     assert picture.tobytes() == same[0].permute(1, 2, 0).numpy().tobytes()
     said = capsys.readouterr()
-    assert "72x56" in said.out and "GiB" in said.err and [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert (
+        "72x56" in said.out
+        and "GiB" in said.err
+        and [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    )
 
 
 def test_txt2img_counts_pictures_and_seeds_up(system, tmp_path):
@@ -133,19 +277,37 @@ def test_txt2img_counts_pictures_and_seeds_up(system, tmp_path):
 
 
 def test_txt2img_fast_draws_the_same(system, tmp_path):
-    assert txt2img(system, tmp_path / "a.png") == 0 and txt2img(system, tmp_path / "b.png", "--fast") == 0
+    assert (
+        txt2img(system, tmp_path / "a.png") == 0
+        and txt2img(system, tmp_path / "b.png", "--fast") == 0
+    )
     a, b = (Image.open(tmp_path / name).tobytes() for name in ("a.png", "b.png"))
     assert max(abs(i - j) for i, j in zip(a, b)) <= 1
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--steps", "0"], ("steps", "0")), (["--steps", "1001"], ("steps", "1000")), (["--guidance", "nan"], ("guidance", "nan")),
-    (["--guidance", "-1"], ("guidance",)), (["--sampler", "magic"], ("magic", "heun")), (["--size", "511"], ("511", "504", "512")),
-    (["--size", "0"], ("size", "0")), (["--size", "1000000"], ("size", "8192")), (["--size", "a"], ("size", "a")), (["--size", "64x"], ("64x",)),
-    (["--size", "64x64x64"], ("64x64x64",)), (["--seed", "-1"], ("seed", "-1")), (["--count", "0"], ("count", "0")), (["--handover", "2"], ("handover",)),
-    (["--device", "abacus"], ("abacus", "cpu"))])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--steps", "0"], ("steps", "0")),
+        (["--steps", "1001"], ("steps", "1000")),
+        (["--guidance", "nan"], ("guidance", "nan")),
+        (["--guidance", "-1"], ("guidance",)),
+        (["--sampler", "magic"], ("magic", "heun")),
+        (["--size", "511"], ("511", "504", "512")),
+        (["--size", "0"], ("size", "0")),
+        (["--size", "1000000"], ("size", "8192")),
+        (["--size", "a"], ("size", "a")),
+        (["--size", "64x"], ("64x",)),
+        (["--size", "64x64x64"], ("64x64x64",)),
+        (["--seed", "-1"], ("seed", "-1")),
+        (["--count", "0"], ("count", "0")),
+        (["--handover", "2"], ("handover",)),
+        (["--device", "abacus"], ("abacus", "cpu")),
+    ],
+)
 def test_txt2img_refuses_before_it_loads(tmp_path, capsys, monkeypatch, arguments, words):
     import ddpm_edu.files.load as stable_diffusion
+
     monkeypatch.setattr(stable_diffusion, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     out = tmp_path / "bad.png"
     assert txt2img("sd15", out, *arguments) == 2
@@ -154,9 +316,12 @@ def test_txt2img_refuses_before_it_loads(tmp_path, capsys, monkeypatch, argument
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("out, words", [("no_folder/a.png", "no folder"), ("a.jpg", "ends in .png"), (".", "png")])
+@pytest.mark.parametrize(
+    "out, words", [("no_folder/a.png", "no folder"), ("a.jpg", "ends in .png"), (".", "png")]
+)
 def test_txt2img_refuses_an_output_before_it_loads(tmp_path, capsys, monkeypatch, out, words):
     import ddpm_edu.files.load as stable_diffusion
+
     monkeypatch.setattr(stable_diffusion, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     assert txt2img("sd15", tmp_path / out) == 2 and words in capsys.readouterr().err
 
@@ -166,24 +331,60 @@ def test_txt2img_shows_small_pictures_larger(system, tmp_path, capsys):
     for name, extra in (("own", ()), ("one", ("--zoom", "1")), ("two", ("--zoom", "2"))):
         assert txt2img(system, tmp_path / f"{name}.png", "--size", "72x56", *extra) == 0
     own, one, two = (Image.open(tmp_path / f"{name}.png") for name in ("own", "one", "two"))
-    assert (own.size, one.size, two.size) == ((216, 168), (72, 56), (144, 112)) and "72x56 shown 3-fold" in capsys.readouterr().out
+    assert (own.size, one.size, two.size) == (
+        (216, 168),
+        (72, 56),
+        (144, 112),
+    ) and "72x56 shown 3-fold" in capsys.readouterr().out
     for picture in (own, two):
         assert picture.tobytes() == one.resize(picture.size, Image.Resampling.NEAREST).tobytes()
-    assert txt2img(system, tmp_path / "a.png", "--zoom", "0") == 2 and "--zoom" in capsys.readouterr().err
+    assert (
+        txt2img(system, tmp_path / "a.png", "--zoom", "0") == 2
+        and "--zoom" in capsys.readouterr().err
+    )
 
 
 def test_txt2img_without_a_model_takes_the_emoji_one(system, tmp_path, capsys, monkeypatch):
     from ddpm_edu.files import system_file
     from ddpm_edu.files.load import load
+
     monkeypatch.setattr(system_file, "data_folder", lambda: tmp_path)
     assert main(["txt2img", "a fox", "--out", str(tmp_path / "a.png")]) == 2  # it is not there
     message = capsys.readouterr().err
     assert all(word in message for word in ("emoji", "sd15", "sdxl", "folder", ".safetensors"))
     (tmp_path / "weights").mkdir()
     system_file.save_system(tmp_path / "weights" / "emoji.safetensors", load(system))
-    assert main(["txt2img", "a fox", "--size", "64", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "a.png")]) == 0
+    assert (
+        main(
+            [
+                "txt2img",
+                "a fox",
+                "--size",
+                "64",
+                "--steps",
+                "2",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "a.png"),
+            ]
+        )
+        == 0
+    )
     assert json.loads(Image.open(tmp_path / "a.png").info["ddpm_edu"])["model"] == "emoji"
-    assert main(["txt2img", "a fox", "--model", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "a.png")]) == 2
+    assert (
+        main(
+            [
+                "txt2img",
+                "a fox",
+                "--model",
+                str(tmp_path / "none.safetensors"),
+                "--out",
+                str(tmp_path / "a.png"),
+            ]
+        )
+        == 2
+    )
     assert "none.safetensors" in capsys.readouterr().err
 
 
@@ -192,11 +393,14 @@ def test_a_png_is_written_all_or_nothing(tmp_path, monkeypatch):
 
     from ddpm_edu import OptionError
     from ddpm_edu.cli import write_png
+
     write_png(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8), {})
     before = (tmp_path / "a.png").read_bytes()
+
     def half(self, file, **options):
         file.write(b"half")
         raise OSError("disk full")
+
     monkeypatch.setattr(Image.Image, "save", half)
     with pytest.raises(OptionError, match="disk full"):
         write_png(tmp_path / "a.png", np.ones((2, 2, 3), np.uint8), {})
@@ -206,14 +410,32 @@ def test_a_png_is_written_all_or_nothing(tmp_path, monkeypatch):
 def test_train_writes_a_model_that_sample_reads(tmp_path, capsys):
     out = tmp_path / "mine.safetensors"
     assert main(["train", "minute", "--seconds", "1", "--out", str(out)]) == 0
-    assert main(["sample", "--model", str(out), "--labels", "3", "--steps", "2", "--out", str(tmp_path / "three.png")]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "--model",
+                str(out),
+                "--labels",
+                "3",
+                "--steps",
+                "2",
+                "--out",
+                str(tmp_path / "three.png"),
+            ]
+        )
+        == 0
+    )
     assert Image.open(tmp_path / "three.png").size == (112, 112)
 
 
 def test_unknown_recipe_and_device(capsys):
     assert main(["train", "imagenet"]) == 2 and "mnist" in capsys.readouterr().err
     if not torch.cuda.is_available():
-        assert main(["train", "mnist", "--device", "cuda"]) == 2 and "no GPU" in capsys.readouterr().err
+        assert (
+            main(["train", "mnist", "--device", "cuda"]) == 2
+            and "no GPU" in capsys.readouterr().err
+        )
 
 
 def test_models_lists_what_ships(capsys):
@@ -225,24 +447,50 @@ def test_models_lists_what_ships(capsys):
 def test_student_refuses_to_overwrite_and_broken_files(tmp_path, capsys):
     broken = tmp_path / "x.ipynb"
     broken.write_text("{}")
-    assert main(["student", str(broken), "--out", str(tmp_path / "s")]) == 2 and "x.ipynb" in capsys.readouterr().err
-    assert main(["student", str(broken), "--out", str(tmp_path)]) == 2 and "originals" in capsys.readouterr().err
+    assert (
+        main(["student", str(broken), "--out", str(tmp_path / "s")]) == 2
+        and "x.ipynb" in capsys.readouterr().err
+    )
+    assert (
+        main(["student", str(broken), "--out", str(tmp_path)]) == 2
+        and "originals" in capsys.readouterr().err
+    )
     good, other = tmp_path / "a" / "n.ipynb", tmp_path / "b" / "n.ipynb"
     for file in (good, other):
         file.parent.mkdir()
-        file.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": "hello"}]}))
+        file.write_text(
+            json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": "hello"}]})
+        )
     out = tmp_path / "s"
-    assert main(["student", str(good), str(other), "--out", str(out)]) == 2 and "two notebooks" in capsys.readouterr().err
-    assert main(["student", str(good), str(broken), "--out", str(out)]) == 2 and not out.exists()  # all or none
-    assert main(["student", str(good), "--out", str(broken)]) == 2 and "cannot be written" in capsys.readouterr().err
+    assert (
+        main(["student", str(good), str(other), "--out", str(out)]) == 2
+        and "two notebooks" in capsys.readouterr().err
+    )
+    assert (
+        main(["student", str(good), str(broken), "--out", str(out)]) == 2 and not out.exists()
+    )  # all or none
+    assert (
+        main(["student", str(good), "--out", str(broken)]) == 2
+        and "cannot be written" in capsys.readouterr().err
+    )
     assert main(["student", str(good), "--out", str(out)]) == 0
     (out / "n.ipynb").write_text("my answers")
-    assert main(["student", str(good), "--out", str(out)]) == 2 and "somebody's answers" in capsys.readouterr().err
+    assert (
+        main(["student", str(good), "--out", str(out)]) == 2
+        and "somebody's answers" in capsys.readouterr().err
+    )
     assert (out / "n.ipynb").read_text() == "my answers"
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--out", "noext"], (".safetensors",)), (["--seconds", "0"], ("seconds",)), (["--seconds", "nan"], ("seconds",)), (["--checkpoint", "."], ("is a folder",))])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--out", "noext"], (".safetensors",)),
+        (["--seconds", "0"], ("seconds",)),
+        (["--seconds", "nan"], ("seconds",)),
+        (["--checkpoint", "."], ("is a folder",)),
+    ],
+)
 def test_train_refuses_before_it_begins(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "minute", *arguments]) == 2
@@ -253,16 +501,26 @@ def test_train_refuses_before_it_begins(tmp_path, monkeypatch, capsys, arguments
 def test_a_reader_who_leaves_and_a_terminal_of_few_letters(tiny, tmp_path):
     """`models | head -1`, and a picture whose name ASCII cannot show."""
     python = [sys.executable, "-m", "ddpm_edu.cli"]
-    models = subprocess.Popen([*python, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    models = subprocess.Popen(
+        [*python, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     models.stdout.close()
     assert "Traceback" not in models.stderr.read() and models.wait() == 1
-    done = subprocess.run([*python, "sample", "--model", tiny, "--steps", "1", "--out", tmp_path / "\u72d0.png"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0 and "\\u72d0.png" in done.stdout and (tmp_path / "\u72d0.png").exists(), done.stderr
+    done = subprocess.run(
+        [*python, "sample", "--model", tiny, "--steps", "1", "--out", tmp_path / "\u72d0.png"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (
+        done.returncode == 0 and "\\u72d0.png" in done.stdout and (tmp_path / "\u72d0.png").exists()
+    ), done.stderr
 
 
 def test_help_runs_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "ddpm_edu.cli", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ddpm_edu.cli", "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "student" in done.stdout
 
 

@@ -1,4 +1,5 @@
 """Conditions, noise, the loss, timesteps, guidance: what the samplers are made of."""
+
 import math
 import re
 
@@ -36,16 +37,24 @@ def zero(x_t, t, cond):
 
 # ---------------------------------------------------------------- conditions and noise
 
+
 def test_class_cond_is_one_hot_and_minus_one_is_nothing():
     expected = torch.tensor([[0, 0, 1.0], [0, 0, 0], [1, 0, 0]])
     assert torch.equal(class_cond([2, -1, 0], classes=3).vector, expected)
     assert class_cond(torch.tensor([], dtype=torch.long)).vector.shape == (0, 10)
 
 
-@pytest.mark.parametrize("labels, error, words", [
-    ([0, 10], DataError, ("0 to 10", "10 classes", "-1 for no class")), ([-2], DataError, ("-2", "allowed")),
-    ([0.5], ShapeError, ("whole numbers",)), ([[1]], ShapeError, (r"\(1, 1\)", r"\(B,\)")), (3, ShapeError, ("one a picture",)),
-    ([True], ShapeError, ("bool",))])
+@pytest.mark.parametrize(
+    "labels, error, words",
+    [
+        ([0, 10], DataError, ("0 to 10", "10 classes", "-1 for no class")),
+        ([-2], DataError, ("-2", "allowed")),
+        ([0.5], ShapeError, ("whole numbers",)),
+        ([[1]], ShapeError, (r"\(1, 1\)", r"\(B,\)")),
+        (3, ShapeError, ("one a picture",)),
+        ([True], ShapeError, ("bool",)),
+    ],
+)
 def test_bad_labels(labels, error, words):
     with refuses(error, *words):
         class_cond(labels)
@@ -61,26 +70,37 @@ def test_a_seed_gives_its_picture_in_any_company():
 
 def test_noise_is_standard_normal():
     from scipy.stats import kstest
+
     assert kstest(noise((8,), range(1000)).flatten().numpy(), "norm").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("generator", [lambda: torch.Generator().manual_seed(3), lambda: generators([3, 4]), lambda: None])
+@pytest.mark.parametrize(
+    "generator",
+    [lambda: torch.Generator().manual_seed(3), lambda: generators([3, 4]), lambda: None],
+)
 def test_noise_is_drawn_on_the_cpu_whatever_the_device(generator, monkeypatch):
     """The picture lives on the meta device, which has no numbers: the draw itself must still be a CPU draw."""
     devices, randn = [], torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *a, **k: devices.append(str(k.get("device", "cpu"))) or randn(*a, **k))
+    monkeypatch.setattr(
+        torch,
+        "randn",
+        lambda *a, **k: devices.append(str(k.get("device", "cpu"))) or randn(*a, **k),
+    )
     drawn = randn_like(torch.empty(2, 3, device="meta"), generator())
     assert drawn.device.type == "meta" and set(devices) == {"cpu"}
 
 
 def test_randn_like_follows_type_and_generator():
-    a, b = (randn_like(torch.empty(2, 3, dtype=torch.float16), generators([1, 2])) for _ in range(2))
+    a, b = (
+        randn_like(torch.empty(2, 3, dtype=torch.float16), generators([1, 2])) for _ in range(2)
+    )
     assert a.dtype == torch.float16 and torch.equal(a, b)
     with refuses(ShapeError, "3 generators", "batch of 2", "one a picture"):
         randn_like(torch.empty(2, 3), generators([1, 2, 3]))
 
 
 # ---------------------------------------------------------------- the loss
+
 
 @pytest.mark.parametrize("predict", ["eps", "x_0", "v"])
 @pytest.mark.parametrize("t", [0, 300, 999])
@@ -103,7 +123,9 @@ def test_loss_of_the_exact_denoiser_is_its_analytic_minimum(predict, t):
     x_0 = m + s * torch.randn(n, 1, generator=g, dtype=torch.float64)
     got = loss(model, SD, x_0, t=torch.full((n,), t), predict=predict, generator=g).item()
     assert abs(got - minimum) < 5 * minimum * (2 / n) ** 0.5
-    worse = loss(lambda *z: model(*z) + 0.1, SD, x_0, t=torch.full((n,), t), predict=predict, generator=g).item()
+    worse = loss(
+        lambda *z: model(*z) + 0.1, SD, x_0, t=torch.full((n,), t), predict=predict, generator=g
+    ).item()
     assert worse > minimum + 0.005
 
 
@@ -111,22 +133,42 @@ def test_loss_draws_t_uniformly_and_eps_normally():
     seen = []
     schedule = Schedule.linear(10, 1e-3, 0.2)
     x_0 = torch.zeros(20_000, 1)
-    loss(lambda x, t, c: seen.append((x, t)) or x, schedule, x_0, generator=torch.Generator().manual_seed(0))
+    loss(
+        lambda x, t, c: seen.append((x, t)) or x,
+        schedule,
+        x_0,
+        generator=torch.Generator().manual_seed(0),
+    )
     x_t, t = seen[0]
     counts = torch.bincount(t, minlength=10)
     assert len(counts) == 10 and (counts - 2000).abs().max() < 5 * (2000 * 0.9) ** 0.5
     for step in range(10):
-        assert x_t[t == step].var().item() == pytest.approx(1 - schedule.alpha_bar[step].item(), rel=0.2)
+        assert x_t[t == step].var().item() == pytest.approx(
+            1 - schedule.alpha_bar[step].item(), rel=0.2
+        )
 
 
 def test_loss_reductions_and_what_the_model_gets():
     x_0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0, 500, 999])
     seen = []
-    rows = loss(lambda x, t, c: seen.append((x, t, c)) or zero(x, t, c), SD, x_0, t=t, eps=eps, reduction="none")
-    torch.testing.assert_close(rows, (eps ** 2).mean((1, 2, 3)))
-    torch.testing.assert_close(loss(zero, SD, x_0, t=t, eps=eps), (eps ** 2).mean())
-    assert torch.equal(seen[0][0], SD.q_sample(x_0, t, eps)) and torch.equal(seen[0][1], t) and seen[0][2] == Cond()
-    assert torch.equal(loss(zero, SD, x_0, t=7, eps=eps), loss(zero, SD, x_0, t=torch.full((3,), 7), eps=eps))
+    rows = loss(
+        lambda x, t, c: seen.append((x, t, c)) or zero(x, t, c),
+        SD,
+        x_0,
+        t=t,
+        eps=eps,
+        reduction="none",
+    )
+    torch.testing.assert_close(rows, (eps**2).mean((1, 2, 3)))
+    torch.testing.assert_close(loss(zero, SD, x_0, t=t, eps=eps), (eps**2).mean())
+    assert (
+        torch.equal(seen[0][0], SD.q_sample(x_0, t, eps))
+        and torch.equal(seen[0][1], t)
+        and seen[0][2] == Cond()
+    )
+    assert torch.equal(
+        loss(zero, SD, x_0, t=7, eps=eps), loss(zero, SD, x_0, t=torch.full((3,), 7), eps=eps)
+    )
     a, b = (loss(zero, SD, x_0, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(a, b)
 
@@ -155,31 +197,40 @@ def test_bad_loss_arguments():
 
 # ---------------------------------------------------------------- timesteps
 
+
 @pytest.mark.parametrize("steps", FACTS, ids=lambda n: f"{n} steps")
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_timesteps_as_in_the_reference(steps, spacing):
     """Two deliberate differences. One linspace step starts at pure noise (the reference at t = 0, where there is nothing
     left to denoise); 1000 leading steps with offset 1 stay inside the schedule (the reference asks for t = 1000)."""
     expected = FACTS[steps][f"ddim_{spacing}"]
-    ours = spaced_timesteps(1000, int(steps), spacing, offset=1 if spacing == "leading" else 0).tolist()
+    ours = spaced_timesteps(
+        1000, int(steps), spacing, offset=1 if spacing == "leading" else 0
+    ).tolist()
     if (steps, spacing) == ("1", "linspace"):
         assert expected == [0] and ours == [999]
     elif (steps, spacing) == ("1000", "leading"):
         assert expected[0] == 1000 and ours == list(range(999, -1, -1))
     elif "..." in expected:
         cut = expected.index("...")
-        assert ours[:cut] + ["..."] + ours[cut - len(expected) + 1:] == expected and len(ours) == int(steps)
+        assert ours[:cut] + ["..."] + ours[cut - len(expected) + 1 :] == expected and len(
+            ours
+        ) == int(steps)
     else:
         assert ours == expected
 
 
 @pytest.mark.parametrize("T", [1, 2, 9, 27, 50, 1000])
-@pytest.mark.parametrize("spacing, offset", [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)])
+@pytest.mark.parametrize(
+    "spacing, offset", [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)]
+)
 def test_every_step_count_is_exact(T, spacing, offset):
     for steps in range(1, T + 1):
         t = spaced_timesteps(T, steps, spacing, min(offset, T - 1))
         assert t.shape == (steps,) and t.dtype == torch.float64
-        assert (t.diff() < 0).all() and t.max() <= T - 1 and t.min() >= 0 and torch.equal(t, t.round())
+        assert (
+            (t.diff() < 0).all() and t.max() <= T - 1 and t.min() >= 0 and torch.equal(t, t.round())
+        )
         if spacing != "leading":
             assert t[0] == T - 1
         elif steps < T:
@@ -192,7 +243,9 @@ def test_karras_timesteps_have_karras_sigmas(steps, rho):
     high, low = SD.sigma[-1].item(), SD.sigma[0].item()
     for i, t in enumerate(times.tolist()):
         u = i / (steps - 1) if steps > 1 else 0
-        assert SD.sigma_at(t) == pytest.approx((high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho, rel=1e-9)
+        assert SD.sigma_at(t) == pytest.approx(
+            (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho, rel=1e-9
+        )
     assert len(visit(SD, times)) == steps and times[0] == 999
 
 
@@ -221,14 +274,25 @@ def test_visit_pairs_each_time_with_the_next():
 
 
 BAD_TIMESTEPS = [
-    (0, OptionError, ("steps = 0", "1 to 1000")), (-1, OptionError, ("steps = -1",)), (1001, OptionError, ("steps = 1001", "1 to 1000")),
-    (True, OptionError, ("steps = True", "whole number")), (2.5, OptionError, ("number of steps", "falling row")), ([], OptionError, ("at least one",)),
-    ([1, 2], OptionError, ("fall strictly", "noise .* to picture")), ([5, 5], OptionError, ("fall strictly",)), ([1000, 0], ScheduleError, ("0 to 999",)),
-    ([10, -1], ScheduleError, ("0 to 999",)), ([NAN], ScheduleError, ("0 to 999",)), ([[9, 8]], OptionError, ("shape",))]
+    (0, OptionError, ("steps = 0", "1 to 1000")),
+    (-1, OptionError, ("steps = -1",)),
+    (1001, OptionError, ("steps = 1001", "1 to 1000")),
+    (True, OptionError, ("steps = True", "whole number")),
+    (2.5, OptionError, ("number of steps", "falling row")),
+    ([], OptionError, ("at least one",)),
+    ([1, 2], OptionError, ("fall strictly", "noise .* to picture")),
+    ([5, 5], OptionError, ("fall strictly",)),
+    ([1000, 0], ScheduleError, ("0 to 999",)),
+    ([10, -1], ScheduleError, ("0 to 999",)),
+    ([NAN], ScheduleError, ("0 to 999",)),
+    ([[9, 8]], OptionError, ("shape",)),
+]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("timesteps, error, words", BAD_TIMESTEPS, ids=[str(b[0]) for b in BAD_TIMESTEPS])
+@pytest.mark.parametrize(
+    "timesteps, error, words", BAD_TIMESTEPS, ids=[str(b[0]) for b in BAD_TIMESTEPS]
+)
 def test_bad_timesteps_are_refused_at_the_call(name, timesteps, error, words):
     """Not at the first next(): nothing here runs the generator."""
     with refuses(error, *words):
@@ -236,23 +300,46 @@ def test_bad_timesteps_are_refused_at_the_call(name, timesteps, error, words):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("options, error, words", [
-    (dict(predict="noise"), OptionError, ("predict", "eps, x_0, v")), (dict(clip=NAN), OptionError, ("clip", r"\[-1, 1\]")),
-    (dict(clip=-1), OptionError, ("clip",)), (dict(end=-2), OptionError, ("end = -2",)), (dict(end=9), OptionError, ("end = 9", "fall")),
-    (dict(end=NAN), OptionError, ("end = nan",)), (dict(generator=generators([1, 2])), ShapeError, ("2 generators", "batch of 1")),
-    (dict(cond=class_cond([1, 2])), ShapeError, ("cond.vector", "batch of 1")), (dict(cond=Cond(context=torch.zeros(3, 4, 5))), ShapeError, ("cond.context", "batch of 1")),
-    (dict(cond=torch.tensor([1])), OptionError, ("cond is a Tensor", "class_cond"))], ids=lambda part: re.sub(" at 0x[0-9a-f]+", "", str(part)))
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        (dict(predict="noise"), OptionError, ("predict", "eps, x_0, v")),
+        (dict(clip=NAN), OptionError, ("clip", r"\[-1, 1\]")),
+        (dict(clip=-1), OptionError, ("clip",)),
+        (dict(end=-2), OptionError, ("end = -2",)),
+        (dict(end=9), OptionError, ("end = 9", "fall")),
+        (dict(end=NAN), OptionError, ("end = nan",)),
+        (dict(generator=generators([1, 2])), ShapeError, ("2 generators", "batch of 1")),
+        (dict(cond=class_cond([1, 2])), ShapeError, ("cond.vector", "batch of 1")),
+        (dict(cond=Cond(context=torch.zeros(3, 4, 5))), ShapeError, ("cond.context", "batch of 1")),
+        (dict(cond=torch.tensor([1])), OptionError, ("cond is a Tensor", "class_cond")),
+    ],
+    ids=lambda part: re.sub(" at 0x[0-9a-f]+", "", str(part)),
+)
 def test_bad_options_are_refused_at_the_call(name, options, error, words):
     with refuses(error, *words):
         SAMPLERS[name](zero, SD, torch.zeros(1, 2), [9], **options)
 
 
-@pytest.mark.parametrize("name, options, words", [
-    ("ddim", dict(eta=NAN), ("eta = nan", "from 0 to 1")), ("ddim", dict(eta=-0.1), ("eta",)), ("ddim", dict(eta=1.1), ("eta",)),
-    ("ddim", dict(eta="1"), ("eta",)), ("ddim", dict(eta=True), ("eta",)), ("euler_ancestral", dict(eta=NAN), ("eta = nan",)),
-    ("euler_ancestral", dict(eta=2), ("eta = 2", "from 0 to 1")), ("ipndm", dict(order=5), ("order = 5", "1 to 4")),
-    ("ipndm", dict(order=0), ("order",)), ("ipndm", dict(order=2.5), ("order", "whole number")), ("ddpm", dict(variance="middle"), ("variance", "small", "large")),
-    ("euler", dict(eta=1), ("euler has no option eta", "none")), ("ipndm", dict(eta=1), ("no option eta", "order"))], ids=str)
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("ddim", dict(eta=NAN), ("eta = nan", "from 0 to 1")),
+        ("ddim", dict(eta=-0.1), ("eta",)),
+        ("ddim", dict(eta=1.1), ("eta",)),
+        ("ddim", dict(eta="1"), ("eta",)),
+        ("ddim", dict(eta=True), ("eta",)),
+        ("euler_ancestral", dict(eta=NAN), ("eta = nan",)),
+        ("euler_ancestral", dict(eta=2), ("eta = 2", "from 0 to 1")),
+        ("ipndm", dict(order=5), ("order = 5", "1 to 4")),
+        ("ipndm", dict(order=0), ("order",)),
+        ("ipndm", dict(order=2.5), ("order", "whole number")),
+        ("ddpm", dict(variance="middle"), ("variance", "small", "large")),
+        ("euler", dict(eta=1), ("euler has no option eta", "none")),
+        ("ipndm", dict(eta=1), ("no option eta", "order")),
+    ],
+    ids=str,
+)
 def test_bad_options_of_one_sampler(name, options, words):
     with refuses(OptionError, *words):
         SAMPLERS[name](zero, SD, torch.zeros(1, 2), 5, **options)
@@ -263,7 +350,9 @@ def test_bad_noise_and_bad_predictions():
         with refuses(ShapeError, "x_T", r"\(B, \.\.\.\)"):
             SAMPLERS["ddim"](zero, SD, x_T, 5)
     for sampler in SAMPLERS.values():
-        with refuses(ShapeError, r"x_t has shape \(2, 3\)", r"prediction has \(2, 2\)"):  # known only when the model was called
+        with refuses(
+            ShapeError, r"x_t has shape \(2, 3\)", r"prediction has \(2, 2\)"
+        ):  # known only when the model was called
             last(sampler(lambda x, t, c: x[:, :2], SD, torch.zeros(2, 3), 5))
 
 
@@ -276,22 +365,39 @@ def test_last_needs_a_fresh_sampler():
 
 # ---------------------------------------------------------------- guidance
 
+
 def linear(x_t, t, cond):
     """A model in which every input leaves its mark."""
-    return x_t * (1 + t[:, None]) + cond.vector @ torch.tensor([[1.0, 2], [3, -1], [0.5, 0.5]]) * x_t + cond.context.sum((1, 2))[:, None]
+    return (
+        x_t * (1 + t[:, None])
+        + cond.vector @ torch.tensor([[1.0, 2], [3, -1], [0.5, 0.5]]) * x_t
+        + cond.context.sum((1, 2))[:, None]
+    )
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 1, 2.0, 7.5])
 @pytest.mark.parametrize("given", ["zeros", "one row", "all rows", "vector only"])
 def test_guidance_is_two_plain_calls(scale, given):
     g = torch.Generator().manual_seed(0)
-    x, t, cond = torch.randn(4, 2, generator=g), torch.arange(4.0), Cond(torch.randn(4, 5, 6, generator=g), torch.randn(4, 3, generator=g))
-    uncond = {"zeros": None, "one row": cond.map(lambda c: c[:1] + 1), "all rows": cond.map(lambda c: c - 1),
-              "vector only": Cond(vector=torch.ones(4, 3))}[given]
+    x, t, cond = (
+        torch.randn(4, 2, generator=g),
+        torch.arange(4.0),
+        Cond(torch.randn(4, 5, 6, generator=g), torch.randn(4, 3, generator=g)),
+    )
+    uncond = {
+        "zeros": None,
+        "one row": cond.map(lambda c: c[:1] + 1),
+        "all rows": cond.map(lambda c: c - 1),
+        "vector only": Cond(vector=torch.ones(4, 3)),
+    }[given]
     plain = uncond or cond.map(torch.zeros_like)
-    plain = Cond(*(torch.zeros_like(c) if u is None else u.expand_as(c) for c, u in zip(cond, plain)))
+    plain = Cond(
+        *(torch.zeros_like(c) if u is None else u.expand_as(c) for c, u in zip(cond, plain))
+    )
     expected = (1 - scale) * linear(x, t, plain) + scale * linear(x, t, cond)
-    torch.testing.assert_close(guided(linear, scale, uncond)(x, t, cond), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        guided(linear, scale, uncond)(x, t, cond), expected, rtol=1e-5, atol=1e-4
+    )
 
 
 def test_guidance_calls_the_model_once():
@@ -310,4 +416,6 @@ def test_bad_guidance_scale(scale):
 
 def test_bad_uncond():
     with refuses(ShapeError, r"uncond.vector has shape \(2, 4\)", r"cond.vector \(2, 3\)", "equal"):
-        guided(linear, 2, Cond(vector=torch.zeros(2, 4)))(torch.zeros(2, 2), torch.zeros(2), Cond(torch.zeros(2, 5, 6), torch.zeros(2, 3)))
+        guided(linear, 2, Cond(vector=torch.zeros(2, 4)))(
+            torch.zeros(2, 2), torch.zeros(2), Cond(torch.zeros(2, 5, 6), torch.zeros(2, 3))
+        )

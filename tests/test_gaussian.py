@@ -1,9 +1,21 @@
 """The Gaussian head start against the textbook formula, worked out with full matrices in float64."""
+
 import pytest
 import torch
 from helpers import refuses
 
-from ddpm_edu import Cond, DataError, OptionError, Schedule, ScheduleError, ShapeError, class_cond, last, noise, sample
+from ddpm_edu import (
+    Cond,
+    DataError,
+    OptionError,
+    Schedule,
+    ScheduleError,
+    ShapeError,
+    class_cond,
+    last,
+    noise,
+    sample,
+)
 from ddpm_edu.datasets.images import ImageDataset
 from ddpm_edu.networks.gaussian import GaussianPrior
 
@@ -21,7 +33,9 @@ def dataset(n=400, classes=2, size=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % classes
     mix = torch.randn(classes, size * size, 3, generator=g) * 0.2
-    x = torch.einsum("nik,nk->ni", mix[labels], torch.randn(n, 3, generator=g)) + 0.02 * torch.randn(n, size * size, generator=g)
+    x = torch.einsum(
+        "nik,nk->ni", mix[labels], torch.randn(n, 3, generator=g)
+    ) + 0.02 * torch.randn(n, size * size, generator=g)
     x = (x + (labels[:, None] - 0.5) * 0.4).clamp(-1, 1)
     return ImageDataset(x.view(n, 1, size, size), labels, classes)
 
@@ -38,7 +52,9 @@ def moments(fitted, j):
     basis, rest = fitted.basis[:, j].double(), fitted.rest[j].double()
     used = basis.square().sum(0) > 0.5
     basis = basis[:, used]
-    return fitted.mean[j].double(), basis @ torch.diag(fitted.variance[j].double()[used] - rest) @ basis.T + rest * torch.eye(16, dtype=torch.float64)
+    return fitted.mean[j].double(), basis @ torch.diag(
+        fitted.variance[j].double()[used] - rest
+    ) @ basis.T + rest * torch.eye(16, dtype=torch.float64)
 
 
 def test_one_part_is_probabilistic_pca():
@@ -50,7 +66,9 @@ def test_one_part_is_probabilistic_pca():
         values = torch.linalg.eigvalsh(x.T.cov(correction=0)).flip(0)
         torch.testing.assert_close(fitted.mean[k].double(), x.mean(0), atol=1e-5, rtol=0)
         torch.testing.assert_close(fitted.variance[k].double(), values[:3], atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(fitted.rest[k].double(), values[3:].mean().clamp(min=1e-4), atol=1e-5, rtol=1e-2)
+        torch.testing.assert_close(
+            fitted.rest[k].double(), values[3:].mean().clamp(min=1e-4), atol=1e-5, rtol=1e-2
+        )
 
 
 def test_parts_are_weighted_clusters():
@@ -59,9 +77,14 @@ def test_parts_are_weighted_clusters():
     for k in (0, 1):
         own = slice(4 * k, 4 * k + 4)
         assert four.weight[own].sum().item() == pytest.approx(1) and (four.weight[own] > 0).all()
-        torch.testing.assert_close(four.weight[own] @ four.mean[own], one.mean[k], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            four.weight[own] @ four.mean[own], one.mean[k], atol=1e-5, rtol=0
+        )
         x = data[(data.labels == k).nonzero()[:, 0]][0].flatten(1)
-        assert torch.cdist(x, four.mean[own]).amin(1).square().mean() < 0.8 * torch.cdist(x, one.mean[[k]]).square().mean()
+        assert (
+            torch.cdist(x, four.mean[own]).amin(1).square().mean()
+            < 0.8 * torch.cdist(x, one.mean[[k]]).square().mean()
+        )
 
 
 @pytest.mark.parametrize("t", [0, 20, 100, 150])
@@ -77,7 +100,9 @@ def test_x0_hat_is_the_conditional_mean(parts, label, t):
     logs, means = [], []
     for j in own:
         mean, cov = moments(fitted, j)
-        seen = torch.distributions.MultivariateNormal(s * mean, s ** 2 * cov + n ** 2 * torch.eye(16, dtype=torch.float64))
+        seen = torch.distributions.MultivariateNormal(
+            s * mean, s**2 * cov + n**2 * torch.eye(16, dtype=torch.float64)
+        )
         logs.append(seen.log_prob(x_t.flatten(1).double()) + fitted.weight[j].double().log())
         away = (x_t.flatten(1).double() - s * mean).T
         means.append(mean + (s * cov @ torch.linalg.solve(seen.covariance_matrix, away)).T)
@@ -97,24 +122,30 @@ def test_a_batch_of_all_classes_is_each_picture_alone():
     loaded = GaussianPrior(Nothing(), SCHEDULE, (1, 4, 4), classes=2, parts=3, rank=3)
     loaded.load_state_dict(fitted.state_dict())
     x, t = noise((1, 4, 4), range(8)), torch.arange(8) * 20
-    cond = Cond(vector=torch.tensor([[1., 0], [0, 1], [0, 0], [1, 1]]).repeat(2, 1))
+    cond = Cond(vector=torch.tensor([[1.0, 0], [0, 1], [0, 0], [1, 1]]).repeat(2, 1))
     together = loaded.x0_hat(x, t, cond)[0]
     for i in range(8):
-        alone = fitted.x0_hat(x[i:i + 1], t[i:i + 1], Cond(vector=cond.vector[i:i + 1]))[0]
-        torch.testing.assert_close(together[i:i + 1], alone, atol=1e-6, rtol=1e-5)
+        alone = fitted.x0_hat(x[i : i + 1], t[i : i + 1], Cond(vector=cond.vector[i : i + 1]))[0]
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-6, rtol=1e-5)
     any_class = loaded.x0_hat(x, t, Cond(vector=torch.ones(8, 2)))[0]
-    torch.testing.assert_close(together[[2, 3, 6, 7]], any_class[[2, 3, 6, 7]], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        together[[2, 3, 6, 7]], any_class[[2, 3, 6, 7]], atol=1e-6, rtol=1e-5
+    )
     assert (together[4:6] - any_class[4:6]).abs().max() > 1e-3
 
 
 def test_samples_have_the_mean_and_covariance_of_the_class():
     """Drawn through the sampler, the mixture alone gives back its own moments: 4,000 samples, 4 standard errors."""
     fitted, label = prior(parts=2), torch.ones(4000, dtype=torch.long)
-    x = last(sample(fitted, SCHEDULE, noise((1, 4, 4), range(4000)), 100, class_cond(label, 2), predict="v")).flatten(1)
+    x = last(
+        sample(
+            fitted, SCHEDULE, noise((1, 4, 4), range(4000)), 100, class_cond(label, 2), predict="v"
+        )
+    ).flatten(1)
     (m, c), (m_, c_) = moments(fitted, 2), moments(fitted, 3)
     w, w_ = fitted.weight[2:].tolist()
     mean = w * m + w_ * m_
-    variance = (w * (c.diag() + m ** 2) + w_ * (c_.diag() + m_ ** 2) - mean ** 2).float()
+    variance = (w * (c.diag() + m**2) + w_ * (c_.diag() + m_**2) - mean**2).float()
     assert ((x.mean(0) - mean).abs() < 4 * (variance / 4000).sqrt() + 0.01).all()
     torch.testing.assert_close(x.var(0), variance, rtol=0.15, atol=0.004)
 
@@ -135,19 +166,28 @@ def test_fit_repeats_and_leaves_the_global_seed_alone():
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
-    assert all(torch.equal(v, w) for v, w in zip(a.state_dict().values(), prior(parts=2).state_dict().values()))
+    assert all(
+        torch.equal(v, w)
+        for v, w in zip(a.state_dict().values(), prior(parts=2).state_dict().values())
+    )
 
 
-@pytest.mark.parametrize("t", [[-1., 0], [200., 0], [float("nan"), 0], [3.]], ids=str)
+@pytest.mark.parametrize("t", [[-1.0, 0], [200.0, 0], [float("nan"), 0], [3.0]], ids=str)
 def test_times_that_are_none(t):
     with refuses(ScheduleError, "t = ", "from 0 to 199"):
-        prior().x0_hat(noise((1, 4, 4), range(2)), torch.tensor(t), class_cond(torch.tensor([0, 1]), 2))
+        prior().x0_hat(
+            noise((1, 4, 4), range(2)), torch.tensor(t), class_cond(torch.tensor([0, 1]), 2)
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_classes_that_are_none(value):
     with refuses(DataError, "cond.vector", "one-hot"):
-        prior().x0_hat(noise((1, 4, 4), range(2)), torch.zeros(2), Cond(vector=torch.tensor([[1, 0], [0, value]])))
+        prior().x0_hat(
+            noise((1, 4, 4), range(2)),
+            torch.zeros(2),
+            Cond(vector=torch.tensor([[1, 0], [0, value]])),
+        )
 
 
 def test_bad_input():
@@ -160,6 +200,10 @@ def test_bad_input():
             prior(parts=wrong)
     fitted = prior()
     with refuses(ShapeError, "x_t", "GaussianPrior", "cond.vector"):
-        fitted(torch.zeros(2, 1, 5, 5), torch.zeros(2), class_cond(torch.zeros(2, dtype=torch.long), 2))
+        fitted(
+            torch.zeros(2, 1, 5, 5), torch.zeros(2), class_cond(torch.zeros(2, dtype=torch.long), 2)
+        )
     with refuses(ShapeError, "cond.vector"):
-        fitted(torch.zeros(2, 1, 4, 4), torch.zeros(2), class_cond(torch.zeros(2, dtype=torch.long), 3))
+        fitted(
+            torch.zeros(2, 1, 4, 4), torch.zeros(2), class_cond(torch.zeros(2, dtype=torch.long), 3)
+        )

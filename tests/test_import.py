@@ -1,4 +1,5 @@
 """`import ddpm_edu` is quick and light, and the package's modules import downwards only."""
+
 import ast
 import json
 import subprocess
@@ -12,19 +13,47 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ddpm_edu"
 
 # Bottom to top: a file imports from its own room and from rooms before it.
-ROOMS = ["errors", "lazy", "paths", "schedule", "diffusion", "samplers", "networks", "systems", "files", "datasets",
-         "metrics", "training", "gpu", "show", "exercises", "cli"]
-UPWARDS = {("networks/clip.py", "files"), ("systems/guard.py", "files"), ("systems/pipeline.py", "files")}  # to be mended
+ROOMS = [
+    "errors",
+    "lazy",
+    "paths",
+    "schedule",
+    "diffusion",
+    "samplers",
+    "networks",
+    "systems",
+    "files",
+    "datasets",
+    "metrics",
+    "training",
+    "gpu",
+    "show",
+    "exercises",
+    "cli",
+]
+UPWARDS = {
+    ("networks/clip.py", "files"),
+    ("systems/guard.py", "files"),
+    ("systems/pipeline.py", "files"),
+}  # to be mended
 # Used as oracles in tests or as rivals in benchmarks, never as parts.
 FOREIGN = {"diffusers", "sklearn", "transformers", "tokenizers", "denoising_diffusion_pytorch"}
-PARTS = {"networks/text.py": {"transformers", "tokenizers"}, "networks/clip.py": {"transformers", "tokenizers"}}  # the two places where some are parts
+PARTS = {
+    "networks/text.py": {"transformers", "tokenizers"},
+    "networks/clip.py": {"transformers", "tokenizers"},
+}  # the two places where some are parts
 
 
 def test_import_is_quick_and_light():
     """Best of three in fresh processes. The 2 s are counted in processor seconds, which busy neighbours do not stretch
     much; what we add to torch's own import, nearly all of it, is counted by the clock."""
-    lines = subprocess.run([sys.executable, "benchmarks/import_time.py"], cwd=ROOT, capture_output=True, text=True,
-                           check=True).stdout.splitlines()
+    lines = subprocess.run(
+        [sys.executable, "benchmarks/import_time.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     result = json.loads(lines[-1])
     assert result["cpu_seconds"] < 2 and result["seconds_beyond_torch"] < 0.3, result
     assert result["heavy_modules_loaded"] == []
@@ -42,7 +71,7 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             base = base + (node.module.split(".") if node.module else [])
             yield from (".".join([*base, alias.name]) for alias in node.names)
 
@@ -50,7 +79,9 @@ def imports(path):
 def inner(path):
     """The modules of ddpm_edu that a file imports, itself left out; a name of ddpm_edu/__init__.py counts as no module."""
     names = {name.split(".")[1] for name in imports(path) if name.startswith("ddpm_edu.")}
-    return {name for name in names if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()} - {module_of(path)}
+    return {
+        name for name in names if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
+    } - {module_of(path)}
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -61,8 +92,12 @@ def test_imports_go_down(path):
     room, file = module_of(path), path.relative_to(PACKAGE).as_posix()
     assert room in ROOMS, f"{room} is no room of the package: put it into ROOMS here"
     for other in inner(path):
-        assert ROOMS.index(other) <= ROOMS.index(room) or (file, other) in UPWARDS, f"{file} imports {other}"
-    assert "ddpm_edu" not in imports(path), "import the module that is needed, not the whole package"
+        assert ROOMS.index(other) <= ROOMS.index(room) or (file, other) in UPWARDS, (
+            f"{file} imports {other}"
+        )
+    assert "ddpm_edu" not in imports(path), (
+        "import the module that is needed, not the whole package"
+    )
     outside = {name.split(".")[0] for name in imports(path)}
     assert not outside & (FOREIGN - PARTS.get(file, set()))
 
@@ -73,8 +108,14 @@ def test_no_circles():
         graph = {}
         for path in folder.glob("*.py"):
             here = ".".join(["ddpm_edu", *folder.relative_to(PACKAGE).parts])
-            names = {name.removeprefix(here + ".").split(".")[0] for name in imports(path) if name.startswith(here + ".")}
-            graph[path.stem] = {name for name in names if (folder / f"{name}.py").exists()} - {path.stem}
+            names = {
+                name.removeprefix(here + ".").split(".")[0]
+                for name in imports(path)
+                if name.startswith(here + ".")
+            }
+            graph[path.stem] = {name for name in names if (folder / f"{name}.py").exists()} - {
+                path.stem
+            }
         TopologicalSorter(graph).prepare()  # raises CycleError, naming the circle
 
 
@@ -82,7 +123,15 @@ def test_the_walk_sees_every_kind_of_import(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path / "ddpm_edu")
     (PACKAGE / "exercises").mkdir(parents=True)
     file = PACKAGE / "exercises" / "nb00.py"
-    file.write_text("import sklearn.x\nfrom ..show import plot\nfrom .check import Result\nfrom ddpm_edu import data\n"
-                    "def later():\n    from . import nb01\n    import ddpm_edu.training.train as t\n")
-    assert set(imports(file)) == {"sklearn.x", "ddpm_edu.show.plot", "ddpm_edu.exercises.check.Result", "ddpm_edu.data",
-                                  "ddpm_edu.exercises.nb01", "ddpm_edu.training.train"}
+    file.write_text(
+        "import sklearn.x\nfrom ..show import plot\nfrom .check import Result\nfrom ddpm_edu import data\n"
+        "def later():\n    from . import nb01\n    import ddpm_edu.training.train as t\n"
+    )
+    assert set(imports(file)) == {
+        "sklearn.x",
+        "ddpm_edu.show.plot",
+        "ddpm_edu.exercises.check.Result",
+        "ddpm_edu.data",
+        "ddpm_edu.exercises.nb01",
+        "ddpm_edu.training.train",
+    }

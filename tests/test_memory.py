@@ -1,4 +1,5 @@
 """The memory a system takes: foretold by a rehearsal without numbers, and measured by the operating system."""
+
 import json
 import subprocess
 import sys
@@ -10,10 +11,20 @@ from helpers import refuses
 from test_stable_diffusion import SINGLE, TINY, sparse
 
 from ddpm_edu.errors import OptionError
+from ddpm_edu.files.load import (
+    SD15,
+    SDXL,
+    build,
+    config_of,
+    memory_needed,
+    save_folder,
+    weight_bytes,
+)
 from ddpm_edu.systems.memory import peak_bytes
-from ddpm_edu.files.load import SD15, SDXL, build, config_of, memory_needed, save_folder, weight_bytes
 
-linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc"
+)
 PROBE = '''
 import ctypes, json, sys, torch
 ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 20)  # blocks of a megabyte go back to the system when freed
@@ -30,12 +41,18 @@ def peak(run):
 
 
 def probe(code, *args):
-    done = subprocess.run([sys.executable, "-c", PROBE + code, *map(str, args)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE + code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_peak_of_a_few_lines():
     """Views and work in place cost nothing, what is let go makes room; in float32, 4 MB a piece."""
+
     def chain():
         a = torch.ones(1000, 1000)
         b = a + 1
@@ -45,7 +62,12 @@ def test_peak_of_a_few_lines():
 
     assert peak_bytes(chain) == 8_000_000
     assert peak_bytes(lambda: [torch.ones(1000, 1000) for _ in range(5)]) == 20_000_000
-    assert peak_bytes(lambda: torch.nn.functional.scaled_dot_product_attention(*torch.ones(3, 1, 8, 4096, 40))) < 4 * 8 * 4096 * 40 * 5
+    assert (
+        peak_bytes(
+            lambda: torch.nn.functional.scaled_dot_product_attention(*torch.ones(3, 1, 8, 4096, 40))
+        )
+        < 4 * 8 * 4096 * 40 * 5
+    )
 
 
 def test_memory_needed():
@@ -54,8 +76,18 @@ def test_memory_needed():
     full, half = memory_needed(SD15), memory_needed("sd15", torch.bfloat16)
     assert full == 2 * half and weights * 4 < full < weights * 4 * 1.5
     assert memory_needed(SD15, size=768) > memory_needed(SD15, size=(512, 768)) > full
-    assert memory_needed(SD15, batch=16) > memory_needed(SD15, batch=8) > memory_needed(SD15, batch=8, guidance=False)
-    for bad in ({"size": 0}, {"size": True}, {"size": 1_000_000}, {"size": (512, 511.5)}, {"batch": 0}):
+    assert (
+        memory_needed(SD15, batch=16)
+        > memory_needed(SD15, batch=8)
+        > memory_needed(SD15, batch=8, guidance=False)
+    )
+    for bad in (
+        {"size": 0},
+        {"size": True},
+        {"size": 1_000_000},
+        {"size": (512, 511.5)},
+        {"batch": 0},
+    ):
         with refuses(OptionError, *bad):
             memory_needed(SD15, **bad)
     assert 7e9 < memory_needed(SDXL, torch.bfloat16, 1024) < 10e9
@@ -73,7 +105,7 @@ def test_a_folder_is_asked_without_its_weights(tmp_path):
 @pytest.mark.slow
 def test_rehearsal_against_the_operating_system():
     """A UNet within 10 %; the VAE within a third, since its convolutions take work space that nobody announces."""
-    got = probe('''
+    got = probe("""
 from ddpm_edu.diffusion import Cond
 from ddpm_edu.systems.memory import peak_bytes
 from ddpm_edu.networks.unet import UNet, UNetConfig
@@ -91,7 +123,7 @@ call = lambda unet, x, t, c: unet(x, t, Cond(c))
 print(json.dumps([both(lambda: UNet(wide), call, torch.randn(2, 4, 64, 64), torch.zeros(2), torch.randn(2, 77, 64)),
                   both(lambda: UNet(deep), call, torch.randn(2, 4, 96, 96), torch.zeros(2), torch.randn(2, 77, 64)),
                   both(lambda: VAE(VAEConfig(channels=64)), VAE.decode, torch.randn(1, 4, 32, 32))]))
-''')
+""")
     for (measured, foretold), tolerance in zip(got, (0.1, 0.1, 1 / 3)):
         assert abs(measured - foretold) < tolerance * measured, got
 
@@ -102,12 +134,16 @@ print(json.dumps([both(lambda: UNet(wide), call, torch.randn(2, 4, 64, 64), torc
 def test_loading_holds_the_weights_once(tmp_path, dtype):
     """SD 1.5 from a single file in bfloat16 with averaged weights beside: at most 1.15 times the weights, converted or not."""
     sparse(tmp_path / "model.safetensors", SINGLE["sd15"])
-    weights, used = probe('''
+    weights, used = probe(
+        """
 from ddpm_edu.files.load import SD15, build, load
 build(SD15, device="meta")  # imports what it imports
 kept = []
 used = peak(lambda: kept.append(load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))))
 print(json.dumps([sum(p.nbytes for p in kept[0].parameters()), used]))
-''', tmp_path / "model.safetensors", dtype)
+""",
+        tmp_path / "model.safetensors",
+        dtype,
+    )
     assert weights == weight_bytes(SD15, getattr(torch, dtype))
     assert 0.9 * weights < used < 1.15 * weights, used / weights

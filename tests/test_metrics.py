@@ -1,4 +1,5 @@
 """metrics.py: the Frechet distance against closed forms and scipy; the shipped judges against the real pictures."""
+
 import math
 
 import numpy as np
@@ -6,10 +7,10 @@ import pytest
 import scipy.linalg
 import torch
 
-from ddpm_edu.files import checkpoint
 from ddpm_edu.datasets import images as data
-from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.errors import CheckpointError, DataError, OptionError, ShapeError
+from ddpm_edu.files import checkpoint
+from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.metrics.frechet import frechet, frechet_distance
 
 
@@ -21,24 +22,31 @@ def random_gaussian(d, seed):
 
 # ---------------------------------------------------------------- Frechet distance
 
+
 @pytest.mark.parametrize("d", [1, 2, 16, 64])
 def test_frechet_against_scipy(d):
     (mu_a, cov_a), (mu_b, cov_b) = random_gaussian(d, 1), random_gaussian(d, 2)
     root = scipy.linalg.sqrtm(cov_a.numpy() @ cov_b.numpy())
-    expected = ((mu_a - mu_b) ** 2).sum().item() + np.trace(cov_a.numpy() + cov_b.numpy() - 2 * root.real)
+    expected = ((mu_a - mu_b) ** 2).sum().item() + np.trace(
+        cov_a.numpy() + cov_b.numpy() - 2 * root.real
+    )
     assert frechet_distance(mu_a, cov_a, mu_b, cov_b) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_frechet_in_one_dimension():
     """Between N(m, s^2) and N(n, r^2): (m - n)^2 + (s - r)^2."""
     one = lambda z: torch.tensor([z])
-    assert frechet_distance(one(1.), one(4.)[None], one(3.), one(25.)[None]) == pytest.approx((1 - 3) ** 2 + (2 - 5) ** 2)
+    assert frechet_distance(one(1.0), one(4.0)[None], one(3.0), one(25.0)[None]) == pytest.approx(
+        (1 - 3) ** 2 + (2 - 5) ** 2
+    )
 
 
 def test_frechet_between_diagonal_gaussians():
-    s, r = torch.tensor([1., 2., 0.]), torch.tensor([3., 0.5, 1.])
+    s, r = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([3.0, 0.5, 1.0])
     mu = torch.zeros(3)
-    assert frechet_distance(mu, (s ** 2).diag(), mu + 2, (r ** 2).diag()) == pytest.approx(3 * 4 + ((s - r) ** 2).sum().item(), rel=1e-6)
+    assert frechet_distance(mu, (s**2).diag(), mu + 2, (r**2).diag()) == pytest.approx(
+        3 * 4 + ((s - r) ** 2).sum().item(), rel=1e-6
+    )
 
 
 def test_frechet_properties():
@@ -46,10 +54,16 @@ def test_frechet_properties():
     distance = frechet_distance(mu_a, cov_a, mu_b, cov_b)
     assert frechet_distance(mu_b, cov_b, mu_a, cov_a) == pytest.approx(distance, rel=1e-9)
     assert 0 <= frechet_distance(mu_a, cov_a, mu_a, cov_a) < 1e-9
-    q = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)).Q
+    q = torch.linalg.qr(
+        torch.randn(12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    ).Q
     rotate = lambda mu, cov: (q @ mu, q @ cov @ q.T)
-    assert frechet_distance(*rotate(mu_a, cov_a), *rotate(mu_b, cov_b)) == pytest.approx(distance, rel=1e-9)
-    assert frechet_distance(3 * mu_a, 9 * cov_a, 3 * mu_b, 9 * cov_b) == pytest.approx(9 * distance, rel=1e-9)
+    assert frechet_distance(*rotate(mu_a, cov_a), *rotate(mu_b, cov_b)) == pytest.approx(
+        distance, rel=1e-9
+    )
+    assert frechet_distance(3 * mu_a, 9 * cov_a, 3 * mu_b, 9 * cov_b) == pytest.approx(
+        9 * distance, rel=1e-9
+    )
 
 
 def test_frechet_of_samples_finds_the_distance_of_their_laws():
@@ -58,17 +72,28 @@ def test_frechet_of_samples_finds_the_distance_of_their_laws():
     assert frechet(a, b) == pytest.approx(4 * 1 + 4 * 1, rel=0.02)
     assert frechet(a, a) < 1e-9
     mean, cov = metrics.moments(b)
-    assert np.allclose(cov.numpy(), np.cov(b.numpy().T.astype(np.float64))) and mean.dtype == torch.float64
+    assert (
+        np.allclose(cov.numpy(), np.cov(b.numpy().T.astype(np.float64)))
+        and mean.dtype == torch.float64
+    )
 
 
-@pytest.mark.parametrize("a, b, error, message", [
-    (torch.randn(5, 8), torch.randn(50, 8), DataError, "5 pictures are too few for a covariance of 8 features: use at least 9"),
-    (torch.randn(0, 8), torch.randn(50, 8), DataError, "0 pictures are too few"),
-    (torch.randn(50, 8), torch.full((50, 8), math.nan), DataError, "NaN"),
-    (torch.randn(50, 8), torch.full((50, 8), math.inf), DataError, "infinity"),
-    (torch.randn(50, 8), torch.randn(50, 7), ShapeError, r"must be \(D,\), \(D, D\)"),
-    (torch.randn(50, 8, 1), torch.randn(50, 8), ShapeError, r"must be \(N, D\)"),
-])
+@pytest.mark.parametrize(
+    "a, b, error, message",
+    [
+        (
+            torch.randn(5, 8),
+            torch.randn(50, 8),
+            DataError,
+            "5 pictures are too few for a covariance of 8 features: use at least 9",
+        ),
+        (torch.randn(0, 8), torch.randn(50, 8), DataError, "0 pictures are too few"),
+        (torch.randn(50, 8), torch.full((50, 8), math.nan), DataError, "NaN"),
+        (torch.randn(50, 8), torch.full((50, 8), math.inf), DataError, "infinity"),
+        (torch.randn(50, 8), torch.randn(50, 7), ShapeError, r"must be \(D,\), \(D, D\)"),
+        (torch.randn(50, 8, 1), torch.randn(50, 8), ShapeError, r"must be \(N, D\)"),
+    ],
+)
 def test_frechet_refuses(a, b, error, message):
     with pytest.raises(error, match=message):
         frechet(a, b)
@@ -86,6 +111,7 @@ def test_frechet_distance_refuses():
 
 # ---------------------------------------------------------------- one picture against its copy
 
+
 def test_psnr_of_known_errors():
     """Off by 0.2 everywhere, a tenth of the range: 20 dB. Off in a quarter of the numbers only: 10 log10(4) dB more."""
     x = torch.zeros(3, 3, 4, 4, dtype=torch.float64)
@@ -93,13 +119,16 @@ def test_psnr_of_known_errors():
     y[0] += 0.2
     y[1, :, :2, :2] -= 0.2
     assert metrics.psnr(x, y).tolist() == pytest.approx([20, 20 + 10 * math.log10(4), math.inf])
-    assert metrics.psnr(torch.ones(1, 5), torch.full((1, 5), 7.)).item() == math.inf  # beyond the range is shown as its end
+    assert (
+        metrics.psnr(torch.ones(1, 5), torch.full((1, 5), 7.0)).item() == math.inf
+    )  # beyond the range is shown as its end
     for a, b in ((x, x[:1]), (x[0, 0, 0], x[0, 0, 0, :1]), (torch.zeros(4), torch.zeros(4))):
         with pytest.raises(ShapeError, match="must be the same"):
             metrics.psnr(a, b)
 
 
 # ---------------------------------------------------------------- judges
+
 
 @pytest.fixture(scope="module")
 def judge():
@@ -128,7 +157,9 @@ def test_shipped_mnist_judge(judge, digits):
 def test_shipped_statistics_are_those_of_the_real_pictures(judge, features_of_all):
     mean, cov = metrics.moments(features_of_all)
     assert torch.allclose(mean, judge.reference["test"][0], rtol=1e-3, atol=1e-4)
-    assert torch.allclose(cov, judge.reference["test"][1], rtol=1e-2, atol=1e-4 * cov.diag().max().item())
+    assert torch.allclose(
+        cov, judge.reference["test"][1], rtol=1e-2, atol=1e-4 * cov.diag().max().item()
+    )
 
 
 def test_frechet_to_real_tells_good_from_bad(judge, digits, features_of_all):
@@ -139,13 +170,14 @@ def test_frechet_to_real_tells_good_from_bad(judge, digits, features_of_all):
     assert metrics.frechet_to_real(judge, noisy.clamp(-1, 1)) > 3 * real
     assert metrics.frechet_to_real(judge, one_class) > 10 * real
     assert metrics.frechet_to_real(judge, x_0, split="test") == pytest.approx(
-        frechet(metrics.judge_features(judge, x_0), features_of_all), rel=0.01)
+        frechet(metrics.judge_features(judge, x_0), features_of_all), rel=0.01
+    )
 
 
 def test_a_picture_is_judged_alone(judge, digits):
     """Neither the batch around it nor training mode changes a score."""
     x_0, _ = digits[:8]
-    alone = torch.cat([metrics.judge_features(judge, x_0[i:i + 1]) for i in range(8)])
+    alone = torch.cat([metrics.judge_features(judge, x_0[i : i + 1]) for i in range(8)])
     judge.train()
     together = metrics.judge_features(judge, x_0)
     assert judge.training
@@ -153,14 +185,17 @@ def test_a_picture_is_judged_alone(judge, digits):
     assert torch.allclose(alone, together, atol=1e-4)
 
 
-@pytest.mark.parametrize("change, error, message", [
-    (lambda x: (x + 1) * 127.5, DataError, r"run from 0 to 255: the judge takes \[-1, 1\]"),
-    (lambda x: data.to_uint8(x), DataError, "type torch.uint8: .*from_uint8"),
-    (lambda x: x * math.nan, DataError, "run from nan"),
-    (lambda x: x[:0], DataError, "no pictures"),
-    (lambda x: x[:, 0], ShapeError, r"takes \(N, 1, H, W\)"),
-    (lambda x: x.expand(-1, 3, -1, -1), ShapeError, r"takes \(N, 1, H, W\)"),
-])
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (lambda x: (x + 1) * 127.5, DataError, r"run from 0 to 255: the judge takes \[-1, 1\]"),
+        (lambda x: data.to_uint8(x), DataError, "type torch.uint8: .*from_uint8"),
+        (lambda x: x * math.nan, DataError, "run from nan"),
+        (lambda x: x[:0], DataError, "no pictures"),
+        (lambda x: x[:, 0], ShapeError, r"takes \(N, 1, H, W\)"),
+        (lambda x: x.expand(-1, 3, -1, -1), ShapeError, r"takes \(N, 1, H, W\)"),
+    ],
+)
 def test_the_judge_refuses(judge, digits, change, error, message):
     with pytest.raises(error, match=message):
         metrics.judge_features(judge, change(digits[:4][0]))
@@ -190,13 +225,26 @@ def test_weights_are_small_and_carded(name):
     path = data.data_folder() / "weights" / f"{name}_judge.safetensors"
     assert path.stat().st_size <= 1.5e6
     card = path.with_suffix(".md").read_text()
-    for word in ("command", "seed", "time", "hardware", "versions", "test accuracy", "Licence", f"{path.stat().st_size:,}"):
+    for word in (
+        "command",
+        "seed",
+        "time",
+        "hardware",
+        "versions",
+        "test accuracy",
+        "Licence",
+        f"{path.stat().st_size:,}",
+    ):
         assert word in card
 
 
 def test_cifar10_judge_loads_and_has_no_pictures():
     judge = metrics.load_judge("cifar10")
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert metrics.judge_features(judge, x).shape == (4, 128) and judge.reference["train"][1].shape == (128, 128)
+    assert metrics.judge_features(judge, x).shape == (4, 128) and judge.reference["train"][
+        1
+    ].shape == (128, 128)
     state, _ = checkpoint.load_tensors(data.data_folder() / "weights" / "cifar10_judge.safetensors")
-    assert all(t.numel() < 32 * 32 * 3 or name.endswith((".weight", ".cov")) for name, t in state.items())
+    assert all(
+        t.numel() < 32 * 32 * 3 or name.endswith((".weight", ".cov")) for name, t in state.items()
+    )

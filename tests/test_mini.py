@@ -1,4 +1,5 @@
 """mini.py: a whole system trained by two processes, which a stop in the middle does not change by a bit, and its refusals."""
+
 import dataclasses
 import math
 import shutil
@@ -9,19 +10,19 @@ from helpers import refuses
 from tiny_mini import CAPTIONS, TINY, Dots
 from train_run import numbers, same
 
-from ddpm_edu.training import whole_system as module
 from ddpm_edu.cli import main
-from ddpm_edu.networks.clip import CLIP, CLIPConfig, load_clip
 from ddpm_edu.errors import CheckpointError, OptionError
-from ddpm_edu.training.latents import encode
-from ddpm_edu.training.whole_system import assemble, train_clip, train_mini, train_unet, train_vae
-from ddpm_edu.training.minis import MINIS
-from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.files.load import load, save_folder
 from ddpm_edu.files.system_file import load_system, save_system
 from ddpm_edu.files.tensors import load_tensors
-from ddpm_edu.networks.vae import VAE
+from ddpm_edu.networks.clip import CLIP, CLIPConfig, load_clip
 from ddpm_edu.networks.tokenizer import train_tokenizer
+from ddpm_edu.networks.vae import VAE
+from ddpm_edu.systems.pipeline import draw
+from ddpm_edu.training import whole_system as module
+from ddpm_edu.training.latents import encode
+from ddpm_edu.training.minis import MINIS
+from ddpm_edu.training.whole_system import assemble, train_clip, train_mini, train_unet, train_vae
 
 PARTS = {"vae": 6, "clip": 5, "unet": 8}  # and the updates of each
 
@@ -42,21 +43,39 @@ def whole():
 
 # ---------------------------------------------------------------- a run
 
+
 @pytest.mark.slow
 def test_three_parts_in_two_processes(whole):
     sd, clip, record = whole.sd, whole.clip, whole.record
     for part, updates in PARTS.items():
-        assert record[part]["updates"] == updates == len(record[part]["loss"]) and all(map(math.isfinite, record[part]["loss"]))
-    assert record["recipe"] == "tiny" and record["seconds"] > 0 and record["scale"] == pytest.approx(sd.config.vae.scale, abs=1e-5)
-    assert (sd.config.size, sd.config.steps, sd.config.guidance, sd.config.spacing, sd.predict) == (8, 4, 2.0, "trailing", "v")
+        assert record[part]["updates"] == updates == len(record[part]["loss"]) and all(
+            map(math.isfinite, record[part]["loss"])
+        )
+    assert (
+        record["recipe"] == "tiny"
+        and record["seconds"] > 0
+        and record["scale"] == pytest.approx(sd.config.vae.scale, abs=1e-5)
+    )
+    assert (sd.config.size, sd.config.steps, sd.config.guidance, sd.config.spacing, sd.predict) == (
+        8,
+        4,
+        2.0,
+        "trailing",
+        "v",
+    )
     assert not sd.training and not any(p.requires_grad for p in sd.parameters())
     assert sd.meta["words"] == sorted("a red green blue white dot at the top bottom".split())
-    assert encode(sd, Dots()).z_0.std().item() == pytest.approx(1, abs=1e-4)  # what the scale is for
+    assert encode(sd, Dots()).z_0.std().item() == pytest.approx(
+        1, abs=1e-4
+    )  # what the scale is for
     start = assemble(TINY, *untrained())
     for part in ("vae", "unet", "text"):
         assert not same(numbers(getattr(sd, part)), numbers(getattr(start, part))), part
     ids = clip.ids(CAPTIONS)
-    assert torch.equal(sd.text.encode(CAPTIONS).context, clip.text(ids).last) and sd.config.text[0].projection == 0
+    assert (
+        torch.equal(sd.text.encode(CAPTIONS).context, clip.text(ids).last)
+        and sd.config.text[0].projection == 0
+    )
 
 
 @pytest.mark.slow
@@ -65,14 +84,22 @@ def test_it_is_saved_and_draws(whole, tmp_path):
     again, meta = load_system(tmp_path / "tiny.safetensors")
     assert meta["train"] == whole.record and again.config == whole.sd.config
     picture = draw(whole.sd, "a red dot at the top", progress=False)
-    assert picture.shape == (1, 3, 8, 8) and 0 <= (draw(again, "a red dot at the top", progress=False) - picture).abs().mean() < 0.1 * picture.std()
+    assert (
+        picture.shape == (1, 3, 8, 8)
+        and 0
+        <= (draw(again, "a red dot at the top", progress=False) - picture).abs().mean()
+        < 0.1 * picture.std()
+    )
 
 
 @pytest.mark.slow
 def test_its_folder_is_one_of_diffusers_without_a_word_of_warning(whole, tmp_path, caplog):
     diffusers = pytest.importorskip("diffusers")
     save_folder(whole.sd, tmp_path)
-    assert torch.equal(draw(load(tmp_path), CAPTIONS[0], progress=False), draw(whole.sd, CAPTIONS[0], progress=False))
+    assert torch.equal(
+        draw(load(tmp_path), CAPTIONS[0], progress=False),
+        draw(whole.sd, CAPTIONS[0], progress=False),
+    )
     diffusers.logging.enable_propagation()
     try:
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
@@ -80,12 +107,15 @@ def test_its_folder_is_one_of_diffusers_without_a_word_of_warning(whole, tmp_pat
         diffusers.logging.disable_propagation()
     assert not [r.message for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
     texts = ["A Red DOT at the top", "", "red 7 dots!", "红苹果", "a red dot " * 9]
-    theirs = pipe.tokenizer(texts, padding="max_length", max_length=12, truncation=True, return_tensors="pt").input_ids
+    theirs = pipe.tokenizer(
+        texts, padding="max_length", max_length=12, truncation=True, return_tensors="pt"
+    ).input_ids
     with pytest.warns(UserWarning, match="only 10 fit"):
         assert torch.equal(whole.sd.text.tokenizer(texts), theirs)
 
 
 # ---------------------------------------------------------------- a stop in the middle
+
 
 class Stop(Exception):
     pass
@@ -103,34 +133,48 @@ def test_a_stop_in_the_middle_changes_nothing(whole, tmp_path, monkeypatch):
                 shutil.copy(tmp_path / "vae.safetensors", tmp_path / "middle")
             if desc == "UNet" and step.step == 6:
                 raise Stop
+
     monkeypatch.setattr(module, "_often", lambda checkpoint: 2)
     monkeypatch.setattr(module, "progress", stopping)
     with pytest.raises(Stop):
         train_mini(TINY, folder=tmp_path)
     monkeypatch.setattr(module, "progress", real)
     (tmp_path / "middle").replace(tmp_path / "vae.safetensors")
-    assert {part: load_tensors(tmp_path / f"{part}.safetensors")[1]["step"] for part in PARTS} == {"vae": 4, "clip": 5, "unet": 6}
+    assert {part: load_tensors(tmp_path / f"{part}.safetensors")[1]["step"] for part in PARTS} == {
+        "vae": 4,
+        "clip": 5,
+        "unet": 6,
+    }
     second = train_mini(TINY, folder=tmp_path)
-    assert same(numbers(second.sd), numbers(whole.sd)) and same(numbers(second.clip), numbers(whole.clip))
+    assert same(numbers(second.sd), numbers(whole.sd)) and same(
+        numbers(second.clip), numbers(whole.clip)
+    )
     assert second.sd.config == whole.sd.config
     record = second.record
     assert {part: record[part]["updates"] for part in PARTS} == PARTS
-    assert [len(record[part]["loss"]) for part in PARTS] == [2, 0, 2] and record["vae"]["loss"] == whole.record["vae"]["loss"][4:]
+    assert [len(record[part]["loss"]) for part in PARTS] == [2, 0, 2] and record["vae"][
+        "loss"
+    ] == whole.record["vae"]["loss"][4:]
 
 
 @pytest.mark.slow
 def test_a_clip_stopped_in_the_middle(whole, tmp_path, monkeypatch):
     """In this process, where the whole run had another one for it."""
+
     def stopping(steps):
         for step in steps:
             yield step
             if step.step == 3:
                 raise Stop
+
     monkeypatch.setattr(module, "_often", lambda checkpoint: 3)
     with pytest.raises(Stop):
         train_clip(TINY, TINY.train_clip, tmp_path / "clip.safetensors", stopping)
     clip = train_clip(TINY, TINY.train_clip, tmp_path / "clip.safetensors")
-    assert same(numbers(clip), numbers(whole.clip)) and clip.tokenizer.bpe.to_str() == whole.clip.tokenizer.bpe.to_str()
+    assert (
+        same(numbers(clip), numbers(whole.clip))
+        and clip.tokenizer.bpe.to_str() == whole.clip.tokenizer.bpe.to_str()
+    )
 
 
 def test_what_is_kept_is_the_average():
@@ -140,28 +184,47 @@ def test_what_is_kept_is_the_average():
         for step in steps:
             kept[:], raw[:] = [step], [numbers(step.model)]
             yield step
+
     vae = train_vae(TINY, TINY.train_vae, log=log)
-    assert same(numbers(vae), numbers(kept[0].ema.vae)) and not same(numbers(vae), numbers(kept[0].model.vae)) and kept[0].step == 6
+    assert (
+        same(numbers(vae), numbers(kept[0].ema.vae))
+        and not same(numbers(vae), numbers(kept[0].model.vae))
+        and kept[0].step == 6
+    )
     clip = train_clip(TINY, TINY.train_clip, log=log)
-    assert same(numbers(clip), numbers(kept[0].ema)) and not same(numbers(clip), raw[0]) and kept[0].step == 5
+    assert (
+        same(numbers(clip), numbers(kept[0].ema))
+        and not same(numbers(clip), raw[0])
+        and kept[0].step == 5
+    )
     sd = assemble(TINY, vae, clip)
     x, cond = torch.randn(2, 2, 4, 4), sd.text.encode(CAPTIONS[:2])
-    assert (sd.unet(x, torch.tensor([500, 9]), cond) == 0).all()  # before its training it predicts v = 0
+    assert (
+        sd.unet(x, torch.tensor([500, 9]), cond) == 0
+    ).all()  # before its training it predicts v = 0
     sd = train_unet(sd, encode(sd, Dots()), TINY.train_unet, log=log)
-    assert same(numbers(sd.unet), numbers(kept[0].ema)) and not same(numbers(sd.unet), raw[0]) and kept[0].step == 8
+    assert (
+        same(numbers(sd.unet), numbers(kept[0].ema))
+        and not same(numbers(sd.unet), raw[0])
+        and kept[0].step == 8
+    )
     assert sd.unet(x, torch.tensor([500, 9]), cond).abs().max() > 0
 
 
 @pytest.mark.slow
 def test_by_the_clock():
     """At least the time asked for, however long the second process takes to start; the plan's own updates would take for ever."""
-    runs = {name: dataclasses.replace(getattr(TINY, name), steps=10 ** 9) for name in ("train_vae", "train_clip", "train_unet")}
+    runs = {
+        name: dataclasses.replace(getattr(TINY, name), steps=10**9)
+        for name in ("train_vae", "train_clip", "train_unet")
+    }
     record = train_mini(dataclasses.replace(TINY, shares=(0.1, 0.05), **runs), seconds=2).record
     assert record["seconds"] >= 2 and all(record[part]["updates"] >= 1 for part in PARTS)
     assert all(1 <= len(record[part]["loss"]) <= 200 for part in PARTS)  # thinned
 
 
 # ---------------------------------------------------------------- refusals
+
 
 class Untouched(Dots):
     def __init__(self):
@@ -187,10 +250,20 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
         train_mini(REFUSED, folder=tmp_path)
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"name": "other"}, ("name was tiny, now other",)), ({"captions": Dots}, ("captions was .*captions, now .*Dots",)), ({"vocab": 530}, ("vocab was 540, now 530",)),
-    ({"train_unet": dataclasses.replace(TINY.train_unet, steps=9)}, ("train_unet", "'steps': 9")),
-    ({"vae": dataclasses.replace(TINY.vae, channels=16)}, ("vae was", "'channels': 16"))], ids=str)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"name": "other"}, ("name was tiny, now other",)),
+        ({"captions": Dots}, ("captions was .*captions, now .*Dots",)),
+        ({"vocab": 530}, ("vocab was 540, now 530",)),
+        (
+            {"train_unet": dataclasses.replace(TINY.train_unet, steps=9)},
+            ("train_unet", "'steps': 9"),
+        ),
+        ({"vae": dataclasses.replace(TINY.vae, channels=16)}, ("vae was", "'channels': 16")),
+    ],
+    ids=str,
+)
 def test_another_plan_is_refused_at_once(change, words, tmp_path, monkeypatch):
     """And nothing there is lost; the same plan goes on, also with other wishes for sampling."""
     file = module._files(TINY, tmp_path)("vae")
@@ -200,14 +273,21 @@ def test_another_plan_is_refused_at_once(change, words, tmp_path, monkeypatch):
     with refuses(CheckpointError, str(tmp_path), "another plan", "name another folder", *words):
         train_mini(dataclasses.replace(TINY, **change), folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert module._files(dataclasses.replace(TINY, steps=20, guidance=1.0, shares=(0.5, 0.4)), tmp_path)("vae") == file
+    assert (
+        module._files(
+            dataclasses.replace(TINY, steps=20, guidance=1.0, shares=(0.5, 0.4)), tmp_path
+        )("vae")
+        == file
+    )
 
 
 def test_checkpoints_without_a_plan_are_checked_too(tmp_path):
     train_vae(TINY, TINY.train_vae, tmp_path / "vae.safetensors")
     before = (tmp_path / "vae.safetensors").read_bytes()
     with refuses(CheckpointError, "vae.safetensors", "batch_size was 8, now 4"):
-        train_vae(TINY, dataclasses.replace(TINY.train_vae, batch_size=4), tmp_path / "vae.safetensors")
+        train_vae(
+            TINY, dataclasses.replace(TINY.train_vae, batch_size=4), tmp_path / "vae.safetensors"
+        )
     assert (tmp_path / "vae.safetensors").read_bytes() == before
 
 
@@ -232,6 +312,7 @@ def test_a_damaged_plan(tmp_path):
 
 # ---------------------------------------------------------------- from the shell
 
+
 @pytest.mark.slow
 def test_the_command_writes_the_system_and_its_clip(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(MINIS, "tiny", TINY)
@@ -239,14 +320,23 @@ def test_the_command_writes_the_system_and_its_clip(tmp_path, monkeypatch, capsy
     assert main(["train", "tiny", "--out", str(out), "--checkpoint", str(tmp_path / "folder")]) == 0
     sd, meta = load_system(out)
     clip = load_clip(tmp_path / "tiny_clip.safetensors")
-    assert meta["train"]["recipe"] == clip.meta["train"]["recipe"] == "tiny" and "red" in meta["words"]
+    assert (
+        meta["train"]["recipe"] == clip.meta["train"]["recipe"] == "tiny" and "red" in meta["words"]
+    )
     step = load_tensors(tmp_path / "folder" / "unet.safetensors")[1]["step"]
     assert step == 8 and clip.tokenizer.bpe.to_str() == sd.text.tokenizer.bpe.to_str()
     assert draw(sd, CAPTIONS[0], progress=False).shape == (1, 3, 8, 8)
 
 
-@pytest.mark.parametrize("more, words", [(("--steps", "5"), ("--steps", "--seconds")), (("--device", "cuda"), ("--device cuda", "CPU")),
-                                         (("--out", "/nowhere/x.safetensors"), ("/nowhere",)), (("--seconds", "5", "--checkpoint", "x"), ("seconds and folder",))])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (("--steps", "5"), ("--steps", "--seconds")),
+        (("--device", "cuda"), ("--device cuda", "CPU")),
+        (("--out", "/nowhere/x.safetensors"), ("/nowhere",)),
+        (("--seconds", "5", "--checkpoint", "x"), ("seconds and folder",)),
+    ],
+)
 def test_what_the_command_refuses(more, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(MINIS, "tiny", REFUSED)

@@ -1,4 +1,5 @@
 """minis.py: the plans fit together and their data is what it should be, before anybody trains for an hour."""
+
 import dataclasses
 import warnings
 
@@ -6,13 +7,21 @@ import pytest
 import torch
 from helpers import refuses
 
-from ddpm_edu.training import minis
 from ddpm_edu.datasets.emoji import emoji
-from ddpm_edu.errors import OptionError
-from ddpm_edu.training.minis import EMOJI, MINIS, PAINTED, Bilingual, emoji_names, mini, painted_captions
 from ddpm_edu.datasets.painted import caption, held_out, parse, scenes
+from ddpm_edu.errors import OptionError
 from ddpm_edu.networks.text import MOST_PROMPTS
 from ddpm_edu.networks.tokenizer import known_words, train_tokenizer
+from ddpm_edu.training import minis
+from ddpm_edu.training.minis import (
+    EMOJI,
+    MINIS,
+    PAINTED,
+    Bilingual,
+    emoji_names,
+    mini,
+    painted_captions,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +33,12 @@ def test_every_emoji_in_two_languages(pictures):
     both, n = Bilingual(pictures), len(pictures)
     assert len(both) == 2 * n == 3822
     x, names = both[torch.tensor([n + 7, 7, 2 * n - 1, 0])]
-    assert names == [pictures.chinese[7], pictures.names[7], pictures.chinese[-1], pictures.names[0]]
+    assert names == [
+        pictures.chinese[7],
+        pictures.names[7],
+        pictures.chinese[-1],
+        pictures.names[0],
+    ]
     expected = pictures[[7, 7, n - 1, 0]][0]
     assert torch.equal(x, expected) and x.shape == (4, 3, 64, 64) and not torch.equal(x[0], x[2])
     assert both[[3]][1] == [pictures.names[3]]
@@ -32,10 +46,18 @@ def test_every_emoji_in_two_languages(pictures):
 
 def test_the_captions(pictures, monkeypatch):
     monkeypatch.setattr(minis, "emoji", lambda: pictures)
-    assert emoji_names() == [*pictures.names, *pictures.chinese] == [Bilingual(pictures)[[i]][1][0] for i in range(3822)]
+    assert (
+        emoji_names()
+        == [*pictures.names, *pictures.chinese]
+        == [Bilingual(pictures)[[i]][1][0] for i in range(3822)]
+    )
     texts = painted_captions()
-    assert len(set(texts)) == len(texts) == 5040 and not any(held_out(parse(text)) for text in texts)
-    assert known_words(texts) == known_words(map(caption, scenes()))  # of a held-out combination every word is known
+    assert len(set(texts)) == len(texts) == 5040 and not any(
+        held_out(parse(text)) for text in texts
+    )
+    assert known_words(texts) == known_words(
+        map(caption, scenes())
+    )  # of a held-out combination every word is known
 
 
 def test_each_word_of_the_painted_digits_is_one_token():
@@ -55,24 +77,42 @@ def test_the_names_of_the_emoji_fit(pictures):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for k in range(0, len(names), MOST_PROMPTS):
-            tokenizer(names[k:k + MOST_PROMPTS])
+            tokenizer(names[k : k + MOST_PROMPTS])
 
 
 @pytest.mark.parametrize("name, side", [("painted", 32), ("emoji", 64)])
 def test_the_parts_fit_together(name, side):
     """Without weights: a picture becomes a latent that the UNet takes, and both sides of the CLIP meet in one space."""
-    from ddpm_edu.networks.clip import CLIP, CLIPConfig
     from ddpm_edu.diffusion import Cond
+    from ddpm_edu.networks.clip import CLIP, CLIPConfig
     from ddpm_edu.systems.system import SystemConfig, build
+
     plan = mini(name)
     assert plan is MINIS[name] and plan.name == name and plan.size == side
     text = dataclasses.replace(plan.text, vocab=plan.vocab)
-    sd = build(SystemConfig(name, plan.unet, plan.vae, (dataclasses.replace(text, projection=0),), predict=plan.train_unet.predict, size=plan.size,
-                            spacing="trailing", steps=plan.steps, guidance=plan.guidance), device="meta")
+    sd = build(
+        SystemConfig(
+            name,
+            plan.unet,
+            plan.vae,
+            (dataclasses.replace(text, projection=0),),
+            predict=plan.train_unet.predict,
+            size=plan.size,
+            spacing="trailing",
+            steps=plan.steps,
+            guidance=plan.guidance,
+        ),
+        device="meta",
+    )
     with torch.device("meta"):
         clip, x = CLIP(CLIPConfig(text, size=plan.size, **plan.clip)), torch.zeros(2, 3, side, side)
         z = sd.vae.to_latent(x)
-        assert sd.unet(z, torch.zeros(2, dtype=torch.long), Cond(torch.zeros(2, text.length, text.width))).shape == z.shape
+        assert (
+            sd.unet(
+                z, torch.zeros(2, dtype=torch.long), Cond(torch.zeros(2, text.length, text.width))
+            ).shape
+            == z.shape
+        )
         assert sd.vae.from_latent(z).shape == x.shape
         ids = torch.zeros(2, text.length, dtype=torch.long)
         assert clip.image(x).shape == clip.words(ids).shape == (2, text.projection)

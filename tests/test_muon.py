@@ -1,4 +1,5 @@
 """Muon against the SVD it avoids, and its AdamW half against PyTorch's."""
+
 import pytest
 import torch
 from torch import nn
@@ -25,9 +26,17 @@ def test_a_stack_is_made_orthogonal_one_by_one():
 
 def test_each_matrix_takes_its_own_step():
     """Two of one size and one of another: the step of each is what it would take alone."""
-    nets = [nn.Sequential(nn.Linear(5, 7, bias=False), nn.Linear(7, 5, bias=False), nn.Linear(5, 7, bias=False)) for _ in range(2)]
+    nets = [
+        nn.Sequential(
+            nn.Linear(5, 7, bias=False), nn.Linear(7, 5, bias=False), nn.Linear(5, 7, bias=False)
+        )
+        for _ in range(2)
+    ]
     nets[1].load_state_dict(nets[0].state_dict())
-    together, alone = Muon(nets[0], 1e-2, weight_decay=0.1), [Muon(layer, 1e-2, weight_decay=0.1) for layer in nets[1]]
+    together, alone = (
+        Muon(nets[0], 1e-2, weight_decay=0.1),
+        [Muon(layer, 1e-2, weight_decay=0.1) for layer in nets[1]],
+    )
     for _ in range(3):
         for net, optimizers in zip(nets, ([together], alone)):
             net.zero_grad()
@@ -42,7 +51,11 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv_in, self.inner, self.conv_out = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 1, 3)
+        self.conv_in, self.inner, self.conv_out = (
+            nn.Conv2d(1, 6, 3),
+            nn.Conv2d(6, 6, 3),
+            nn.Conv2d(6, 1, 3),
+        )
 
     def forward(self, x):
         return self.conv_out(self.inner(self.conv_in(x)).relu())
@@ -66,10 +79,17 @@ def test_the_rest_takes_the_steps_of_adamw():
     a, b = Net(), Net()
     names = [n for n, _ in a.named_parameters() if n != "inner.weight"]
     ours = Muon(a, lr=1e-2, weight_decay=0.1)
-    theirs = torch.optim.AdamW([p for n, p in b.named_parameters() if n in names], lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    theirs = torch.optim.AdamW(
+        [p for n, p in b.named_parameters() if n in names],
+        lr=1e-2,
+        betas=(0.9, 0.99),
+        weight_decay=0.1,
+    )
     x = torch.randn(4, 1, 9, 9)
     for _ in range(4):
-        a.inner.weight.data.copy_(b.inner.weight)  # Muon's own weight is held, so that the gradients stay comparable
+        a.inner.weight.data.copy_(
+            b.inner.weight
+        )  # Muon's own weight is held, so that the gradients stay comparable
         for net, opt in ((a, ours), (b, theirs)):
             opt.zero_grad()
             net(x).square().mean().backward()

@@ -1,4 +1,5 @@
 """What every notebook of the course must be, read from its file; running them is tests/run_notebooks.py's part."""
+
 import ast
 import json
 import re
@@ -7,8 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ddpm_edu.exercises.check import Result, find
 from ddpm_edu.cli import main
+from ddpm_edu.exercises.check import Result, find
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem[:2])
@@ -19,7 +20,11 @@ def read(path):
 
 
 def code(notebook, tag=None):
-    return [c for c in notebook.cells if c.cell_type == "code" and (tag is None or tag in c.metadata.get("tags", []))]
+    return [
+        c
+        for c in notebook.cells
+        if c.cell_type == "code" and (tag is None or tag in c.metadata.get("tags", []))
+    ]
 
 
 def text(notebook):
@@ -34,7 +39,9 @@ def test_has_the_parts_every_notebook_has(path):
         assert words.lower() in first.lower(), f"the first cell lacks {words!r}"
     for words in ("Predict first", "Common mistakes", "Summary", "References", "Glossary"):
         assert words.lower() in text(notebook).lower(), f"no part {words!r}"
-    assert len(re.findall(r"[\u4e00-\u9fff]{2,}", text(notebook))) >= 5, "key terms carry their Chinese names"
+    assert len(re.findall(r"[\u4e00-\u9fff]{2,}", text(notebook))) >= 5, (
+        "key terms carry their Chinese names"
+    )
     assert "arXiv" in text(notebook) or path.stem.startswith("00")
 
 
@@ -48,13 +55,19 @@ def test_is_saved_executed_and_clean(path):
     outputs = [o for c in code(notebook) for o in c.outputs]
     assert not [o.ename for o in outputs if o.output_type == "error"]
     assert not [o.text for o in outputs if o.get("name") == "stderr" and "Warning" in o.text]
-    assert not re.findall(r"(?:/work|/root|/home|/tmp)/[\w./-]+", json.dumps(notebook)), "paths of one machine"
-    assert not [o for o in outputs if any("widget-view" in kind for kind in o.get("data", {}))], "JupyterLab would say: model not found"
+    assert not re.findall(r"(?:/work|/root|/home|/tmp)/[\w./-]+", json.dumps(notebook)), (
+        "paths of one machine"
+    )
+    assert not [o for o in outputs if any("widget-view" in kind for kind in o.get("data", {}))], (
+        "JupyterLab would say: model not found"
+    )
     assert path.stat().st_size < 2_500_000
 
 
 def test_pictures_have_alt_text(path):
-    pages = "".join("".join(o.get("data", {}).get("text/html", "")) for c in code(read(path)) for o in c.outputs)
+    pages = "".join(
+        "".join(o.get("data", {}).get("text/html", "")) for c in code(read(path)) for o in c.outputs
+    )
     pictures = re.findall(r"<img\b[^>]*>", pages)
     assert len(pictures) >= 5
     assert not [p[:80] for p in pictures if not re.search(r'\balt="[^"]{12,}"', p)]
@@ -63,7 +76,11 @@ def test_pictures_have_alt_text(path):
 def test_cells_are_short_and_explained(path):
     notebook = read(path)
     exercises = {"exercise", "check", "solution", "setup"}
-    lines = [c.source.count("\n") + 1 for c in code(notebook) if not exercises & set(c.metadata.get("tags", []))]
+    lines = [
+        c.source.count("\n") + 1
+        for c in code(notebook)
+        if not exercises & set(c.metadata.get("tags", []))
+    ]
     assert max(lines) <= 25, f"longest code cell: {max(lines)} lines"
     assert sum(lines) / len(lines) <= 15
     assert sum(c.cell_type == "markdown" for c in notebook.cells) >= 0.7 * len(lines)
@@ -102,22 +119,32 @@ def test_solutions_are_right_and_stubs_not_attempted(path):
         space = namespace(notebook)
         run(stub.source, space)
         result = run(check_cell.source, space)
-        assert isinstance(result, Result) and result.status == "not attempted yet", f"{name}, stub: {result}"
+        assert isinstance(result, Result) and result.status == "not attempted yet", (
+            f"{name}, stub: {result}"
+        )
         result = run(solution.source, namespace(notebook))
-        assert isinstance(result, Result) and result.status == "right", f"{name}, solution: {result}"
+        assert isinstance(result, Result) and result.status == "right", (
+            f"{name}, solution: {result}"
+        )
 
 
 def test_student_version_runs_without_the_solutions(path, tmp_path):
     """The command drops just the solution cells, and nothing outside the exercises uses what they define."""
     assert main(["student", str(path), "--out", str(tmp_path)]) == 0
     original, student = read(path), read(tmp_path / path.name)
-    assert [c.source for c in student.cells] == [c.source for c in original.cells if "solution" not in c.metadata.get("tags", [])]
+    assert [c.source for c in student.cells] == [
+        c.source for c in original.cells if "solution" not in c.metadata.get("tags", [])
+    ]
     assert not any(c.outputs for c in code(student))
     own, used = set(), set()
     for cell in code(original):
         if {"exercise", "check", "solution"} & set(cell.metadata.get("tags", [])):
             own |= {n.name for n in ast.parse(cell.source).body if isinstance(n, ast.FunctionDef)}
         elif not cell.source.lstrip().startswith(("%", "!")):
-            used |= {n.id for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+            used |= {
+                n.id
+                for n in ast.walk(ast.parse(cell.source))
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+            }
             own -= {n.name for n in ast.parse(cell.source).body if isinstance(n, ast.FunctionDef)}
     assert not own & used, f"cells outside the exercises use {own & used}"

@@ -1,4 +1,5 @@
 """Text to picture: the same pictures as diffusers' pipelines from the files they save, and plain words where none can be made."""
+
 import dataclasses
 import re
 import warnings
@@ -6,23 +7,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import read_json, read_tensors, refuses
 
 from ddpm_edu import (
+    SAMPLERS,
     DdpmEduError,
     OptionError,
     ResourceError,
-    SAMPLERS,
     SamplingError,
     Schedule,
     ShapeError,
     last,
     noise,
 )
-from ddpm_edu.systems import guard, pipeline
 from ddpm_edu.diffusion import Cond
-from ddpm_edu.systems.pipeline import condition, decode, draw, sampling_times, steer, text_to_image
 from ddpm_edu.files.load import load
-from helpers import read_json, read_tensors, refuses
+from ddpm_edu.systems import guard, pipeline
+from ddpm_edu.systems.pipeline import condition, decode, draw, sampling_times, steer, text_to_image
 
 TOLERANCE = 1e-4
 PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
@@ -30,11 +31,13 @@ PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
 
 # ---------------------------------------------------------------- files that diffusers saved
 
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """name -> (diffusers' pipeline, ours loaded from the folder it saved), built when first asked for."""
     pytest.importorskip("diffusers")
     from tiny_pipelines import build
+
     pairs = {}
 
     def pair(name):
@@ -44,6 +47,7 @@ def saved(tmp_path_factory):
             theirs.save_pretrained(folder)
             pairs[name] = theirs, load(folder)
         return pairs[name]
+
     return pair
 
 
@@ -51,19 +55,33 @@ def ours(sd, prompts=PROMPT, **options):
     return decode(options.get("refiner") or sd, last(text_to_image(sd, prompts, **options)))
 
 
-def theirs(pipe, sampler="euler", *, size=(72, 56), seeds=(1,), prompts=PROMPT, scheduler_config=None, **options):
+def theirs(
+    pipe,
+    sampler="euler",
+    *,
+    size=(72, 56),
+    seeds=(1,),
+    prompts=PROMPT,
+    scheduler_config=None,
+    **options,
+):
     """The picture in [-1, 1] that diffusers draws from our noise."""
     from tiny_pipelines import scheduler
+
     predict = {"prediction_type": pipe.scheduler.config.prediction_type}
     pipe.scheduler = scheduler(sampler, **predict, **(scheduler_config or {}))
     latents = noise((4, size[0] // 8, size[1] // 8), seeds)
     prompts = [prompts] * len(seeds) if isinstance(prompts, str) else prompts
-    out = pipe(prompt=prompts, height=size[0], width=size[1], latents=latents, output_type="pt", **options).images
+    out = pipe(
+        prompt=prompts, height=size[0], width=size[1], latents=latents, output_type="pt", **options
+    ).images
     return 2 * out - 1
 
 
 def difference(a, b):
-    assert a.shape == b.shape and b.std() > 0.02  # a picture, not a flat field that anything would equal
+    assert (
+        a.shape == b.shape and b.std() > 0.02
+    )  # a picture, not a flat field that anything would equal
     return (a - b).abs().max().item()
 
 
@@ -72,18 +90,44 @@ def difference(a, b):
 def test_same_picture_as_diffusers(saved, name, sampler):
     """Guided with a negative prompt, 7 steps, an odd latent size (9 x 7)."""
     pipe, sd = saved(name)
-    assert difference(ours(sd, sampler=sampler, steps=7, guidance=6, negative=BAD, size=(72, 56), seeds=1),
-                      theirs(pipe, sampler, num_inference_steps=7, guidance_scale=6, negative_prompt=[BAD])) < TOLERANCE
+    assert (
+        difference(
+            ours(sd, sampler=sampler, steps=7, guidance=6, negative=BAD, size=(72, 56), seeds=1),
+            theirs(pipe, sampler, num_inference_steps=7, guidance_scale=6, negative_prompt=[BAD]),
+        )
+        < TOLERANCE
+    )
 
 
-@pytest.mark.parametrize("name, options, same", [
-    ("sd", {"guidance": 1.0}, {"guidance_scale": 1.0}),
-    ("sd", {"guidance": 7.5}, {"guidance_scale": 7.5}),                                        # the encoding of ""
-    ("sdxl", {"guidance": 1.0}, {"guidance_scale": 1.0}),
-    ("sdxl", {"guidance": 7.5}, {"guidance_scale": 7.5}),                                      # zeros
-    ("sdxl", {"guidance": 7.5, "rescale": 0.7}, {"guidance_scale": 7.5, "guidance_rescale": 0.7}),
-    ("sdxl", {"guidance": 3.0, "original_size": (512, 300), "crop": (64, 7), "target_size": (80, 64)},
-     {"guidance_scale": 3.0, "original_size": (512, 300), "crops_coords_top_left": (64, 7), "target_size": (80, 64)})])
+@pytest.mark.parametrize(
+    "name, options, same",
+    [
+        ("sd", {"guidance": 1.0}, {"guidance_scale": 1.0}),
+        ("sd", {"guidance": 7.5}, {"guidance_scale": 7.5}),  # the encoding of ""
+        ("sdxl", {"guidance": 1.0}, {"guidance_scale": 1.0}),
+        ("sdxl", {"guidance": 7.5}, {"guidance_scale": 7.5}),  # zeros
+        (
+            "sdxl",
+            {"guidance": 7.5, "rescale": 0.7},
+            {"guidance_scale": 7.5, "guidance_rescale": 0.7},
+        ),
+        (
+            "sdxl",
+            {
+                "guidance": 3.0,
+                "original_size": (512, 300),
+                "crop": (64, 7),
+                "target_size": (80, 64),
+            },
+            {
+                "guidance_scale": 3.0,
+                "original_size": (512, 300),
+                "crops_coords_top_left": (64, 7),
+                "target_size": (80, 64),
+            },
+        ),
+    ],
+)
 def test_same_options_same_picture(saved, name, options, same):
     pipe, sd = saved(name)
     mine = ours(sd, sampler="euler", steps=5, size=(72, 56), seeds=1, **options)
@@ -91,41 +135,116 @@ def test_same_options_same_picture(saved, name, options, same):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 9])
-@pytest.mark.parametrize("sampler, spacing", [("ddim", "leading"), ("euler", "leading"), ("dpmpp_2m", "leading"), ("dpmpp_2m", "linspace")])
+@pytest.mark.parametrize(
+    "sampler, spacing",
+    [("ddim", "leading"), ("euler", "leading"), ("dpmpp_2m", "leading"), ("dpmpp_2m", "linspace")],
+)
 def test_same_picture_for_few_steps(saved, sampler, spacing, steps):
     pipe, sd = saved("sd")
-    mine = ours(sd, sampler=sampler, spacing=spacing, steps=steps, guidance=1.0, size=(40, 64), seeds=5)
-    assert difference(mine, theirs(pipe, sampler, size=(40, 64), seeds=(5,), num_inference_steps=steps, guidance_scale=1.0,
-                                   scheduler_config={"timestep_spacing": spacing})) < TOLERANCE
+    mine = ours(
+        sd, sampler=sampler, spacing=spacing, steps=steps, guidance=1.0, size=(40, 64), seeds=5
+    )
+    assert (
+        difference(
+            mine,
+            theirs(
+                pipe,
+                sampler,
+                size=(40, 64),
+                seeds=(5,),
+                num_inference_steps=steps,
+                guidance_scale=1.0,
+                scheduler_config={"timestep_spacing": spacing},
+            ),
+        )
+        < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_two_prompts_at_once_as_diffusers(saved, name):
     pipe, sd = saved(name)
     prompts, negatives = [PROMPT, "two foxes"], [BAD, "snow"]
-    mine = ours(sd, prompts, negative=negatives, sampler="dpmpp_2m", steps=4, guidance=5, size=64, seeds=[3, 11])
-    assert difference(mine, theirs(pipe, "dpmpp_2m", size=(64, 64), seeds=(3, 11), prompts=prompts, num_inference_steps=4,
-                                   guidance_scale=5, negative_prompt=negatives)) < TOLERANCE
+    mine = ours(
+        sd,
+        prompts,
+        negative=negatives,
+        sampler="dpmpp_2m",
+        steps=4,
+        guidance=5,
+        size=64,
+        seeds=[3, 11],
+    )
+    assert (
+        difference(
+            mine,
+            theirs(
+                pipe,
+                "dpmpp_2m",
+                size=(64, 64),
+                seeds=(3, 11),
+                prompts=prompts,
+                num_inference_steps=4,
+                guidance_scale=5,
+                negative_prompt=negatives,
+            ),
+        )
+        < TOLERANCE
+    )
 
 
-@pytest.mark.parametrize("sampler, handover, guidance", [("euler", 0.8, 5), ("euler", 0.799, 1), ("ddim", 0.7, 1), ("dpmpp_2m", 0.5, 5)])
+@pytest.mark.parametrize(
+    "sampler, handover, guidance",
+    [("euler", 0.8, 5), ("euler", 0.799, 1), ("ddim", 0.7, 1), ("dpmpp_2m", 0.5, 5)],
+)
 def test_base_and_refiner_as_diffusers(saved, sampler, handover, guidance):
     (base_pipe, base), (refiner_pipe, refiner) = saved("sdxl"), saved("refiner")
     from tiny_pipelines import scheduler
-    mine = ours(base, sampler=sampler, steps=10, guidance=guidance, negative=BAD, size=(72, 56), seeds=1, refiner=refiner, handover=handover)
-    same = {"num_inference_steps": 10, "guidance_scale": guidance, "negative_prompt": [BAD], "prompt": [PROMPT]}
+
+    mine = ours(
+        base,
+        sampler=sampler,
+        steps=10,
+        guidance=guidance,
+        negative=BAD,
+        size=(72, 56),
+        seeds=1,
+        refiner=refiner,
+        handover=handover,
+    )
+    same = {
+        "num_inference_steps": 10,
+        "guidance_scale": guidance,
+        "negative_prompt": [BAD],
+        "prompt": [PROMPT],
+    }
     base_pipe.scheduler, refiner_pipe.scheduler = scheduler(sampler), scheduler(sampler)
-    half = base_pipe(height=72, width=56, latents=noise((4, 9, 7), [1]), denoising_end=handover, output_type="latent", **same).images
+    half = base_pipe(
+        height=72,
+        width=56,
+        latents=noise((4, 9, 7), [1]),
+        denoising_end=handover,
+        output_type="latent",
+        **same,
+    ).images
     done = refiner_pipe(image=half, denoising_start=handover, output_type="pt", **same).images
     assert difference(mine, 2 * done - 1) < TOLERANCE
 
 
 # ---------------------------------------------------------------- times
 
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 9, 10, 20, 25, 27, 50])
-@pytest.mark.parametrize("sampler, spacing, fact", [
-    ("ddim", "leading", "ddim_leading"), ("euler", "trailing", "ddim_trailing"), ("dpmpp_2m", "leading", "dpmpp2m_leading"),
-    ("dpmpp_2m", "linspace", "dpmpp2m_linspace"), ("dpmpp_2m", "trailing", "dpmpp2m_trailing")])
+@pytest.mark.parametrize(
+    "sampler, spacing, fact",
+    [
+        ("ddim", "leading", "ddim_leading"),
+        ("euler", "trailing", "ddim_trailing"),
+        ("dpmpp_2m", "leading", "dpmpp2m_leading"),
+        ("dpmpp_2m", "linspace", "dpmpp2m_linspace"),
+        ("dpmpp_2m", "trailing", "dpmpp2m_trailing"),
+    ],
+)
 def test_times_are_the_official_ones(sampler, spacing, fact, steps):
     times, end = sampling_times(Schedule.sqrt_linear(), steps, sampler, spacing)
     assert times == read_json("schedule_facts.json")["timesteps"][str(steps)][fact]
@@ -139,8 +258,20 @@ def test_base_and_refiner_share_the_times_as_sgm_does(two, split):
     seen = {"base": [], "refiner": []}
     sd, refiner = two
     for system, name in ((sd, "base"), (refiner, "refiner")):
-        system.unet.forward = lambda x, t, cond, name=name: seen[name].append(t[0].item()) or torch.zeros_like(x)
-    last(text_to_image(sd, PROMPT, steps=int(steps), sampler="euler", guidance=1, refiner=refiner, handover=float(handover)))
+        system.unet.forward = lambda x, t, cond, name=name: (
+            seen[name].append(t[0].item()) or torch.zeros_like(x)
+        )
+    last(
+        text_to_image(
+            sd,
+            PROMPT,
+            steps=int(steps),
+            sampler="euler",
+            guidance=1,
+            refiner=refiner,
+            handover=float(handover),
+        )
+    )
     assert seen == {"base": fact["base"], "refiner": fact["refiner"]}
 
 
@@ -156,17 +287,38 @@ def test_exactly_as_many_steps_as_asked(sampler, steps):
 
 # ---------------------------------------------------------------- a tiny system of our own
 
+
 def tiny(vector="", pooled=24, **more):
     from ddpm_edu.files.load import SystemConfig, build
     from ddpm_edu.networks.text import TextConfig
     from ddpm_edu.networks.unet import UNetConfig
     from ddpm_edu.networks.vae import VAEConfig
+
     torch.manual_seed(0)
     width = pooled + 8 * {"": 0, "sdxl": 6, "refiner": 5}[vector] if vector else 0
-    unet = UNetConfig(channels=64, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 4), context=32, vector=width, blocks=1)
-    return build(SystemConfig(f"tiny {vector}", unet, VAEConfig(channels=16, mult=(1, 1, 2, 2), blocks=1, groups=8),
-                              (TextConfig(32, 2, 4, 64, projection=pooled if vector else 0),), "penultimate" if vector else "last",
-                              size=64, vector=vector, number_dim=8, **more))
+    unet = UNetConfig(
+        channels=64,
+        mult=(1, 2),
+        depth=(0, 1),
+        middle=1,
+        heads=(2, 4),
+        context=32,
+        vector=width,
+        blocks=1,
+    )
+    return build(
+        SystemConfig(
+            f"tiny {vector}",
+            unet,
+            VAEConfig(channels=16, mult=(1, 1, 2, 2), blocks=1, groups=8),
+            (TextConfig(32, 2, 4, 64, projection=pooled if vector else 0),),
+            "penultimate" if vector else "last",
+            size=64,
+            vector=vector,
+            number_dim=8,
+            **more,
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +341,26 @@ def two():
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "ddpm"])
 def test_a_picture_is_its_prompt_and_seed_not_its_batch(one, sampler):
-    many = draw(one, ["a fox", "a boat", "a hill"], negative=["", "mist", "snow"], seeds=[7, 8, 9], steps=3, sampler=sampler, progress=False)
+    many = draw(
+        one,
+        ["a fox", "a boat", "a hill"],
+        negative=["", "mist", "snow"],
+        seeds=[7, 8, 9],
+        steps=3,
+        sampler=sampler,
+        progress=False,
+    )
     alone = draw(one, "a boat", negative="mist", seeds=8, steps=3, sampler=sampler, progress=False)
-    assert torch.allclose(many[1:2], alone, atol=1e-5) and not torch.allclose(many[0], many[1], atol=1e-2)
+    assert torch.allclose(many[1:2], alone, atol=1e-5) and not torch.allclose(
+        many[0], many[1], atol=1e-2
+    )
 
 
 def test_one_prompt_with_several_seeds_and_seeds_that_count_up(one):
     by_hand = draw(one, "a fox", seeds=[4, 5], steps=2, progress=False)
-    assert torch.equal(by_hand, draw(one, ["a fox", "a fox"], seeds=4, steps=2, progress=False)) and by_hand.shape == (2, 3, 64, 64)
+    assert torch.equal(
+        by_hand, draw(one, ["a fox", "a fox"], seeds=4, steps=2, progress=False)
+    ) and by_hand.shape == (2, 3, 64, 64)
 
 
 def test_draw_shows_progress_and_decodes_with_the_system_that_came_last(two, capsys):
@@ -211,7 +375,11 @@ def test_draw_shows_progress_and_decodes_with_the_system_that_came_last(two, cap
 
 def test_yields_steps_in_float32(one):
     steps = list(text_to_image(one, PROMPT, steps=3, size=(72, 40)))
-    assert [s.t for s in steps] == [751, 501, 251] and steps[0].x_t.shape == (1, 4, 9, 5) and steps[0].x_t.dtype == torch.float32
+    assert (
+        [s.t for s in steps] == [751, 501, 251]
+        and steps[0].x_t.shape == (1, 4, 9, 5)
+        and steps[0].x_t.dtype == torch.float32
+    )
     assert torch.equal(steps[0].x_prev, steps[1].x_t)
 
 
@@ -243,7 +411,9 @@ def test_the_vae_of_another_system_is_warned_of(fresh):
 
 def test_big_pictures_are_decoded_in_tiles(one, monkeypatch):
     calls = []
-    monkeypatch.setattr(pipeline, "decode_tiled", lambda vae, z: calls.append(tuple(z.shape)) or vae.from_latent(z))
+    monkeypatch.setattr(
+        pipeline, "decode_tiled", lambda vae, z: calls.append(tuple(z.shape)) or vae.from_latent(z)
+    )
     monkeypatch.setattr(pipeline, "TILED_FROM", 64 * 64)
     z = torch.randn(2, 4, 8, 9)
     decode(one, z[..., :8])
@@ -256,9 +426,10 @@ def test_big_pictures_are_decoded_in_tiles(one, monkeypatch):
 
 # ---------------------------------------------------------------- guidance
 
+
 def linear(x_t, t, cond):
     """A model whose prediction shows what it was told."""
-    return x_t * t.view(-1, 1, 1, 1) + cond.context.mean((1, 2)).view(-1, 1, 1, 1) * x_t ** 2
+    return x_t * t.view(-1, 1, 1, 1) + cond.context.mean((1, 2)).view(-1, 1, 1, 1) * x_t**2
 
 
 def told(value, rows=2):
@@ -267,6 +438,7 @@ def told(value, rows=2):
 
 def test_steer_is_guidance():
     from ddpm_edu import guided
+
     x, t = torch.randn(2, 4, 3, 3), torch.full((2,), 5.0)
     mine = steer(linear, told(2), told(-1), 7.5)(x, t, None)
     assert torch.allclose(mine, guided(linear, 7.5, told(-1))(x, t, told(2)), rtol=1e-5, atol=1e-4)
@@ -276,17 +448,23 @@ def test_steer_is_guidance():
 def test_rescale_gives_back_the_spread():
     """phi = 1: the standard deviation of the conditional prediction, a picture; phi = 1/2: half way there."""
     x, t = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.full((2,), 5.0)
-    plain, full, half = (steer(linear, told(2), told(-1), 7.5, phi)(x, t, None) for phi in (0, 1, 0.5))
+    plain, full, half = (
+        steer(linear, told(2), told(-1), 7.5, phi)(x, t, None) for phi in (0, 1, 0.5)
+    )
     std = lambda p: p.flatten(1).std(1)
-    assert torch.allclose(std(full), std(linear(x, t, told(2)))) and not torch.allclose(std(plain), std(full))
+    assert torch.allclose(std(full), std(linear(x, t, told(2)))) and not torch.allclose(
+        std(plain), std(full)
+    )
     assert torch.allclose(half, (plain + full) / 2)
 
 
 def test_guidance_only_within_the_interval():
     rows = []
+
     def model(x_t, t, cond):
         rows.append((t[0].item(), len(x_t)))
         return linear(x_t, t, cond)
+
     denoise = steer(model, told(2), told(-1), 7.5, interval=(100, 200))
     x = torch.randn(2, 4, 3, 3)
     for t in (99, 100, 200, 201):
@@ -297,15 +475,30 @@ def test_guidance_only_within_the_interval():
 
 # ---------------------------------------------------------------- condition
 
+
 def test_vector_is_pooled_text_and_embedded_numbers(two):
     facts, (sd, refiner) = read_tensors("embeddings.safetensors"), two
     sd.config.__dict__["number_dim"] = refiner.config.__dict__["number_dim"] = 256
-    sd.config.unet.__dict__["vector"], refiner.config.unet.__dict__["vector"] = 24 + 6 * 256, 24 + 5 * 256
+    sd.config.unet.__dict__["vector"], refiner.config.unet.__dict__["vector"] = (
+        24 + 6 * 256,
+        24 + 5 * 256,
+    )
     size = lambda i: tuple(int(n) for n in facts["size/in"][i])
     for system, tail in ((sd, facts["size/emb512"][1]), (refiner, facts["aesthetic/emb256"][1])):
-        vector = condition(system, [PROMPT], original_size=size(0), crop=size(2), target_size=size(1), score=2.5).vector[0]
-        expected = torch.cat([system.text.encode([PROMPT]).vector[0], facts["size/emb512"][0], facts["size/emb512"][2], tail])
-        assert vector.shape == expected.shape and (vector - expected).abs().max() < 1e-4  # float32 angles of 1024 radians
+        vector = condition(
+            system, [PROMPT], original_size=size(0), crop=size(2), target_size=size(1), score=2.5
+        ).vector[0]
+        expected = torch.cat(
+            [
+                system.text.encode([PROMPT]).vector[0],
+                facts["size/emb512"][0],
+                facts["size/emb512"][2],
+                tail,
+            ]
+        )
+        assert (
+            vector.shape == expected.shape and (vector - expected).abs().max() < 1e-4
+        )  # float32 angles of 1024 radians
 
 
 def test_empty_negative_is_zeros_for_the_base_only(two):
@@ -325,7 +518,10 @@ def test_empty_negative_is_zeros_for_the_base_only(two):
 @pytest.mark.parametrize("part, name", [("context", "context"), ("vector", "vector")])
 def test_wrong_widths_fail_at_the_call(two, part, name):
     sd, _ = two
-    cut = {"context": lambda c: Cond(c.context[..., :-2], c.vector), "vector": lambda c: Cond(c.context, c.vector[:, :-2])}[part]
+    cut = {
+        "context": lambda c: Cond(c.context[..., :-2], c.vector),
+        "vector": lambda c: Cond(c.context, c.vector[:, :-2]),
+    }[part]
     whole = sd.text.encode
     sd.text.encode = lambda texts: cut(whole(texts))
     sd.unet.forward = lambda *_: pytest.fail("the UNet was asked")
@@ -336,17 +532,30 @@ def test_wrong_widths_fail_at_the_call(two, part, name):
 
 # ---------------------------------------------------------------- refused
 
-@pytest.mark.parametrize("prompts, words", [
-    (None, ("prompts", "None")), (b"a fox", ("prompts", "string")), ([], ("0 prompts",)), (["a", None], ("prompt 1", "None")),
-    ([b"a"], ("prompt 0", "bytes")), (7, ("prompts", "7")), ({"a": 1}, ("prompts",))])
+
+@pytest.mark.parametrize(
+    "prompts, words",
+    [
+        (None, ("prompts", "None")),
+        (b"a fox", ("prompts", "string")),
+        ([], ("0 prompts",)),
+        (["a", None], ("prompt 1", "None")),
+        ([b"a"], ("prompt 0", "bytes")),
+        (7, ("prompts", "7")),
+        ({"a": 1}, ("prompts",)),
+    ],
+)
 def test_refused_prompts(one, prompts, words):
     with refuses(OptionError, *words):
         text_to_image(one, prompts)
 
 
-@pytest.mark.parametrize("prompt", ["🦊 on a 🛶", "a\0fox", "", " ", "\ud800 lone", "x" * 10_000, "ﷺ" * 50])
+@pytest.mark.parametrize(
+    "prompt", ["🦊 on a 🛶", "a\0fox", "", " ", "\ud800 lone", "x" * 10_000, "ﷺ" * 50]
+)
 def test_odd_prompts_draw(one, prompt):
     import warnings
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert draw(one, prompt, steps=1, size=32, progress=False).shape == (1, 3, 32, 32)
@@ -357,19 +566,54 @@ def test_long_prompt_warns_and_quotes_what_is_left_out(one):
         text_to_image(one, "sea " * 75 + "lighthouse" + " sea" * 224, steps=1)
 
 
-@pytest.mark.parametrize("options, words", [
-    *[({"size": size}, ("size", re.escape(repr(size) if isinstance(size, bool) else str(size)))) for size in (0, 511, 10 ** 6, True, -8, 12)],
-    ({"size": "64"}, ("size", "64")), ({"size": (64, 64, 64)}, ("height, width",)), ({"size": (64, 60)}, ("60", "56", "64")), ({"size": 64.0}, ("size",)),
-    *[({"steps": steps}, ("steps", str(steps))) for steps in (0, -1, 1001, 1.5, True, "10")],
-    *[({"guidance": scale}, ("guidance", str(scale))) for scale in (float("nan"), -1, float("inf"), True, "7")],
-    *[({"handover": part}, ("handover", str(part))) for part in (-0.1, 1.1, float("nan"), None)],
-    *[({"rescale": part}, ("rescale", str(part))) for part in (-0.1, 1.1)],
-    *[({"interval": pair}, ("interval",)) for pair in ((1,), (-1, 5), (5, 1000), (9, 5), 5, (0, float("nan")))],
-    *[({"aesthetic": pair}, ("aesthetic",)) for pair in (6.0, (6,), (6, -1), (11, 2), ("a", "b"))],
-    *[({name: pair}, (name,)) for name in ("original_size", "target_size", "crop") for pair in (64, (1, 2, 3), (1.5, 2), (-1, 2), (True, 2))],
-    *[({"seeds": seeds}, ("seeds",)) for seeds in (-1, 2 ** 63, 1.5, True, "1", None, [1.5], [True], [-1])],
-    ({"negative": 7}, ("negative",)), ({"negative": b"x"}, ("negative",)), ({"negative": ["a", "b"]}, ("2 negative prompts", "1 prompts")),
-    ({"sampler": "magic"}, ("magic", "dpmpp_2m")), ({"spacing": "magic"}, ("magic", "leading"))])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        *[
+            (
+                {"size": size},
+                ("size", re.escape(repr(size) if isinstance(size, bool) else str(size))),
+            )
+            for size in (0, 511, 10**6, True, -8, 12)
+        ],
+        ({"size": "64"}, ("size", "64")),
+        ({"size": (64, 64, 64)}, ("height, width",)),
+        ({"size": (64, 60)}, ("60", "56", "64")),
+        ({"size": 64.0}, ("size",)),
+        *[({"steps": steps}, ("steps", str(steps))) for steps in (0, -1, 1001, 1.5, True, "10")],
+        *[
+            ({"guidance": scale}, ("guidance", str(scale)))
+            for scale in (float("nan"), -1, float("inf"), True, "7")
+        ],
+        *[
+            ({"handover": part}, ("handover", str(part)))
+            for part in (-0.1, 1.1, float("nan"), None)
+        ],
+        *[({"rescale": part}, ("rescale", str(part))) for part in (-0.1, 1.1)],
+        *[
+            ({"interval": pair}, ("interval",))
+            for pair in ((1,), (-1, 5), (5, 1000), (9, 5), 5, (0, float("nan")))
+        ],
+        *[
+            ({"aesthetic": pair}, ("aesthetic",))
+            for pair in (6.0, (6,), (6, -1), (11, 2), ("a", "b"))
+        ],
+        *[
+            ({name: pair}, (name,))
+            for name in ("original_size", "target_size", "crop")
+            for pair in (64, (1, 2, 3), (1.5, 2), (-1, 2), (True, 2))
+        ],
+        *[
+            ({"seeds": seeds}, ("seeds",))
+            for seeds in (-1, 2**63, 1.5, True, "1", None, [1.5], [True], [-1])
+        ],
+        ({"negative": 7}, ("negative",)),
+        ({"negative": b"x"}, ("negative",)),
+        ({"negative": ["a", "b"]}, ("2 negative prompts", "1 prompts")),
+        ({"sampler": "magic"}, ("magic", "dpmpp_2m")),
+        ({"spacing": "magic"}, ("magic", "leading")),
+    ],
+)
 def test_refused_at_the_call(one, options, words):
     with refuses(OptionError, *words):
         text_to_image(one, PROMPT, **options)
@@ -377,7 +621,13 @@ def test_refused_at_the_call(one, options, words):
 
 def test_refused_systems(one):
     from ddpm_edu.files.load import build
-    for system, words in (("sd15", ("sd15", "load")), (None, ("None",)), (one.unet, ("load",)), (build(one.config, device="meta"), ("meta", "no weights"))):
+
+    for system, words in (
+        ("sd15", ("sd15", "load")),
+        (None, ("None",)),
+        (one.unet, ("load",)),
+        (build(one.config, device="meta"), ("meta", "no weights")),
+    ):
         with refuses(OptionError, "sd", *words):
             text_to_image(system, PROMPT)
         if system is not None:
@@ -399,9 +649,11 @@ def test_a_refiner_of_other_latents_is_refused(one, two):
 
 # ---------------------------------------------------------------- runs that go wrong
 
+
 def broken_at(sd, call, value):
     """The UNet works, but its answer number `call` holds `value` (an exception is raised)."""
     calls, works = [], sd.unet.forward
+
     def forward(x, t, cond):
         calls.append(t)
         out = works(x, t, cond)
@@ -410,6 +662,7 @@ def broken_at(sd, call, value):
                 raise value
             out[0, 0, 0, 0] = value
         return out
+
     sd.unet.forward = forward
     return calls
 
@@ -430,13 +683,22 @@ def test_steps_are_counted_through_the_refiner(two):
         last(text_to_image(sd, PROMPT, steps=10, sampler="euler", refiner=refiner))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        ),
+    ],
+)
 def test_out_of_memory_names_ways_out_and_leaves_the_system_usable(fresh, error):
     expected = ours(fresh, steps=3)
     works = fresh.unet.forward
     broken_at(fresh, 2, error)
-    with refuses(ResourceError, "allocate", "smaller size", "fewer pictures", "bfloat16", "tiled=True") as caught:
+    with refuses(
+        ResourceError, "allocate", "smaller size", "fewer pictures", "bfloat16", "tiled=True"
+    ):
         last(text_to_image(fresh, PROMPT, steps=3))
     fresh.unet.forward = works
     assert torch.equal(ours(fresh, steps=3), expected)
@@ -446,11 +708,14 @@ def test_out_of_memory_holds_on_to_nothing(fresh):
     """A notebook keeps the last error; what the failed step had allocated must be free all the same."""
     import gc
     import weakref
+
     held = []
+
     def forward(x, t, cond):
         big = torch.zeros(1000)
         held.append(weakref.ref(big))
         raise torch.OutOfMemoryError("out of memory")
+
     fresh.unet.forward = forward
     try:
         last(text_to_image(fresh, PROMPT, steps=3))
@@ -470,7 +735,10 @@ def test_other_errors_are_left_alone(fresh):
 def test_no_picture_of_one_colour_or_nan_is_returned(fresh):
     z = torch.zeros(2, 4, 8, 8)
     right = fresh.vae.from_latent
-    for picture, word in ((lambda z: torch.full_like(right(z), -1e5), "one colour"), (lambda z: right(z) * float("nan"), "NaN")):
+    for picture, word in (
+        (lambda z: torch.full_like(right(z), -1e5), "one colour"),
+        (lambda z: right(z) * float("nan"), "NaN"),
+    ):
         fresh.vae.from_latent = picture
         with refuses(SamplingError, "picture 0", word, "float32"):
             decode(fresh, z)
@@ -478,18 +746,27 @@ def test_no_picture_of_one_colour_or_nan_is_returned(fresh):
 
 # ---------------------------------------------------------------- a GPU short of memory, acted out
 
+
 class Actor(torch.nn.Module):
     """A system that claims to be on a GPU."""
+
     def __init__(self):
         super().__init__()
-        self.unet, self.text, self.config, self.moved = torch.nn.Linear(3, 3), torch.nn.Linear(2, 2), None, []
-        self.unet.parameters = lambda: iter([SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)])
+        self.unet, self.text, self.config, self.moved = (
+            torch.nn.Linear(3, 3),
+            torch.nn.Linear(2, 2),
+            None,
+            [],
+        )
+        self.unet.parameters = lambda: iter(
+            [SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)]
+        )
         self.text.to = self.moved.append
 
 
 def test_text_encoders_make_room(monkeypatch):
     sd = Actor()
-    weights, gib = 4 * (3 * 3 + 3 + 2 * 2 + 2), 2 ** 30
+    weights, gib = 4 * (3 * 3 + 3 + 2 * 2 + 2), 2**30
     asked = []
     monkeypatch.setattr(guard, "memory_needed", lambda *a: asked.append(a) or 10 * gib + weights)
     monkeypatch.setattr(guard, "free_memory", lambda device: free(sd.moved))
@@ -510,5 +787,8 @@ def test_text_encoders_make_room(monkeypatch):
 def test_the_estimate_is_asked_as_it_answers(one):
     """The real call, without a GPU: its signature, and more for more pictures."""
     from ddpm_edu.files.load import memory_needed
-    few, many = (memory_needed(one.config, torch.bfloat16, (64, 72), pictures, True) for pictures in (1, 8))
+
+    few, many = (
+        memory_needed(one.config, torch.bfloat16, (64, 72), pictures, True) for pictures in (1, 8)
+    )
     assert sum(2 * p.numel() for p in one.parameters()) < few < many

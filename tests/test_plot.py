@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_edu.show import plot
 from ddpm_edu.errors import OptionError, ShapeError
+from ddpm_edu.show import plot
 
 
 def shown(picture) -> np.ndarray:
     """The pixels a browser would show: decoded from the HTML, not taken from the object."""
-    source = re.search(r'src="data:image/png;base64,([^"]+)"', picture._repr_mimebundle_()["text/html"]).group(1)
+    source = re.search(
+        r'src="data:image/png;base64,([^"]+)"', picture._repr_mimebundle_()["text/html"]
+    ).group(1)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB"))
 
 
@@ -30,9 +32,21 @@ def luminance(color) -> float:
 def test_colours_are_okabe_and_ito():
     matplotlib_colors = pytest.importorskip("matplotlib").colors
     if "okabe_ito" not in getattr(matplotlib_colors, "color_sequences", {}):
-        known = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
+        known = [
+            "#000000",
+            "#E69F00",
+            "#56B4E9",
+            "#009E73",
+            "#F0E442",
+            "#0072B2",
+            "#D55E00",
+            "#CC79A7",
+        ]
     else:
-        known = [matplotlib_colors.to_hex(c).upper() for c in __import__("matplotlib").color_sequences["okabe_ito"]]
+        known = [
+            matplotlib_colors.to_hex(c).upper()
+            for c in __import__("matplotlib").color_sequences["okabe_ito"]
+        ]
     assert sorted(plot.OKABE_ITO.values()) == sorted(known)
 
 
@@ -66,7 +80,10 @@ def test_curves_refuses_what_does_not_fit():
         plot.curves(ax, [0, 1], {"bad": [1, 2, 3]})
 
 
-@pytest.mark.parametrize("words", [{"alt": "", "caption": "c"}, {"alt": "a", "caption": "  "}, {"alt": None, "caption": "c"}])
+@pytest.mark.parametrize(
+    "words",
+    [{"alt": "", "caption": "c"}, {"alt": "a", "caption": "  "}, {"alt": None, "caption": "c"}],
+)
 def test_alt_and_caption_are_required(words):
     with pytest.raises(OptionError, match="is empty"):
         plot.figure(plot.axes()[0], **words)
@@ -103,11 +120,16 @@ def test_plot_itself_leaves_pyplot_alone():
 
 def test_small_png_of_a_curve_is_small_and_looks_the_same():
     fig, ax = plot.axes(7, 3)
-    plot.curves(ax, np.linspace(0, 1, 200), {"a": np.linspace(0, 1, 200), "b": np.linspace(1, 0, 200) ** 2})
+    plot.curves(
+        ax, np.linspace(0, 1, 200), {"a": np.linspace(0, 1, 200), "b": np.linspace(1, 0, 200) ** 2}
+    )
     image = plot.pixels(fig)
     small = plot.small_png(image)
     assert len(small) < 0.7 * len(plot.png(image, 9))
-    assert np.abs(np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int) - image).mean() < 0.5
+    assert (
+        np.abs(np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int) - image).mean()
+        < 0.5
+    )
 
 
 def test_small_png_keeps_photographs_in_full_colour():
@@ -122,8 +144,10 @@ def test_tile_puts_every_image_where_it_belongs():
     assert sheet.shape == (3 * 5 + 2 * 2, 3 * 4 + 2 * 2) and sheet.dtype == np.uint8
     for i in range(7):
         top, left = i // 3 * 7, i % 3 * 6
-        assert (sheet[top:top + 5, left:left + 4] == levels[i]).all()
-    assert (sheet[5:7] == 255).all() and (sheet[:, 4:6] == 255).all() and (sheet[14:, 6:] == 255).all()
+        assert (sheet[top : top + 5, left : left + 4] == levels[i]).all()
+    assert (
+        (sheet[5:7] == 255).all() and (sheet[:, 4:6] == 255).all() and (sheet[14:, 6:] == 255).all()
+    )
 
 
 def test_tile_colour_and_clipping():
@@ -154,16 +178,30 @@ def test_image_grid_shows_the_pixels_sharp():
 
 def test_labels_leave_the_pixels_as_they_are():
     x = np.random.default_rng(0).uniform(-1, 1, (6, 3, 8, 8))
-    image = shown(plot.image_grid(x, columns=3, zoom=4, row_labels=["x_t", "x_0"], column_labels="abc", alt="noise", caption="Noise."))
+    image = shown(
+        plot.image_grid(
+            x,
+            columns=3,
+            zoom=4,
+            row_labels=["x_t", "x_0"],
+            column_labels="abc",
+            alt="noise",
+            caption="Noise.",
+        )
+    )
     sheet = plot.enlarge(plot.tile(x, 3, gap=2), 4)
-    assert (image[-sheet.shape[0]:, -sheet.shape[1]:] == sheet).all()
-    assert (image[:-sheet.shape[0]] < 128).any() and (image[:, :-sheet.shape[1]] < 128).any(), "the texts are missing"
+    assert (image[-sheet.shape[0] :, -sheet.shape[1] :] == sheet).all()
+    assert (image[: -sheet.shape[0]] < 128).any() and (image[:, : -sheet.shape[1]] < 128).any(), (
+        "the texts are missing"
+    )
 
 
 def test_labels_must_be_one_each():
     for name in "labels", "row_labels", "column_labels":
         with pytest.raises(ShapeError, match=f"{name} has 9 texts"):
-            plot.image_grid(np.zeros((6, 1, 8, 8)), columns=3, alt="a", caption="c", **{name: "123456789"})
+            plot.image_grid(
+                np.zeros((6, 1, 8, 8)), columns=3, alt="a", caption="c", **{name: "123456789"}
+            )
 
 
 def test_running_mean_is_exact_for_a_constant_and_for_the_formula():
@@ -175,7 +213,9 @@ def test_running_mean_is_exact_for_a_constant_and_for_the_formula():
 
 def test_loss_curve():
     fig, ax = plot.axes()
-    healthy, broken = plot.loss_curve(ax, {"healthy": [4, 2, 1], "broken": [4, 4, 4]}, every=10, smooth=0)
+    healthy, broken = plot.loss_curve(
+        ax, {"healthy": [4, 2, 1], "broken": [4, 4, 4]}, every=10, smooth=0
+    )
     assert list(healthy.get_xdata()) == [10, 20, 30] and list(healthy.get_ydata()) == [4, 2, 1]
     assert ax.get_yscale() == "log" and {t.get_text() for t in ax.texts} == {"healthy", "broken"}
     for losses in [], {}, {"empty": []}:
@@ -188,6 +228,9 @@ def test_loss_curve():
 def test_plane():
     fig, ax = plot.axes(3, 3)
     dots = plot.plane(ax, [[0, 0], [1, 2]], limits=(-4, 4))
-    assert ax.get_xlim() == ax.get_ylim() == (-4, 4) and dots.get_offsets().tolist() == [[0, 0], [1, 2]]
+    assert ax.get_xlim() == ax.get_ylim() == (-4, 4) and dots.get_offsets().tolist() == [
+        [0, 0],
+        [1, 2],
+    ]
     with pytest.raises(ShapeError, match=r"needs \(n, 2\)"):
         plot.plane(ax, [1, 2, 3])

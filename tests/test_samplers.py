@@ -1,13 +1,27 @@
 """What every sampler promises: exact step counts, steps that follow each other, the same picture in any batch."""
+
 import pytest
 import torch
 from helpers import gaussian_eps, mixture_eps, read_json, read_tensors, refuses
 
-from ddpm_edu import SAMPLERS, OptionError, Schedule, generators, karras_timesteps, last, noise, spaced_timesteps
+from ddpm_edu import (
+    SAMPLERS,
+    OptionError,
+    Schedule,
+    generators,
+    karras_timesteps,
+    last,
+    noise,
+    spaced_timesteps,
+)
 from ddpm_edu.samplers import euler, ipndm
 
 SD = Schedule.sqrt_linear()
-TOY = {k: torch.tensor(v, dtype=torch.float64) for k, v in read_json("gmm_trajectories.json")["toy"].items() if k != "denoiser"}
+TOY = {
+    k: torch.tensor(v, dtype=torch.float64)
+    for k, v in read_json("gmm_trajectories.json")["toy"].items()
+    if k != "denoiser"
+}
 REFERENCE = read_tensors("gmm_trajectories.safetensors")
 
 
@@ -20,8 +34,14 @@ def toy(schedule):
 def test_exactly_that_many_steps(name, spacing):
     schedule = Schedule.linear(81, 1e-3, 0.1)
     for steps in (1, 3, 9, 27, 81):
-        times = karras_timesteps(schedule, steps) if spacing == "karras" else spaced_timesteps(81, steps, spacing)
-        out = list(SAMPLERS[name](gaussian_eps(schedule, 0.0, 1.0), schedule, torch.ones(1, 1), times))
+        times = (
+            karras_timesteps(schedule, steps)
+            if spacing == "karras"
+            else spaced_timesteps(81, steps, spacing)
+        )
+        out = list(
+            SAMPLERS[name](gaussian_eps(schedule, 0.0, 1.0), schedule, torch.ones(1, 1), times)
+        )
         assert [s.t for s in out] == times.tolist() and out[-1].x_prev.isfinite().all()
         for a, b in zip(out, out[1:]):
             assert b.x_t is a.x_prev
@@ -32,7 +52,12 @@ def test_all_thousand_steps_and_a_number_means_trailing(name):
     model = gaussian_eps(Schedule.linear(), 0.0, 1.0)
     out = list(SAMPLERS[name](model, Schedule.linear(), torch.ones(1, 1), 1000))
     assert len(out) == 1000 and out[-1].t == 0 and out[-1].x_prev.isfinite().all()
-    assert [s.t for s in SAMPLERS[name](model, Schedule.linear(), torch.ones(1, 1), 4)] == [999, 749, 499, 249]
+    assert [s.t for s in SAMPLERS[name](model, Schedule.linear(), torch.ones(1, 1), 4)] == [
+        999,
+        749,
+        499,
+        249,
+    ]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -47,9 +72,13 @@ def test_model_calls_a_step(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_x0_hat_and_eps_are_two_views_of_x_t(name):
     for clip in (None, 0.7):
-        for s in SAMPLERS[name](toy(SD), SD, REFERENCE["x_T"], 7, clip=clip, generator=generators(range(8))):
+        for s in SAMPLERS[name](
+            toy(SD), SD, REFERENCE["x_T"], 7, clip=clip, generator=generators(range(8))
+        ):
             ab = SD.alpha_bar_at(s.t)
-            torch.testing.assert_close(ab ** 0.5 * s.x0_hat + (1 - ab) ** 0.5 * s.eps, s.x_t, rtol=0, atol=1e-9)
+            torch.testing.assert_close(
+                ab**0.5 * s.x0_hat + (1 - ab) ** 0.5 * s.eps, s.x_t, rtol=0, atol=1e-9
+            )
             assert clip is None or s.x0_hat.abs().max() <= clip
 
 
@@ -57,22 +86,57 @@ def test_x0_hat_and_eps_are_two_views_of_x_t(name):
 def test_the_batch_does_not_change_a_picture(name):
     """Bit for bit with a model that works number by number; the UNet's convolutions may sum in another order: 1e-4."""
     from ddpm_edu.networks.unet import UNet, UNetConfig
+
     torch.manual_seed(0)
-    unet = UNet(UNetConfig(in_channels=1, channels=8, mult=(1, 2), depth=(0, 1), middle=0, heads=(1, 2), blocks=1, groups=4)).eval()
+    unet = UNet(
+        UNetConfig(
+            in_channels=1,
+            channels=8,
+            mult=(1, 2),
+            depth=(0, 1),
+            middle=0,
+            heads=(1, 2),
+            blocks=1,
+            groups=4,
+        )
+    ).eval()
     elementwise = lambda x, t, c: torch.tanh(x) * t[:, None, None, None] / 1000
     stochastic = dict(eta=0.7) if name in ("ddim", "euler_ancestral") else {}
     for model, tolerance in ((elementwise, 0), (unet, 1e-4)):
-        draw = lambda seeds: last(SAMPLERS[name](model, SD, noise((1, 8, 8), seeds), 5, clip=1.0, generator=generators([s + 100 for s in seeds]), **stochastic))
+        draw = lambda seeds: last(
+            SAMPLERS[name](
+                model,
+                SD,
+                noise((1, 8, 8), seeds),
+                5,
+                clip=1.0,
+                generator=generators([s + 100 for s in seeds]),
+                **stochastic,
+            )
+        )
         batch = draw([1, 2, 3])
         for i, seed in enumerate([1, 2, 3]):
-            torch.testing.assert_close(batch[i:i + 1], draw([seed]), rtol=0, atol=tolerance)
+            torch.testing.assert_close(batch[i : i + 1], draw([seed]), rtol=0, atol=tolerance)
         assert (batch[0] - batch[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name, noisy", [("ddpm", True), ("ddim", False), ("euler", False), ("euler_ancestral", True), ("heun", False),
-                                         ("dpmpp_2m", False), ("ipndm", False)])
+@pytest.mark.parametrize(
+    "name, noisy",
+    [
+        ("ddpm", True),
+        ("ddim", False),
+        ("euler", False),
+        ("euler_ancestral", True),
+        ("heun", False),
+        ("dpmpp_2m", False),
+        ("ipndm", False),
+    ],
+)
 def test_which_samplers_draw_noise(name, noisy):
-    a, b = (last(SAMPLERS[name](toy(SD), SD, REFERENCE["x_T"], 6, generator=generators([s] * 8))) for s in (1, 2))
+    a, b = (
+        last(SAMPLERS[name](toy(SD), SD, REFERENCE["x_T"], 6, generator=generators([s] * 8)))
+        for s in (1, 2)
+    )
     assert torch.equal(a, b) != noisy
 
 

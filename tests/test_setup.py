@@ -1,4 +1,5 @@
 """The environment: pyproject.toml, constraints.txt and environment.yml agree, and the Makefile installs what they say."""
+
 import os
 import re
 import shutil
@@ -19,31 +20,46 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-PIN_LINES = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-             if line and not line.startswith("#")]
-PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in PIN_LINES)}
+PIN_LINES = [
+    line
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+PINS = {
+    canonicalize_name(name): version for name, version in (line.split("==") for line in PIN_LINES)
+}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 INSTALLED_EXTRAS = re.search(r"^EXTRAS := (\S+)$", MAKEFILE, re.M).group(1)
 
 
 def requirements(*extras):
     """What pyproject.toml asks for, with these extras."""
-    return [Requirement(text) for text in sum((EXTRAS[extra] for extra in extras), PROJECT["dependencies"])]
+    return [
+        Requirement(text)
+        for text in sum((EXTRAS[extra] for extra in extras), PROJECT["dependencies"])
+    ]
 
 
 # ---- the three files
 
+
 def test_every_pin_is_exact_and_portable():
     for line in PIN_LINES:
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), f"{line}: not a plain name==version"
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), (
+            f"{line}: not a plain name==version"
+        )
     assert len(PINS) == len(PIN_LINES), "a package is pinned twice"
 
 
-@pytest.mark.parametrize("requirement", requirements(*EXTRAS), ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize(
+    "requirement", requirements(*EXTRAS), ids=lambda requirement: requirement.name
+)
 def test_every_range_is_met_by_its_pin(requirement):
     name = canonicalize_name(requirement.name)
     assert name in PINS, f"{name} is not pinned in constraints.txt"
-    assert requirement.specifier and PINS[name] in requirement.specifier, f"{requirement} is not met by {PINS[name]}"
+    assert requirement.specifier and PINS[name] in requirement.specifier, (
+        f"{requirement} is not met by {PINS[name]}"
+    )
 
 
 def test_the_build_backend_is_pinned_to_the_same_version():
@@ -53,13 +69,15 @@ def test_the_build_backend_is_pinned_to_the_same_version():
 
 def test_conda_installs_the_same():
     conda, pip = [], None
-    for entry in yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]:
+    for entry in yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))[
+        "dependencies"
+    ]:
         if isinstance(entry, dict):
             pip = entry["pip"]
         else:
             conda.append(entry)
     assert pip == ["-c constraints.txt", f"-e .[{INSTALLED_EXTRAS}]"]
-    python, = [entry.removeprefix("python=") for entry in conda if entry.startswith("python=")]
+    (python,) = [entry.removeprefix("python=") for entry in conda if entry.startswith("python=")]
     assert python in Requirement(f"python{PROJECT['requires-python']}").specifier
     assert set(conda) == {f"python={python}", "pip"}, "packages come from constraints.txt alone"
 
@@ -75,6 +93,7 @@ def test_the_command_is_declared():
 
 # ---- the environment this runs in
 
+
 def closure(todo):
     """Names and versions of all that is installed for these requirements, and for theirs, and so on."""
     found, seen = {}, set()
@@ -88,7 +107,9 @@ def closure(todo):
         found[key[0]] = installed.version
         for text in installed.requires or []:
             child = Requirement(text)
-            if child.marker is None or any(child.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""}):
+            if child.marker is None or any(
+                child.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""}
+            ):
                 todo.append(child)
     return found
 
@@ -101,7 +122,12 @@ def test_the_environment_is_the_pinned_one():
 
 def test_nothing_is_pinned_in_vain():
     elsewhere = {"appnope", "colorama", "pywinpty"}  # macOS and Windows
-    bench = {"denoising-diffusion-pytorch", "einops", "ema-pytorch", "pytorch-fid"}  # not part of the environment
+    bench = {
+        "denoising-diffusion-pytorch",
+        "einops",
+        "ema-pytorch",
+        "pytorch-fid",
+    }  # not part of the environment
     linux = {name for name in PINS if name.startswith(("nvidia-", "cuda-", "triton"))}
     reached = set(closure(requirements(*INSTALLED_EXTRAS.split(","))))
     vain = set(PINS) - reached - elsewhere - bench - (linux if sys.platform != "linux" else set())
@@ -111,9 +137,12 @@ def test_nothing_is_pinned_in_vain():
 
 # ---- the tracked files
 
+
 def tracked():
     try:
-        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        listing = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     return [ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file()]
@@ -121,8 +150,17 @@ def tracked():
 
 def test_no_file_names_a_package_index():
     """Where packages come from is the business of the machine that installs them."""
-    forbidden = re.compile("|".join(("index" + "-url", "index" + "_url", "trusted" + "-host",
-                                     r"https?://[\w.-]*(py" "pi|pythonhosted|anaconda|npmjs|artifactory|nexus)")), re.I)
+    forbidden = re.compile(
+        "|".join(
+            (
+                "index" + "-url",
+                "index" + "_url",
+                "trusted" + "-host",
+                r"https?://[\w.-]*(py" "pi|pythonhosted|anaconda|npmjs|artifactory|nexus)",
+            )
+        ),
+        re.I,
+    )
     for path in tracked():
         try:
             text = path.read_text(encoding="utf-8")
@@ -138,7 +176,9 @@ def test_the_repository_stays_small():
 
 def test_both_licences_are_stated():
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
-    assert "https://creativecommons.org/licenses/by/4.0/" in (ROOT / "notebooks" / "LICENSE.md").read_text(encoding="utf-8")
+    assert "https://creativecommons.org/licenses/by/4.0/" in (
+        ROOT / "notebooks" / "LICENSE.md"
+    ).read_text(encoding="utf-8")
 
 
 # ---- the Makefile, with a Python that only notes what is asked of it
@@ -164,15 +204,43 @@ def make(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     log, python = tmp_path / "log", tmp_path / "fake_python"
 
-    def run(target, *, version_check="true", venv=f"mkdir -p $4/bin; ln -sf {python} $4/bin/python", pip="true",
-            pytest="true", **env):
-        python.write_text(FAKE_PYTHON.format(log=log, version_check=version_check, venv=venv, pip=pip, pytest=pytest))
+    def run(
+        target,
+        *,
+        version_check="true",
+        venv=f"mkdir -p $4/bin; ln -sf {python} $4/bin/python",
+        pip="true",
+        pytest="true",
+        **env,
+    ):
+        python.write_text(
+            FAKE_PYTHON.format(
+                log=log, version_check=version_check, venv=venv, pip=pip, pytest=pytest
+            )
+        )
         python.chmod(0o755)
         log.write_text("")
-        clean = {name: value for name, value in os.environ.items()
-                 if name not in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-        done = subprocess.run(["make", target, f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True,
-                              env=clean | env)
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if name
+            not in (
+                "DISPLAY",
+                "WAYLAND_DISPLAY",
+                "SSH_CONNECTION",
+                "ARGS",
+                "MAKEFLAGS",
+                "MAKELEVEL",
+                "MFLAGS",
+            )
+        }
+        done = subprocess.run(
+            ["make", target, f"PYTHON={python}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=clean | env,
+        )
         return done.returncode, done.stdout + done.stderr, log.read_text()
 
     return run
@@ -188,7 +256,10 @@ def test_make_help_names_every_target(make):
 def test_make_installs_once_then_only_runs(make):
     code, text, log = make("test-package")
     assert code == 0, text
-    assert f"-m pip install --disable-pip-version-check -c constraints.txt -e .[{INSTALLED_EXTRAS}]" in log
+    assert (
+        f"-m pip install --disable-pip-version-check -c constraints.txt -e .[{INSTALLED_EXTRAS}]"
+        in log
+    )
     assert log.splitlines()[-1].startswith("-m pytest")
     code, text, log = make("test-package")
     assert code == 0 and log.splitlines() == [PYTEST], "the second run installed again"
@@ -214,7 +285,11 @@ def test_make_takes_up_a_broken_off_install(make):
 def test_make_refuses_another_python(make):
     code, text, log = make("lab", version_check="exit 1")
     assert code != 0
-    assert "needs Python 3.11 to 3.14" in text and "Python 3.9.1" in text and "PYTHON=python3.12" in text
+    assert (
+        "needs Python 3.11 to 3.14" in text
+        and "Python 3.9.1" in text
+        and "PYTHON=python3.12" in text
+    )
     assert "pip install" not in log
 
 
@@ -225,8 +300,15 @@ def test_make_says_what_debian_lacks(make, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS always has a display")
-@pytest.mark.parametrize("env, browser", [({}, False), ({"DISPLAY": ":0"}, True), ({"WAYLAND_DISPLAY": "wayland-0"}, True),
-                                          ({"DISPLAY": ":10", "SSH_CONNECTION": "a 1 b 22"}, False)])
+@pytest.mark.parametrize(
+    "env, browser",
+    [
+        ({}, False),
+        ({"DISPLAY": ":0"}, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, True),
+        ({"DISPLAY": ":10", "SSH_CONNECTION": "a 1 b 22"}, False),
+    ],
+)
 def test_make_lab_opens_a_browser_only_where_there_is_a_display(make, env, browser):
     code, text, log = make("lab", **env)
     assert code == 0, text
@@ -245,13 +327,21 @@ def test_a_failing_test_fails_make_test(make):
 
 # ---- the runner of the notebooks
 
+
 def run_notebooks(folder, *cells, name="00_try.ipynb", limit_mb=3072):
     cells = [nbformat.v4.new_code_cell(source) for source in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / name)
-    code = ("import pathlib, sys, run_notebooks\n"
-            f"run_notebooks.LIMIT_MB = {limit_mb}\n"
-            "sys.exit(run_notebooks.main(['00'], pathlib.Path(sys.argv[1])))")
-    return subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT / "tests", capture_output=True, text=True)
+    code = (
+        "import pathlib, sys, run_notebooks\n"
+        f"run_notebooks.LIMIT_MB = {limit_mb}\n"
+        "sys.exit(run_notebooks.main(['00'], pathlib.Path(sys.argv[1])))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_notebooks_run_in_a_copy_and_are_reported(tmp_path):

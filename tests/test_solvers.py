@@ -1,11 +1,21 @@
 """Samplers: reference trajectories step by step, exact transport of Gaussian data, order of convergence, diffusers."""
+
 import math
 
 import pytest
 import torch
 from helpers import affine_map, gaussian_eps, in_turn, mixture_eps, read_json, read_tensors
 
-from ddpm_edu import SAMPLERS, Cond, Schedule, generators, karras_timesteps, last, sample, spaced_timesteps
+from ddpm_edu import (
+    SAMPLERS,
+    Cond,
+    Schedule,
+    generators,
+    karras_timesteps,
+    last,
+    sample,
+    spaced_timesteps,
+)
 from ddpm_edu.diffusion import ddpm
 from ddpm_edu.samplers import dpmpp_2m, euler, euler_ancestral, heun, ipndm
 
@@ -21,36 +31,62 @@ def toy(schedule):
 # ---------------------------------------------------------------- reference trajectories
 
 CASES = {  # name: sampler, options, coordinates of the reference ("ve": x / sqrt(alpha_bar))
-    "ddim_diffusers_leading_eta0": (sample, dict(end=0), "vp"),           # Stable Diffusion's DDIM stops at t = 0 ...
+    "ddim_diffusers_leading_eta0": (
+        sample,
+        dict(end=0),
+        "vp",
+    ),  # Stable Diffusion's DDIM stops at t = 0 ...
     "ddim_diffusers_leading_eta1": (sample, dict(end=0, eta=1.0), "vp"),
     "ddim_diffusers_trailing_eta0": (sample, dict(end=0), "vp"),
-    "ddim_diffusers_leading_offset0_alpha1_eta0": (sample, dict(end=-1), "vp"),   # ... and this one goes to the clean picture
+    "ddim_diffusers_leading_offset0_alpha1_eta0": (
+        sample,
+        dict(end=-1),
+        "vp",
+    ),  # ... and this one goes to the clean picture
     "euler_diffusers_trailing": (euler, {}, "ve"),
     "heun_diffusers_linspace": (heun, {}, "ve"),
     "dpmpp2m_diffusers_trailing_lof1": (dpmpp_2m, {}, "vp"),
     "ddpm_linear50_full_small": (ddpm, dict(variance="small"), "vp"),
-    "ddpm_linear1000_20steps_large": (ddpm, dict(variance="large"), "vp")}
+    "ddpm_linear1000_20steps_large": (ddpm, dict(variance="large"), "vp"),
+}
 WRONG = "ddim_diffusers_leading_offset0_alpha1_eta0"
 
 
 def run_case(name, **changes):
     """Every x_prev of one case, (steps, 8, 2), in the reference's coordinates; `changes` spoil it on purpose."""
     facts, (sampler, options, coordinates) = TRUTH["cases"][name], CASES[name]
-    schedule = Schedule.linear(50 if "linear50" in name else 1000, *facts["beta"]) if "beta" in facts else SD
+    schedule = (
+        Schedule.linear(50 if "linear50" in name else 1000, *facts["beta"])
+        if "beta" in facts
+        else SD
+    )
     times, x_T = list(dict.fromkeys(facts["timesteps"])), REFERENCE["x_T"]
     if coordinates == "ve":  # the reference starts from x_T sigma
         sigma = schedule.sigma_at(times[0])
-        x_T = x_T * sigma / (1 + sigma ** 2) ** 0.5
+        x_T = x_T * sigma / (1 + sigma**2) ** 0.5
     out = []
-    for step in sampler(toy(schedule), schedule, x_T, times, generator=in_turn(REFERENCE["noise"]), **{**options, **changes}):
+    for step in sampler(
+        toy(schedule),
+        schedule,
+        x_T,
+        times,
+        generator=in_turn(REFERENCE["noise"]),
+        **{**options, **changes},
+    ):
         following = times[len(out) + 1] if len(out) + 1 < len(times) else -1
-        out.append(step.x_prev / schedule.alpha_bar_at(following) ** 0.5 if coordinates == "ve" else step.x_prev)
+        out.append(
+            step.x_prev / schedule.alpha_bar_at(following) ** 0.5
+            if coordinates == "ve"
+            else step.x_prev
+        )
     return torch.stack(out)
 
 
 def reference(name):
     rows = REFERENCE[name]
-    return torch.cat([rows[1::2], rows[-1:]]) if "heun" in name else rows  # Heun's has one row a model call
+    return (
+        torch.cat([rows[1::2], rows[-1:]]) if "heun" in name else rows
+    )  # Heun's has one row a model call
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,30 +106,46 @@ def test_the_deliberately_wrong_case_is_told_apart():
         assert apart.min() > 1e-4 and apart[-1] > 1e-2
 
 
-@pytest.mark.parametrize("name, changes", [
-    ("ddim_diffusers_leading_eta0", dict(end=-1)), ("ddim_diffusers_leading_eta0", dict(eta=0.1)),
-    ("ddim_diffusers_leading_eta1", dict(eta=0.9)), ("ddpm_linear50_full_small", dict(variance="large")),
-    ("ddpm_linear1000_20steps_large", dict(variance="small")), ("ddim_diffusers_trailing_eta0", dict(clip=1.0)),
-    ("euler_diffusers_trailing", dict(predict="v")), ("dpmpp2m_diffusers_trailing_lof1", dict(end=0))], ids=str)
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("ddim_diffusers_leading_eta0", dict(end=-1)),
+        ("ddim_diffusers_leading_eta0", dict(eta=0.1)),
+        ("ddim_diffusers_leading_eta1", dict(eta=0.9)),
+        ("ddpm_linear50_full_small", dict(variance="large")),
+        ("ddpm_linear1000_20steps_large", dict(variance="small")),
+        ("ddim_diffusers_trailing_eta0", dict(clip=1.0)),
+        ("euler_diffusers_trailing", dict(predict="v")),
+        ("dpmpp2m_diffusers_trailing_lof1", dict(end=0)),
+    ],
+    ids=str,
+)
 def test_a_wrong_option_is_told_apart(name, changes):
     assert (run_case(name, **changes) - reference(name)).abs().max() > 1e-3
 
 
 # ---------------------------------------------------------------- transport of Gaussian data, exact
 
+
 def transported(name, schedule, steps, mean, std, **options):
     """(mean, variance) of each x_prev when x_T ~ N(0, 1), and the alpha_bar it belongs to."""
     times = spaced_timesteps(schedule.T, steps)
-    offset, slope, fresh = affine_map(SAMPLERS[name], schedule, times, gaussian_eps(schedule, mean, std), steps, **options)
-    alpha_bar = torch.tensor([schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64)
-    return offset, slope ** 2 + fresh, alpha_bar
+    offset, slope, fresh = affine_map(
+        SAMPLERS[name], schedule, times, gaussian_eps(schedule, mean, std), steps, **options
+    )
+    alpha_bar = torch.tensor(
+        [schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64
+    )
+    return offset, slope**2 + fresh, alpha_bar
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("mean, std", [(0.5, 0.5), (-1.0, 1.0), (0.0, 1.5)])
 def test_noise_becomes_the_data(name, mean, std):
     """DDPM's linear schedule ends in noise (alpha_bar_T = 4e-5), so N(0, 1) must land on N(mean, std^2) within 2 %."""
-    offset, variance, _ = transported(name, Schedule.linear(), 250 if name in ("heun", "dpmpp_2m", "ipndm") else 1000, mean, std)
+    offset, variance, _ = transported(
+        name, Schedule.linear(), 250 if name in ("heun", "dpmpp_2m", "ipndm") else 1000, mean, std
+    )
     assert offset[-1].item() == pytest.approx(mean, abs=0.02)
     assert variance[-1].item() ** 0.5 == pytest.approx(std, rel=0.02)
 
@@ -106,10 +158,21 @@ def test_small_variance_is_exact_for_one_point(steps):
     end = schedule.alpha_bar[-1]
     model = gaussian_eps(schedule, x_0, 0.0)
     offset, slope, fresh = affine_map(ddpm, schedule, spaced_timesteps(50, steps), model, steps)
-    alpha_bar = torch.tensor([schedule.alpha_bar_at(t) for t in [*spaced_timesteps(50, steps).tolist()[1:], -1]], dtype=torch.float64)
-    torch.testing.assert_close(offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-12)
-    torch.testing.assert_close(slope ** 2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-12)
-    assert steps == 1 or (transported("ddpm", schedule, steps, x_0, 0.0, variance="large")[1] - (1 - alpha_bar)).abs().max() > 1e-3
+    alpha_bar = torch.tensor(
+        [schedule.alpha_bar_at(t) for t in [*spaced_timesteps(50, steps).tolist()[1:], -1]],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(
+        offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(slope**2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-12)
+    assert (
+        steps == 1
+        or (transported("ddpm", schedule, steps, x_0, 0.0, variance="large")[1] - (1 - alpha_bar))
+        .abs()
+        .max()
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 50])
@@ -121,7 +184,10 @@ def test_large_variance_is_exact_for_standard_normal_data(steps):
     expected[-1] = schedule.alpha_bar[int(spaced_timesteps(50, steps)[-1])]
     torch.testing.assert_close(variance, expected, rtol=0, atol=1e-12)
     assert offset.abs().max() == 0
-    assert steps == 1 or (transported("ddpm", schedule, steps, 0.0, 1.0)[1][:-1] - 1).abs().max() > 1e-3
+    assert (
+        steps == 1
+        or (transported("ddpm", schedule, steps, 0.0, 1.0)[1][:-1] - 1).abs().max() > 1e-3
+    )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -129,20 +195,35 @@ def test_ddim_keeps_the_marginals_of_one_point(eta):
     """DDIM's family is built so that q(x_t | x_0) stays what it was, for every eta (Song et al., lemma 1)."""
     schedule, x_0 = Schedule.cosine(40), -0.6
     times = spaced_timesteps(40, 13)
-    offset, slope, fresh = affine_map(sample, schedule, times, gaussian_eps(schedule, x_0, 0.0), 13, eta=eta)
+    offset, slope, fresh = affine_map(
+        sample, schedule, times, gaussian_eps(schedule, x_0, 0.0), 13, eta=eta
+    )
     end = schedule.alpha_bar[-1]
-    alpha_bar = torch.tensor([schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64)
-    torch.testing.assert_close(offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-9)
-    torch.testing.assert_close(slope ** 2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-9)
+    alpha_bar = torch.tensor(
+        [schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-9
+    )
+    torch.testing.assert_close(slope**2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-9)
 
 
 def test_ancestral_euler_keeps_the_marginals_of_one_point():
     schedule, x_0 = SD, 0.9
     times = karras_timesteps(schedule, 12)
-    offset, slope, fresh = affine_map(euler_ancestral, schedule, times, gaussian_eps(schedule, x_0, 0.0), 12)
-    end, alpha_bar = schedule.alpha_bar[-1], torch.tensor([schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64)
-    torch.testing.assert_close(offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-7)  # t in float32
-    torch.testing.assert_close(slope ** 2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-7)
+    offset, slope, fresh = affine_map(
+        euler_ancestral, schedule, times, gaussian_eps(schedule, x_0, 0.0), 12
+    )
+    end, alpha_bar = (
+        schedule.alpha_bar[-1],
+        torch.tensor(
+            [schedule.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]], dtype=torch.float64
+        ),
+    )
+    torch.testing.assert_close(
+        offset + slope * end.sqrt() * x_0, alpha_bar.sqrt() * x_0, rtol=0, atol=1e-7
+    )  # t in float32
+    torch.testing.assert_close(slope**2 * (1 - end) + fresh, 1 - alpha_bar, rtol=0, atol=1e-7)
 
 
 # ---------------------------------------------------------------- order of convergence
@@ -161,15 +242,27 @@ def ode_error(sampler, steps, spacing, **options):
         right = next(i for i, s in enumerate(grid) if s >= sigma - 1e-12)
         times.append(right - 2 + (sigma - grid[right - 1]) / (grid[right] - grid[right - 1]))
     x_T = torch.tensor([[1.3]], dtype=torch.float64)
-    out = last(sampler(gaussian_eps(SD, MEAN, STD), SD, x_T, times[:-1], end=times[-1], **options)) / SD.alpha_bar_at(times[-1]) ** 0.5
+    out = (
+        last(sampler(gaussian_eps(SD, MEAN, STD), SD, x_T, times[:-1], end=times[-1], **options))
+        / SD.alpha_bar_at(times[-1]) ** 0.5
+    )
     start = x_T / SD.alpha_bar_at(times[0]) ** 0.5
-    exact = MEAN + (start - MEAN) * ((STD ** 2 + 0.25) / (STD ** 2 + 64)) ** 0.5
+    exact = MEAN + (start - MEAN) * ((STD**2 + 0.25) / (STD**2 + 64)) ** 0.5
     return (out - exact).abs().item()
 
 
-@pytest.mark.parametrize("sampler, spacing, order, options", [
-    (euler, "sigma", 1, {}), (sample, "sigma", 1, {}), (heun, "sigma", 2, {}), (dpmpp_2m, "log sigma", 2, {}), (ipndm, "sigma", 1, dict(order=1)),
-    (ipndm, "sigma", 2, dict(order=2))], ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize(
+    "sampler, spacing, order, options",
+    [
+        (euler, "sigma", 1, {}),
+        (sample, "sigma", 1, {}),
+        (heun, "sigma", 2, {}),
+        (dpmpp_2m, "log sigma", 2, {}),
+        (ipndm, "sigma", 1, dict(order=1)),
+        (ipndm, "sigma", 2, dict(order=2)),
+    ],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
 def test_order_of_convergence(sampler, spacing, order, options):
     errors = [ode_error(sampler, n, spacing, **options) for n in (80, 160, 320)]
     for coarse, fine in zip(errors, errors[1:]):
@@ -179,17 +272,29 @@ def test_order_of_convergence(sampler, spacing, order, options):
 
 def test_higher_order_is_worth_it():
     by_order = [ode_error(ipndm, 40, "log sigma", order=k) for k in (1, 2)]
-    assert ode_error(heun, 20, "log sigma") < ode_error(euler, 40, "log sigma") / 3   # the same number of model calls
-    assert ode_error(dpmpp_2m, 40, "log sigma") < ode_error(euler, 40, "log sigma") / 5 and by_order[1] < by_order[0] / 2
+    assert (
+        ode_error(heun, 20, "log sigma") < ode_error(euler, 40, "log sigma") / 3
+    )  # the same number of model calls
+    assert (
+        ode_error(dpmpp_2m, 40, "log sigma") < ode_error(euler, 40, "log sigma") / 5
+        and by_order[1] < by_order[0] / 2
+    )
 
 
 # ---------------------------------------------------------------- Adams-Bashforth, written again
 
+
 def adams_bashforth(k):
     """Weights of k slopes, newest first: integrate the Lagrange polynomials through 0, -1, ... over [0, 1]."""
     import sympy as sp
+
     x, nodes = sp.symbols("x"), [-i for i in range(k)]
-    return [float(sp.integrate(sp.prod([(x - m) / sp.Integer(n - m) for m in nodes if m != n]), (x, 0, 1))) for n in nodes]
+    return [
+        float(
+            sp.integrate(sp.prod([(x - m) / sp.Integer(n - m) for m in nodes if m != n]), (x, 0, 1))
+        )
+        for n in nodes
+    ]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -198,43 +303,85 @@ def test_ipndm_is_adams_bashforth(order):
     sigmas = [SD.sigma_at(t) for t in times.tolist()] + [0.0]
     model, x, slopes = toy(SD), REFERENCE["x_T"] / SD.alpha_bar[999].sqrt(), []
     for i, step in enumerate(ipndm(model, SD, REFERENCE["x_T"], times, order=order)):
-        t = times[i:i + 1]
+        t = times[i : i + 1]
         slopes.insert(0, model(x * SD.alpha_bar_at(t.item()) ** 0.5, t, Cond()))
         weights = adams_bashforth(min(order, i + 1))
         x = x + (sigmas[i + 1] - sigmas[i]) * sum(w * s for w, s in zip(weights, slopes))
-        torch.testing.assert_close(step.x_prev / (1 + sigmas[i + 1] ** 2) ** -0.5, x, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            step.x_prev / (1 + sigmas[i + 1] ** 2) ** -0.5, x, rtol=0, atol=1e-9
+        )
 
 
 def test_four_slopes_integrate_a_cubic_exactly():
     """On equal steps in sigma, once four slopes are there; three of them do not."""
     sigmas = torch.linspace(2.0, 0.5, 11, dtype=torch.float64)
     grid = SD.sigma
-    times = [int(i := torch.searchsorted(grid, s)) - 1 + ((s - grid[i - 1]) / (grid[i] - grid[i - 1])).item() for s in sigmas]
-    cubic, integral = (lambda s: 4 * s ** 3 - 3 * s ** 2 + 1), (lambda s: s ** 4 - s ** 3 + s)
+    times = [
+        int(i := torch.searchsorted(grid, s))
+        - 1
+        + ((s - grid[i - 1]) / (grid[i] - grid[i - 1])).item()
+        for s in sigmas
+    ]
+    cubic, integral = (lambda s: 4 * s**3 - 3 * s**2 + 1), (lambda s: s**4 - s**3 + s)
 
     def increments(order):
-        x = [s.x_t / SD.alpha_bar_at(s.t) ** 0.5 for s in ipndm(lambda x, t, c: torch.full_like(x, cubic(SD.sigma_at(t[0].item()))), SD,
-                                                             torch.zeros(1, 1, dtype=torch.float64), times[:-1], end=times[-1], order=order)]
+        x = [
+            s.x_t / SD.alpha_bar_at(s.t) ** 0.5
+            for s in ipndm(
+                lambda x, t, c: torch.full_like(x, cubic(SD.sigma_at(t[0].item()))),
+                SD,
+                torch.zeros(1, 1, dtype=torch.float64),
+                times[:-1],
+                end=times[-1],
+                order=order,
+            )
+        ]
         return torch.cat(x).flatten().diff()[3:]
+
     exact = integral(sigmas).diff()[3:-1]
-    assert (increments(4) - exact).abs().max() < 1e-5   # t, a float32 for the model, is what limits it
+    assert (
+        increments(4) - exact
+    ).abs().max() < 1e-5  # t, a float32 for the model, is what limits it
     assert (increments(3) - exact).abs().max() > 1e-4
 
 
 # ---------------------------------------------------------------- equalities between samplers
 
+
 def test_small_variance_is_ddim_with_eta_one():
     for schedule, steps in ((SD, 10), (Schedule.cosine(60), 60), (Schedule.linear(), 33)):
-        a, b = (list(f(toy(schedule), schedule, REFERENCE["x_T"], steps, generator=generators(range(8)), **o))
-                for f, o in ((ddpm, {}), (sample, dict(eta=1.0))))
+        a, b = (
+            list(
+                f(
+                    toy(schedule),
+                    schedule,
+                    REFERENCE["x_T"],
+                    steps,
+                    generator=generators(range(8)),
+                    **o,
+                )
+            )
+            for f, o in ((ddpm, {}), (sample, dict(eta=1.0)))
+        )
         for one, other in zip(a, b, strict=True):
             torch.testing.assert_close(one.x_prev, other.x_prev, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("other", [euler, lambda *a, **k: euler_ancestral(*a, eta=0.0, **k), lambda *a, **k: ipndm(*a, order=1, **k)])
+@pytest.mark.parametrize(
+    "other",
+    [
+        euler,
+        lambda *a, **k: euler_ancestral(*a, eta=0.0, **k),
+        lambda *a, **k: ipndm(*a, order=1, **k),
+    ],
+)
 def test_euler_is_ddim_without_noise(other):
     for times in (spaced_timesteps(1000, 12), karras_timesteps(SD, 12)):
-        for a, b in zip(sample(toy(SD), SD, REFERENCE["x_T"], times), other(toy(SD), SD, REFERENCE["x_T"], times), strict=True):
+        for a, b in zip(
+            sample(toy(SD), SD, REFERENCE["x_T"], times),
+            other(toy(SD), SD, REFERENCE["x_T"], times),
+            strict=True,
+        ):
             torch.testing.assert_close(a.x_prev, b.x_prev, rtol=0, atol=1e-9)
 
 
@@ -247,30 +394,68 @@ def test_the_formulation_does_not_matter(name, predict):
     def model(x_t, t, cond):
         eps = exact(x_t, t, cond)
         return SD.target(SD.split(x_t, eps, t.long())[0], eps, t.long(), predict)
-    a, b = (last(SAMPLERS[name](m, SD, REFERENCE["x_T"], 9, predict=p, generator=generators(range(8)))) for m, p in ((exact, "eps"), (model, predict)))
+
+    a, b = (
+        last(SAMPLERS[name](m, SD, REFERENCE["x_T"], 9, predict=p, generator=generators(range(8))))
+        for m, p in ((exact, "eps"), (model, predict))
+    )
     torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
 
 
 # ---------------------------------------------------------------- diffusers, step by step
 
+
 def diffusers_case(name):
     """(their scheduler, our sampler and options, whether x is in sigma coordinates)"""
     import diffusers as d
+
     sd = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     leading = dict(**sd, timestep_spacing="leading", steps_offset=1)
     return {
-        "euler_ancestral": lambda: (d.EulerAncestralDiscreteScheduler(**leading), euler_ancestral, {}, True),
+        "euler_ancestral": lambda: (
+            d.EulerAncestralDiscreteScheduler(**leading),
+            euler_ancestral,
+            {},
+            True,
+        ),
         "euler": lambda: (d.EulerDiscreteScheduler(**leading), euler, {}, True),
         "heun": lambda: (d.HeunDiscreteScheduler(**leading), heun, {}, True),
-        "dpmpp_2m": lambda: (d.DPMSolverMultistepScheduler(**sd, timestep_spacing="leading", steps_offset=1, lower_order_final=True, euler_at_final=True),
-                             dpmpp_2m, {}, False),
-        "ddim": lambda: (d.DDIMScheduler(**leading, clip_sample=False, set_alpha_to_one=False), sample, dict(end=0), False),
-        "ddim_clipped": lambda: (d.DDIMScheduler(**leading, clip_sample=True, set_alpha_to_one=False), sample, dict(end=0, clip=1.0), False),
-        "ddpm_clipped": lambda: (d.DDPMScheduler(**sd, clip_sample=True, variance_type="fixed_large"), ddpm, dict(variance="large", clip=1.0), False),
+        "dpmpp_2m": lambda: (
+            d.DPMSolverMultistepScheduler(
+                **sd,
+                timestep_spacing="leading",
+                steps_offset=1,
+                lower_order_final=True,
+                euler_at_final=True,
+            ),
+            dpmpp_2m,
+            {},
+            False,
+        ),
+        "ddim": lambda: (
+            d.DDIMScheduler(**leading, clip_sample=False, set_alpha_to_one=False),
+            sample,
+            dict(end=0),
+            False,
+        ),
+        "ddim_clipped": lambda: (
+            d.DDIMScheduler(**leading, clip_sample=True, set_alpha_to_one=False),
+            sample,
+            dict(end=0, clip=1.0),
+            False,
+        ),
+        "ddpm_clipped": lambda: (
+            d.DDPMScheduler(**sd, clip_sample=True, variance_type="fixed_large"),
+            ddpm,
+            dict(variance="large", clip=1.0),
+            False,
+        ),
     }[name]()
 
 
-@pytest.mark.parametrize("name", ["euler_ancestral", "euler", "heun", "dpmpp_2m", "ddim", "ddim_clipped", "ddpm_clipped"])
+@pytest.mark.parametrize(
+    "name", ["euler_ancestral", "euler", "heun", "dpmpp_2m", "ddim", "ddim_clipped", "ddpm_clipped"]
+)
 def test_the_same_picture_as_diffusers(name):
     """17 steps, float32 on both sides, noise from equal generators; 5e-4 because theirs rounds sigma to float32.
     DDPM runs with offset 0: only at t = 0 does theirs leave out the noise, ours at the last step wherever that is."""
@@ -279,10 +464,18 @@ def test_the_same_picture_as_diffusers(name):
     times = list(dict.fromkeys(float(t) for t in theirs.timesteps))
     model = lambda x, t, c: toy(SD)(x.double(), t.double(), c).float()
     x_T = REFERENCE["x_T"].float()
-    ours = last(sampler(model, SD, x_T, times, generator=torch.Generator().manual_seed(5), **options))
+    ours = last(
+        sampler(model, SD, x_T, times, generator=torch.Generator().manual_seed(5), **options)
+    )
     x = x_T / SD.alpha_bar_at(times[0]) ** 0.5 if ve else x_T
-    extra = dict(generator=torch.Generator().manual_seed(5)) if name in ("euler_ancestral", "ddpm_clipped") else {}
+    extra = (
+        dict(generator=torch.Generator().manual_seed(5))
+        if name in ("euler_ancestral", "ddpm_clipped")
+        else {}
+    )
     extra |= dict(use_clipped_model_output=True) if name == "ddim_clipped" else {}
     for t in theirs.timesteps:
-        x = theirs.step(model(theirs.scale_model_input(x, t), t.float().repeat(8), Cond()), t, x, **extra).prev_sample
+        x = theirs.step(
+            model(theirs.scale_model_input(x, t), t.float().repeat(8), Cond()), t, x, **extra
+        ).prev_sample
     torch.testing.assert_close(ours, x, rtol=0, atol=5e-4)

@@ -1,4 +1,5 @@
 """Whole systems from the files of a real client: diffusers builds and saves, we load and compare; and the other way round."""
+
 import dataclasses
 import json
 import shutil
@@ -13,13 +14,12 @@ from helpers import read_json, refuses
 from tiny_pipelines import build as theirs
 
 from ddpm_edu import Cond, Schedule
+from ddpm_edu.errors import CheckpointError, OptionError
 from ddpm_edu.files import hub
 from ddpm_edu.files import load as sds
 from ddpm_edu.files.checkpoint import save_tensors
 from ddpm_edu.files.config_json import unet_config, vae_config
-from ddpm_edu.errors import CheckpointError, OptionError
 from ddpm_edu.files.folder import weight_files
-from ddpm_edu.files.names import to_ours
 from ddpm_edu.files.load import (
     KNOWN,
     REFINER,
@@ -33,14 +33,20 @@ from ddpm_edu.files.load import (
     load,
     save_folder,
 )
+from ddpm_edu.files.names import to_ours
 from ddpm_edu.networks.text import TextConfig, Tokenizer
 from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.networks.vae import VAEConfig
 
 NAMES = ("sd", "sd2", "sdxl", "refiner")
 SINGLE = read_json("layout_keys.json.gz")["original"]  # {key: shape} of the official single files
-TINY = SystemConfig("tiny", UNetConfig(channels=16, heads=(2, 2, 4, 4), context=32, groups=8), VAEConfig(channels=16, groups=8),
-                    (TextConfig(32, 12, 2, 64),), size=64)
+TINY = SystemConfig(
+    "tiny",
+    UNetConfig(channels=16, heads=(2, 2, 4, 4), context=32, groups=8),
+    VAEConfig(channels=16, groups=8),
+    (TextConfig(32, 12, 2, 64),),
+    size=64,
+)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -66,12 +72,18 @@ def folder(sd_folder, tmp_path):
 
 
 def edit(path, **entries):
-    path.write_text(json.dumps({k: v for k, v in {**json.loads(path.read_text()), **entries}.items() if v != "gone"}))
+    path.write_text(
+        json.dumps(
+            {k: v for k, v in {**json.loads(path.read_text()), **entries}.items() if v != "gone"}
+        )
+    )
 
 
 def close(ours, reference):
     """Equal within 1e-5 of the largest number: float32 rounds relative to what it adds up."""
-    torch.testing.assert_close(ours, reference, atol=1e-5 * max(1, reference.abs().max().item()), rtol=0)
+    torch.testing.assert_close(
+        ours, reference, atol=1e-5 * max(1, reference.abs().max().item()), rtol=0
+    )
 
 
 @torch.no_grad()
@@ -83,10 +95,20 @@ def assert_equal(sd, pipe):
     context = torch.randn(2, 77, c.context, generator=g)
     vector = more = None
     if c.vector:  # theirs takes the numbers themselves, ours a vector made of them
-        ids = torch.tensor([[64., 64, 0, 0, 64, 64], [32, 8, 1, 2, 6, 2.5]])[:, :{"sdxl": 6, "refiner": 5}[sd.config.vector]]
-        more = {"text_embeds": torch.randn(2, sd.config.text[-1].projection, generator=g), "time_ids": ids}
-        vector = torch.cat([more["text_embeds"], pipe.unet.add_time_proj(ids.flatten()).reshape(2, -1)], 1)
-    close(sd.unet(x, t, Cond(context, vector)), pipe.unet(x, t, context, added_cond_kwargs=more).sample)
+        ids = torch.tensor([[64.0, 64, 0, 0, 64, 64], [32, 8, 1, 2, 6, 2.5]])[
+            :, : {"sdxl": 6, "refiner": 5}[sd.config.vector]
+        ]
+        more = {
+            "text_embeds": torch.randn(2, sd.config.text[-1].projection, generator=g),
+            "time_ids": ids,
+        }
+        vector = torch.cat(
+            [more["text_embeds"], pipe.unet.add_time_proj(ids.flatten()).reshape(2, -1)], 1
+        )
+    close(
+        sd.unet(x, t, Cond(context, vector)),
+        pipe.unet(x, t, context, added_cond_kwargs=more).sample,
+    )
     close(sd.vae.decode(x), pipe.vae.decode(x).sample)
     picture = torch.rand(1, 3, 16, 24, generator=g) * 2 - 1
     close(sd.vae.encode(picture)[0], pipe.vae.encode(picture).latent_dist.mean)
@@ -96,7 +118,9 @@ def assert_equal(sd, pipe):
         encoders.append((pipe.tokenizer_2, pipe.text_encoder_2))
     states = []
     for tokenizer, encoder in encoders:
-        ids = tokenizer(["a lighthouse at dusk", ""], padding="max_length", max_length=77, return_tensors="pt").input_ids
+        ids = tokenizer(
+            ["a lighthouse at dusk", ""], padding="max_length", max_length=77, return_tensors="pt"
+        ).input_ids
         out = encoder(ids, output_hidden_states=True)
         states.append(out.hidden_states[-2] if c.vector else out[0])
     close(cond.context, torch.cat(states, -1))
@@ -106,29 +130,55 @@ def assert_equal(sd, pipe):
 
 # ---------------------------------------------------------------- plans
 
+
 def test_parameter_counts():
-    counts = {"SD 1.5": (859520964, 123060480), "SD 2.1": (865910724, 340387840), "SDXL base": (2567463684, 123060480 + 694659840),
-              "SDXL refiner": (2259526660, 694659840)}
+    counts = {
+        "SD 1.5": (859520964, 123060480),
+        "SD 2.1": (865910724, 340387840),
+        "SDXL base": (2567463684, 123060480 + 694659840),
+        "SDXL refiner": (2259526660, 694659840),
+    }
     for config in (SD15, SD21, SDXL, REFINER):
         sd = build(config, device="meta")
         parts = [sum(p.numel() for p in part.parameters()) for part in (sd.unet, sd.vae, sd.text)]
         assert parts == [counts[config.name][0], 83653863, counts[config.name][1]], config.name
         assert sds.weight_bytes(config, torch.bfloat16) == 2 * sum(parts)
-        assert sds.weight_bytes(config, torch.float16) == 2 * sum(parts) + 2 * 83653863  # the VAE stays in float32
+        assert (
+            sds.weight_bytes(config, torch.float16) == 2 * sum(parts) + 2 * 83653863
+        )  # the VAE stays in float32
 
 
 def test_official_configs(tmp_path):
     """The JSON files of the official folders become the presets. Refiner: SDXL's with the numbers that differ."""
     official = read_json("official_configs.json.gz")
     sdxl = official["sdxl_base"]
-    refiner = {k: dict(v) for k, v in sdxl.items() if not k.startswith(("text_encoder/", "tokenizer/"))}
-    refiner["model_index.json"] |= {"text_encoder": [None, None], "tokenizer": [None, None], "force_zeros_for_empty_prompt": False}
+    refiner = {
+        k: dict(v) for k, v in sdxl.items() if not k.startswith(("text_encoder/", "tokenizer/"))
+    }
+    refiner["model_index.json"] |= {
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "force_zeros_for_empty_prompt": False,
+    }
     refiner["unet/config.json"] |= {
-        "block_out_channels": [384, 768, 1536, 1536], "attention_head_dim": [6, 12, 24, 24], "cross_attention_dim": 1280,
-        "transformer_layers_per_block": 4, "projection_class_embeddings_input_dim": 2560,
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]}
-    for name, files, config in (("sd15", official["sd15"], SD15), ("sdxl", sdxl, SDXL), ("refiner", refiner, REFINER)):
+        "block_out_channels": [384, 768, 1536, 1536],
+        "attention_head_dim": [6, 12, 24, 24],
+        "cross_attention_dim": 1280,
+        "transformer_layers_per_block": 4,
+        "projection_class_embeddings_input_dim": 2560,
+        "down_block_types": [
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    }
+    for name, files, config in (
+        ("sd15", official["sd15"], SD15),
+        ("sdxl", sdxl, SDXL),
+        ("refiner", refiner, REFINER),
+    ):
         for file, entries in files.items():
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / file).write_text(json.dumps(entries))
@@ -137,15 +187,23 @@ def test_official_configs(tmp_path):
         torch.testing.assert_close(schedule.beta, Schedule.sqrt_linear().beta, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"vector": "sdxl"}, ("vector", "6144|1536|0")), ({"vector": "other"}, ("other", "refiner")), ({"predict": "score"}, ("score",)),
-    ({"text": (TextConfig(64, 2, 2, 64),)}, ("64", "context = 32")), ({"vae": VAEConfig(latent=16)}, ("16", "4 channels"))])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"vector": "sdxl"}, ("vector", "6144|1536|0")),
+        ({"vector": "other"}, ("other", "refiner")),
+        ({"predict": "score"}, ("score",)),
+        ({"text": (TextConfig(64, 2, 2, 64),)}, ("64", "context = 32")),
+        ({"vae": VAEConfig(latent=16)}, ("16", "4 channels")),
+    ],
+)
 def test_parts_that_do_not_fit(change, words):
     with refuses(OptionError, *words):
         dataclasses.replace(TINY, **change)
 
 
 # ---------------------------------------------------------------- folders
+
 
 def test_loads_what_diffusers_saved(saved):
     pipe, root = saved
@@ -154,7 +212,9 @@ def test_loads_what_diffusers_saved(saved):
     assert not any(p.is_meta or p.requires_grad for p in sd.parameters()) and not sd.training
     assert sd.predict == ("v" if pipe.scheduler.config.prediction_type == "v_prediction" else "eps")
     assert sd.config.vae.scale == pipe.vae.config.scaling_factor and sd.config.size == 64
-    assert sd.config.vector == {"sdxl": "sdxl", "refiner": "refiner"}.get(root.name.rstrip("0123456789"), "")
+    assert sd.config.vector == {"sdxl": "sdxl", "refiner": "refiner"}.get(
+        root.name.rstrip("0123456789"), ""
+    )
     assert sd.config.zero_empty == (sd.config.vector == "sdxl")
     torch.testing.assert_close(sd.schedule.alpha_bar.float(), pipe.scheduler.alphas_cumprod)
 
@@ -177,10 +237,18 @@ def test_half_precision_files(tmp_path):
         shutil.copy(file, tmp_path / file.relative_to(tmp_path / "half"))
     assert_equal(load(tmp_path), pipe)
     sd = load(tmp_path, dtype=torch.float16)
-    assert {p.dtype for p in sd.unet.parameters()} == {p.dtype for p in sd.text.parameters()} == {torch.float16}
+    assert (
+        {p.dtype for p in sd.unet.parameters()}
+        == {p.dtype for p in sd.text.parameters()}
+        == {torch.float16}
+    )
     assert {p.dtype for p in sd.vae.parameters()} == {torch.float32}  # never in float16
-    torch.testing.assert_close(sd.unet.conv_in.weight.float(), half.unet.conv_in.weight, atol=0, rtol=0)
-    torch.testing.assert_close(sd.vae.encoder.conv_in.weight, pipe.vae.encoder.conv_in.weight, atol=0, rtol=0)
+    torch.testing.assert_close(
+        sd.unet.conv_in.weight.float(), half.unet.conv_in.weight, atol=0, rtol=0
+    )
+    torch.testing.assert_close(
+        sd.vae.encoder.conv_in.weight, pipe.vae.encoder.conv_in.weight, atol=0, rtol=0
+    )
     assert {p.dtype for p in load(tmp_path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
@@ -188,13 +256,16 @@ def test_non_ema_weights(folder):
     plain, other = folder / "unet" / "diffusion_pytorch_model.safetensors", theirs("sd", seed=5)
     other.unet.save_pretrained(folder / "unet", variant="non_ema")
     assert plain.is_file()
-    torch.testing.assert_close(load(folder, ema=False).unet.conv_in.weight, other.unet.conv_in.weight)
+    torch.testing.assert_close(
+        load(folder, ema=False).unet.conv_in.weight, other.unet.conv_in.weight
+    )
     assert not torch.equal(load(folder).unet.conv_in.weight, other.unet.conv_in.weight)
 
 
 def test_more_input_channels(tmp_path):
     """An inpainting UNet takes nine channels and returns four."""
     from tiny_pipelines import unet
+
     pipe = theirs("sd")
     config = {**unet(32).config, "in_channels": 9}
     pipe.unet = diffusers.UNet2DConditionModel.from_config(config).eval()
@@ -202,50 +273,113 @@ def test_more_input_channels(tmp_path):
     sd = load(tmp_path)
     x, context = torch.randn(1, 9, 8, 8), torch.randn(1, 77, 32)
     with torch.no_grad():
-        torch.testing.assert_close(sd.unet(x, torch.tensor([7]), Cond(context)), pipe.unet(x, 7, context).sample, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            sd.unet(x, torch.tensor([7]), Cond(context)),
+            pipe.unet(x, 7, context).sample,
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 def test_another_schedule(folder):
-    edit(folder / "scheduler" / "scheduler_config.json", beta_schedule="linear", beta_start=0.0001, beta_end=0.02, num_train_timesteps=500,
-         prediction_type="v_prediction")
+    edit(
+        folder / "scheduler" / "scheduler_config.json",
+        beta_schedule="linear",
+        beta_start=0.0001,
+        beta_end=0.02,
+        num_train_timesteps=500,
+        prediction_type="v_prediction",
+    )
     sd = load(folder)
     assert sd.predict == "v"
     torch.testing.assert_close(sd.schedule.beta, Schedule.linear(500).beta)
 
 
-@pytest.mark.parametrize("file, entries, words", [
-    ("unet/config.json", {"class_embed_type": "timestep"}, ("class_embed_type", "timestep")),
-    ("unet/config.json", {"addition_embed_type": "image"}, ("addition_embed_type", "image")),
-    ("unet/config.json", {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}, ("down_block_types", "AttnDownBlock2D")),
-    ("unet/config.json", {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}, ("up_block_types",)),
-    ("unet/config.json", {"mid_block_type": None}, ("mid_block_type", "None")),
-    ("unet/config.json", {"block_out_channels": [64, 96]}, ("block_out_channels", "96")),
-    ("unet/config.json", {"block_out_channels": []}, ("unet.config.json",)),
-    ("unet/config.json", {"block_out_channels": [64, "128"]}, ("unet.config.json",)),
-    ("unet/config.json", {"attention_head_dim": [2, 3]}, ("heads = 3",)),
-    ("unet/config.json", {"attention_head_dim": [2]}, ("attention_head_dim",)),
-    ("unet/config.json", {"transformer_layers_per_block": [[1], [1]]}, ("transformer_layers_per_block",)),
-    ("unet/config.json", {"cross_attention_dim": [32, 64]}, ("cross_attention_dim",)),
-    ("unet/config.json", {"norm_num_groups": 0}, ("unet.config.json", "groups")),
-    ("unet/config.json", {"addition_embed_type": "text_time"}, ("projection_class_embeddings_input_dim",)),
-    ("unet/config.json", {"attention_head_dim": [2, 4], "cross_attention_dim": 48}, ("context = 48", "32")),
-    ("unet/config.json", {"time_cond_proj_dim": 64}, ("time_cond_proj_dim", "64")),
-    ("vae/config.json", {"shift_factor": 0.1}, ("shift_factor", "0.1")),
-    ("vae/config.json", {"use_quant_conv": False}, ("use_quant_conv",)),
-    ("vae/config.json", {"scaling_factor": "big"}, ("scaling_factor", "big")),
-    ("vae/config.json", {"scaling_factor": 0}, ("scale = 0",)),
-    ("vae/config.json", {"latent_channels": 16}, ("16", "does not fit|do not fit")),
-    ("text_encoder/config.json", {"hidden_act": "relu"}, ("hidden_act", "relu")),
-    ("text_encoder/config.json", {"num_attention_heads": 5}, ("heads = 5",)),
-    ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, ("beta_schedule", "sigmoid")),
-    ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, ("FlowMatch",)),
-    ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, ("rescale_betas_zero_snr",)),
-    ("scheduler/scheduler_config.json", {"beta_end": 7}, ("scheduler_config.json", "beta|0 and 1|between")),
-    ("tokenizer/tokenizer_config.json", {"pad_token": "[PAD]"}, ("pad_token", "PAD")),
-    ("model_index.json", {"unet": ["diffusers", "UNet3DConditionModel"]}, ("unet", "UNet3DConditionModel")),
-    ("model_index.json", {"unet": "gone", "transformer": ["diffusers", "SD3Transformer2DModel"]}, ("unet", "another kind")),
-    ("model_index.json", {"text_encoder": [None, None]}, ("no text encoder",)),
-    ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, ("text_encoder", "T5EncoderModel"))])
+@pytest.mark.parametrize(
+    "file, entries, words",
+    [
+        ("unet/config.json", {"class_embed_type": "timestep"}, ("class_embed_type", "timestep")),
+        ("unet/config.json", {"addition_embed_type": "image"}, ("addition_embed_type", "image")),
+        (
+            "unet/config.json",
+            {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]},
+            ("down_block_types", "AttnDownBlock2D"),
+        ),
+        (
+            "unet/config.json",
+            {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]},
+            ("up_block_types",),
+        ),
+        ("unet/config.json", {"mid_block_type": None}, ("mid_block_type", "None")),
+        ("unet/config.json", {"block_out_channels": [64, 96]}, ("block_out_channels", "96")),
+        ("unet/config.json", {"block_out_channels": []}, ("unet.config.json",)),
+        ("unet/config.json", {"block_out_channels": [64, "128"]}, ("unet.config.json",)),
+        ("unet/config.json", {"attention_head_dim": [2, 3]}, ("heads = 3",)),
+        ("unet/config.json", {"attention_head_dim": [2]}, ("attention_head_dim",)),
+        (
+            "unet/config.json",
+            {"transformer_layers_per_block": [[1], [1]]},
+            ("transformer_layers_per_block",),
+        ),
+        ("unet/config.json", {"cross_attention_dim": [32, 64]}, ("cross_attention_dim",)),
+        ("unet/config.json", {"norm_num_groups": 0}, ("unet.config.json", "groups")),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "text_time"},
+            ("projection_class_embeddings_input_dim",),
+        ),
+        (
+            "unet/config.json",
+            {"attention_head_dim": [2, 4], "cross_attention_dim": 48},
+            ("context = 48", "32"),
+        ),
+        ("unet/config.json", {"time_cond_proj_dim": 64}, ("time_cond_proj_dim", "64")),
+        ("vae/config.json", {"shift_factor": 0.1}, ("shift_factor", "0.1")),
+        ("vae/config.json", {"use_quant_conv": False}, ("use_quant_conv",)),
+        ("vae/config.json", {"scaling_factor": "big"}, ("scaling_factor", "big")),
+        ("vae/config.json", {"scaling_factor": 0}, ("scale = 0",)),
+        ("vae/config.json", {"latent_channels": 16}, ("16", "does not fit|do not fit")),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, ("hidden_act", "relu")),
+        ("text_encoder/config.json", {"num_attention_heads": 5}, ("heads = 5",)),
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_schedule": "sigmoid"},
+            ("beta_schedule", "sigmoid"),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            ("FlowMatch",),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"rescale_betas_zero_snr": True},
+            ("rescale_betas_zero_snr",),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_end": 7},
+            ("scheduler_config.json", "beta|0 and 1|between"),
+        ),
+        ("tokenizer/tokenizer_config.json", {"pad_token": "[PAD]"}, ("pad_token", "PAD")),
+        (
+            "model_index.json",
+            {"unet": ["diffusers", "UNet3DConditionModel"]},
+            ("unet", "UNet3DConditionModel"),
+        ),
+        (
+            "model_index.json",
+            {"unet": "gone", "transformer": ["diffusers", "SD3Transformer2DModel"]},
+            ("unet", "another kind"),
+        ),
+        ("model_index.json", {"text_encoder": [None, None]}, ("no text encoder",)),
+        (
+            "model_index.json",
+            {"text_encoder": ["transformers", "T5EncoderModel"]},
+            ("text_encoder", "T5EncoderModel"),
+        ),
+    ],
+)
 def test_configs_that_cannot_be(folder, file, entries, words):
     edit(folder / file, **entries)
     with refuses(CheckpointError, *words):
@@ -266,22 +400,41 @@ def test_a_missing_scale(folder, tmp_path):
 def test_a_vector_of_neither_kind(tmp_path, numbers):
     theirs("sdxl").save_pretrained(tmp_path)
     edit(tmp_path / "unet" / "config.json", projection_class_embeddings_input_dim=24 + numbers * 8)
-    with refuses(CheckpointError, "projection_class_embeddings_input_dim", str(24 + numbers * 8), "refiner"):
+    with refuses(
+        CheckpointError, "projection_class_embeddings_input_dim", str(24 + numbers * 8), "refiner"
+    ):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("gone, words", [
-    ("model_index.json", ("model_index.json", "no such file")), ("unet/config.json", ("unet.config.json", "no such file")),
-    ("unet/diffusion_pytorch_model.safetensors", ("unet: no weights", "diffusion_pytorch_model.safetensors", "config.json")),
-    ("vae", ("vae",)), ("text_encoder/model.safetensors", ("text_encoder: no weights",)),
-    ("scheduler/scheduler_config.json", ("scheduler_config.json",))])
+@pytest.mark.parametrize(
+    "gone, words",
+    [
+        ("model_index.json", ("model_index.json", "no such file")),
+        ("unet/config.json", ("unet.config.json", "no such file")),
+        (
+            "unet/diffusion_pytorch_model.safetensors",
+            ("unet: no weights", "diffusion_pytorch_model.safetensors", "config.json"),
+        ),
+        ("vae", ("vae",)),
+        ("text_encoder/model.safetensors", ("text_encoder: no weights",)),
+        ("scheduler/scheduler_config.json", ("scheduler_config.json",)),
+    ],
+)
 def test_files_that_are_missing(folder, gone, words):
     (shutil.rmtree if (folder / gone).is_dir() else lambda p: p.unlink())(folder / gone)
     with refuses(CheckpointError, *words):
         load(folder)
 
 
-@pytest.mark.parametrize("content, words", [("{", ("not readable as JSON",)), ("[1]", ("list",)), ("", ("JSON",)), ("[" * 100000, ("JSON",))])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("{", ("not readable as JSON",)),
+        ("[1]", ("list",)),
+        ("", ("JSON",)),
+        ("[" * 100000, ("JSON",)),
+    ],
+)
 def test_a_config_that_is_none(folder, content, words):
     (folder / "unet" / "config.json").write_text(content)
     with refuses(CheckpointError, "unet.config.json", *words):
@@ -289,7 +442,10 @@ def test_a_config_that_is_none(folder, content, words):
 
 
 def test_weights_of_another_part(folder):
-    shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "unet" / "diffusion_pytorch_model.safetensors")
+    shutil.copy(
+        folder / "vae" / "diffusion_pytorch_model.safetensors",
+        folder / "unet" / "diffusion_pytorch_model.safetensors",
+    )
     with refuses(CheckpointError, "UNet", "missing", "looks like the VAE"):
         load(folder)
 
@@ -316,7 +472,18 @@ def test_a_missing_shard(shards):
         load(shards.parent.parent)
 
 
-@pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "..\\x.safetensors", "C:x.safetensors", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../secret.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "..",
+        "..\\x.safetensors",
+        "C:x.safetensors",
+        "",
+    ],
+)
 def test_a_shard_outside_its_folder(shards, name):
     (shards.parent.parent.parent / "secret.safetensors").write_bytes(b"secret")
     entries = json.loads(shards.read_text())
@@ -342,11 +509,16 @@ def test_the_same_tensor_in_two_shards(shards):
 
 # ---------------------------------------------------------------- single files
 
+
 def sparse(path, shapes, dtype="BF16"):
     """A safetensors file of these shapes, full of zeros that take no room on the disk."""
     header, at = {}, 0
     for name, shape in shapes.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at := at + 2 * prod(shape)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [at, at := at + 2 * prod(shape)],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text)
@@ -354,8 +526,15 @@ def sparse(path, shapes, dtype="BF16"):
         f.truncate(8 + len(text) + at)
 
 
-@pytest.mark.parametrize("name, config", [
-    ("sd15", SD15), pytest.param("sd21", SD21, marks=pytest.mark.slow), pytest.param("sdxl_base", SDXL, marks=pytest.mark.slow), ("sdxl_refiner", REFINER)])
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("sd15", SD15),
+        pytest.param("sd21", SD21, marks=pytest.mark.slow),
+        pytest.param("sdxl_base", SDXL, marks=pytest.mark.slow),
+        ("sdxl_refiner", REFINER),
+    ],
+)
 def test_official_single_files(tmp_path, name, config):
     """Names and shapes of the official files fill the whole system, one to one; no number is read."""
     sparse(tmp_path / "model.safetensors", SINGLE[name])
@@ -374,9 +553,15 @@ def test_inpainting_single_file(tmp_path):
 def original(sd):
     """The system in SD 1.5's single-file names, by asking which original name becomes which of ours."""
     out = {}
-    for prefix, kind, part in (("model.diffusion_model.", "unet", sd.unet), ("first_stage_model.", "vae", sd.vae), ("cond_stage_model.", "text", sd.text.encoders[0])):
+    for prefix, kind, part in (
+        ("model.diffusion_model.", "unet", sd.unet),
+        ("first_stage_model.", "vae", sd.vae),
+        ("cond_stage_model.", "text", sd.text.encoders[0]),
+    ):
         keys = [k for k in SINGLE["sd15"] if k.startswith(prefix)]
-        names = to_ours(kind, {k.removeprefix(prefix): torch.tensor([i]) for i, k in enumerate(keys)})
+        names = to_ours(
+            kind, {k.removeprefix(prefix): torch.tensor([i]) for i, k in enumerate(keys)}
+        )
         own = part.state_dict()
         assert names.keys() == own.keys()
         for name, i in names.items():
@@ -389,29 +574,52 @@ def test_a_single_file_fills_the_system(tmp_path):
     torch.manual_seed(3)
     sd, path = build(TINY), tmp_path / "tiny.safetensors"
     state = original(sd)
-    save_tensors(path, {**state, "model_ema.decay": torch.tensor(0.9), "alphas_cumprod": torch.zeros(1000)})
+    save_tensors(
+        path, {**state, "model_ema.decay": torch.tensor(0.9), "alphas_cumprod": torch.zeros(1000)}
+    )
     got = load(path, config=TINY)
-    assert all(torch.equal(a, b) for a, b in zip(sd.state_dict().values(), got.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(sd.state_dict().values(), got.state_dict().values(), strict=True)
+    )
     with refuses(CheckpointError, "context 32 wide", "number of heads", "config="):
         load(path)
     with refuses(CheckpointError, "UNet", "another shape"):
-        load(path, config=dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, channels=128)))
+        load(
+            path,
+            config=dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, channels=128)),
+        )
 
 
 def test_averaged_weights(tmp_path):
     torch.manual_seed(4)
     sd, path = build(TINY), tmp_path / "tiny.safetensors"
     state = original(sd)
-    ema = {"model_ema." + k.removeprefix("model.").replace(".", ""): v + 1 for k, v in state.items() if k.startswith("model.diffusion")}
+    ema = {
+        "model_ema." + k.removeprefix("model.").replace(".", ""): v + 1
+        for k, v in state.items()
+        if k.startswith("model.diffusion")
+    }
     save_tensors(path, {**state, **ema})
     assert torch.equal(load(path, config=TINY).unet.conv_in.weight, sd.unet.conv_in.weight + 1)
-    assert torch.equal(load(path, config=TINY, ema=False).unet.conv_in.weight, sd.unet.conv_in.weight)
+    assert torch.equal(
+        load(path, config=TINY, ema=False).unet.conv_in.weight, sd.unet.conv_in.weight
+    )
 
 
-@pytest.mark.parametrize("drop, words", [("cond_stage_model.", ("no weights of text_encoder", "unet", "vae")), ("first_stage_model.", ("no weights of vae",)),
-                                         ("model.diffusion_model.middle_block.0.", ("missing", "mid.0"))])
+@pytest.mark.parametrize(
+    "drop, words",
+    [
+        ("cond_stage_model.", ("no weights of text_encoder", "unet", "vae")),
+        ("first_stage_model.", ("no weights of vae",)),
+        ("model.diffusion_model.middle_block.0.", ("missing", "mid.0")),
+    ],
+)
 def test_a_single_file_with_parts_missing(tmp_path, drop, words):
-    save_tensors(tmp_path / "part.safetensors", {k: v for k, v in original(build(TINY)).items() if not k.startswith(drop)})
+    save_tensors(
+        tmp_path / "part.safetensors",
+        {k: v for k, v in original(build(TINY)).items() if not k.startswith(drop)},
+    )
     with refuses(CheckpointError, *words):
         load(tmp_path / "part.safetensors", config=TINY)
 
@@ -444,10 +652,12 @@ def test_files_of_another_kind(tmp_path, sd_folder):
 
 # ---------------------------------------------------------------- known and hub names
 
+
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
     """An empty cache of huggingface_hub, and no network."""
     from huggingface_hub import constants
+
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path / "data"))
@@ -469,9 +679,19 @@ def test_hub_name_from_the_cache(hub_cache, sd_folder, monkeypatch):
 
 
 def test_offline_says_where_it_looked(hub_cache, sd_folder):
-    with refuses(CheckpointError, "somebody/tiny-sd", "models--somebody--tiny-sd", "HF_HUB_OFFLINE", "safetensors"):
+    with refuses(
+        CheckpointError,
+        "somebody/tiny-sd",
+        "models--somebody--tiny-sd",
+        "HF_HUB_OFFLINE",
+        "safetensors",
+    ):
         load("somebody/tiny-sd")
-    with refuses(CheckpointError, *(str(place).replace("\\", ".") for place in sds.where("sd15")), "HF_HUB_OFFLINE"):
+    with refuses(
+        CheckpointError,
+        *(str(place).replace("\\", ".") for place in sds.where("sd15")),
+        "HF_HUB_OFFLINE",
+    ):
         load("sd15")
     root = put(hub_cache, "somebody/half", sd_folder)
     (root / "vae" / "diffusion_pytorch_model.safetensors").unlink()
@@ -481,7 +701,9 @@ def test_offline_says_where_it_looked(hub_cache, sd_folder):
 
 def test_known_name_from_the_data_folder(hub_cache, tmp_path):
     places = sds.where("sdxl")
-    assert places[0] == tmp_path / "data" / "models" / "sdxl" and "stable-diffusion-xl-base-1.0" in str(places[-1])
+    assert places[
+        0
+    ] == tmp_path / "data" / "models" / "sdxl" and "stable-diffusion-xl-base-1.0" in str(places[-1])
     places[1].parent.mkdir(parents=True)
     sparse(places[1], SINGLE["sdxl_base"])
     assert sds.find("sdxl") == places[1]
@@ -490,17 +712,34 @@ def test_known_name_from_the_data_folder(hub_cache, tmp_path):
         sds.where("sd16")
 
 
-FILES = ["model_index.json", "README.md", "v1-5-pruned.safetensors", "scheduler/scheduler_config.json", "tokenizer/vocab.json",
-         "safety_checker/model.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin",
-         "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors", "vae/config.json",
-         "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/config.json",
-         "text_encoder/model.safetensors.index.json", "text_encoder/model-00001-of-00002.safetensors", "text_encoder/model-00002-of-00002.safetensors",
-         "text_encoder/model.safetensors.index.fp16.json", "text_encoder/model.fp16-00001-of-00001.safetensors"]
+FILES = [
+    "model_index.json",
+    "README.md",
+    "v1-5-pruned.safetensors",
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+    "safety_checker/model.safetensors",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors.index.json",
+    "text_encoder/model-00001-of-00002.safetensors",
+    "text_encoder/model-00002-of-00002.safetensors",
+    "text_encoder/model.safetensors.index.fp16.json",
+    "text_encoder/model.fp16-00001-of-00001.safetensors",
+]
 
 
 def test_no_network_is_said_at_once(hub_cache, monkeypatch):
     """A port where nobody listens stands for the hub: refused at the first knock, without the client's retries."""
     from huggingface_hub import constants
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -509,7 +748,9 @@ def test_no_network_is_said_at_once(hub_cache, monkeypatch):
     monkeypatch.setattr(hub, "getproxies", dict)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     started = time.perf_counter()
-    with refuses(CheckpointError, "somebody/tiny-sd", "no network", "does not answer", "pass the path"):
+    with refuses(
+        CheckpointError, "somebody/tiny-sd", "no network", "does not answer", "pass the path"
+    ):
         load("somebody/tiny-sd")
     assert time.perf_counter() - started < 1
 
@@ -518,6 +759,7 @@ def test_only_needed_files_are_fetched(hub_cache, monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
+
     asked = []
 
     def fetch(repo, allow_patterns=None, local_files_only=False):
@@ -531,15 +773,33 @@ def test_only_needed_files_are_fetched(hub_cache, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     monkeypatch.setattr(hub, "_reachable", lambda endpoint: True)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo: FILES)
-    always = {"model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"}
-    full = {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", *(f for f in FILES if "00002" in f or f.endswith("index.json"))}
+    always = {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+    }
+    full = {
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        *(f for f in FILES if "00002" in f or f.endswith("index.json")),
+    }
     assert sds.find("somebody/model") == tmp_path
     assert asked.pop() == ("somebody/model", always | full)
     sds.find("sd15", torch.float16)
-    half = {"unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors", *(f for f in FILES if "text" in f and "fp16" in f)}
+    half = {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        *(f for f in FILES if "text" in f and "fp16" in f),
+    }
     assert asked.pop() == (KNOWN["sd15"].hub, always | half)
     sds.find("somebody/model", ema=False)
-    assert "unet/diffusion_pytorch_model.non_ema.safetensors" in asked[-1][1] and "unet/diffusion_pytorch_model.safetensors" not in asked[-1][1]
+    assert (
+        "unet/diffusion_pytorch_model.non_ema.safetensors" in asked[-1][1]
+        and "unet/diffusion_pytorch_model.safetensors" not in asked[-1][1]
+    )
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo: ["a.gguf"])
     with refuses(CheckpointError, "model_index.json", "somebody/other"):
         load("somebody/other")
@@ -547,8 +807,12 @@ def test_only_needed_files_are_fetched(hub_cache, monkeypatch, tmp_path):
 
 # ---------------------------------------------------------------- saving
 
-CLASSES = {"sd": diffusers.StableDiffusionPipeline, "sd2": diffusers.StableDiffusionPipeline, "sdxl": diffusers.StableDiffusionXLPipeline,
-           "refiner": diffusers.StableDiffusionXLImg2ImgPipeline}
+CLASSES = {
+    "sd": diffusers.StableDiffusionPipeline,
+    "sd2": diffusers.StableDiffusionPipeline,
+    "sdxl": diffusers.StableDiffusionXLPipeline,
+    "refiner": diffusers.StableDiffusionXLImg2ImgPipeline,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -562,9 +826,14 @@ def test_diffusers_loads_what_we_save(name, tmp_path):
     assert_equal(sd, pipe)
     again = load(tmp_path / "ours")
     assert dataclasses.replace(again.config, name=sd.config.name) == sd.config
-    assert all(torch.equal(a, b) for a, b in zip(sd.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(sd.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     torch.testing.assert_close(pipe.scheduler.alphas_cumprod, sd.schedule.alpha_bar.float())
-    assert pipe.scheduler.config.prediction_type == ("v_prediction" if sd.predict == "v" else "epsilon")
+    assert pipe.scheduler.config.prediction_type == (
+        "v_prediction" if sd.predict == "v" else "epsilon"
+    )
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -572,23 +841,35 @@ def test_saved_tokenizer_files_are_the_official_ones(tmp_path):
     import hashlib
 
     from ddpm_edu.files.folder import write_tokenizer
+
     write_tokenizer(tmp_path, "eot")
-    sums = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("vocab.json", "merges.txt")}
-    assert sums == {"vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
-                    "merges.txt": "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a"}
+    sums = {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        for name in ("vocab.json", "merges.txt")
+    }
+    assert sums == {
+        "vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
+        "merges.txt": "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a",
+    }
 
 
 def test_words_of_your_own(tmp_path):
     import tokenizers
+
     words = ["[pad]", "red", "blue", "circle", "[begin]", "[end]"]
-    bpe = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[pad]"))
+    bpe = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[pad]")
+    )
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     sd = build(dataclasses.replace(TINY, text=(TextConfig(32, 2, 2, 64, vocab=6, length=5),)))
     sd.text.tokenizer = Tokenizer(bpe, "[begin]", "[end]", 5)
     save_folder(sd, tmp_path)
     again = load(tmp_path)
     assert again.config.text == sd.config.text
-    close(again.text.encode(["red circle", "blue"]).context, sd.text.encode(["red circle", "blue"]).context)
+    close(
+        again.text.encode(["red circle", "blue"]).context,
+        sd.text.encode(["red circle", "blue"]).context,
+    )
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     with refuses(CheckpointError, "tokenizer.json"):
         load(tmp_path)
@@ -609,6 +890,7 @@ def test_saving_where_it_cannot(tmp_path):
 
 def test_configs_survive_both_ways():
     from ddpm_edu.files.config_json import unet_entries, vae_entries
+
     for config in (SD15, SD21, SDXL, REFINER, TINY):
         assert unet_config(json.loads(json.dumps(unet_entries(config.unet, 256)))) == config.unet
         assert vae_config(json.loads(json.dumps(vae_entries(config.vae)))) == config.vae

@@ -1,4 +1,5 @@
 """A whole small system in one file: what comes back draws the same picture, also by way of diffusers."""
+
 import copy
 import dataclasses
 
@@ -11,28 +12,59 @@ from ddpm_edu import last, noise
 from ddpm_edu.cli import main
 from ddpm_edu.errors import CheckpointError, OptionError
 from ddpm_edu.files.int8 import SMALLEST
-from ddpm_edu.systems.pipeline import draw, text_to_image
 from ddpm_edu.files.load import SystemConfig, build, config_of, find, load, save_folder, where
 from ddpm_edu.files.system_file import load_system, save_system
 from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.networks.text import TextConfig, Tokenizer
 from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.networks.vae import VAEConfig
+from ddpm_edu.systems.pipeline import draw, text_to_image
 
-CAPTIONS = ["a large red seven on a blue ground, top left", "a small green one on a white ground, centre"]
-TINY = SystemConfig("tiny", UNetConfig(channels=32, mult=(1, 2), depth=(0, 1), middle=1, heads=(1, 4), context=32, blocks=1, groups=8),
-                    VAEConfig(channels=16, mult=(1, 2), groups=8, scale=0.7), (TextConfig(32, 2, 2, 64, vocab=300, length=16),),
-                    size=16, spacing="trailing", steps=5, guidance=3.0)
+CAPTIONS = [
+    "a large red seven on a blue ground, top left",
+    "a small green one on a white ground, centre",
+]
+TINY = SystemConfig(
+    "tiny",
+    UNetConfig(
+        channels=32,
+        mult=(1, 2),
+        depth=(0, 1),
+        middle=1,
+        heads=(1, 4),
+        context=32,
+        blocks=1,
+        groups=8,
+    ),
+    VAEConfig(channels=16, mult=(1, 2), groups=8, scale=0.7),
+    (TextConfig(32, 2, 2, 64, vocab=300, length=16),),
+    size=16,
+    spacing="trailing",
+    steps=5,
+    guidance=3.0,
+)
 
 
 def words():
     """A tokenizer of byte pairs learnt from the captions, 300 tokens with start and end."""
     bpe = tk.Tokenizer(tk.models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = tk.pre_tokenizers.Sequence([
-        tk.pre_tokenizers.Split(tk.Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), "removed", invert=True),
-        tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    bpe.train_from_iterator(CAPTIONS * 9, tk.trainers.BpeTrainer(vocab_size=298, end_of_word_suffix="</w>", show_progress=False,
-                                                                initial_alphabet=tk.pre_tokenizers.ByteLevel.alphabet()))
+    bpe.pre_tokenizer = tk.pre_tokenizers.Sequence(
+        [
+            tk.pre_tokenizers.Split(
+                tk.Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), "removed", invert=True
+            ),
+            tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.train_from_iterator(
+        CAPTIONS * 9,
+        tk.trainers.BpeTrainer(
+            vocab_size=298,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+            initial_alphabet=tk.pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     bpe.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     return Tokenizer(bpe, length=16)
 
@@ -60,14 +92,28 @@ def picture(sd, **options):
 def test_file_and_back(sd, file):
     again, meta = load_system(file)
     assert meta == again.meta == {"colours": ["red"], "accuracy": 0.5} and sd.meta == {}
-    assert again.config == sd.config and hash(again.config) and torch.equal(again.schedule.beta, sd.schedule.beta)
-    assert not again.training and not any(p.requires_grad or p.is_meta or p.dtype != torch.float32 for p in again.parameters())
+    assert (
+        again.config == sd.config
+        and hash(again.config)
+        and torch.equal(again.schedule.beta, sd.schedule.beta)
+    )
+    assert not again.training and not any(
+        p.requires_grad or p.is_meta or p.dtype != torch.float32 for p in again.parameters()
+    )
     assert torch.equal(again.text.tokenizer(CAPTIONS), sd.text.tokenizer(CAPTIONS))
     for (name, w), back in zip(sd.state_dict().items(), again.state_dict().values(), strict=True):
-        step = w.abs().flatten(1).amax(1) / 127 if w.ndim > 1 and w.numel() >= SMALLEST else 2 ** -10 * w.abs().amax()
-        assert ((back - w).abs().flatten(1 if w.ndim > 1 else 0).amax(-1) <= 0.51 * step + 1e-7).all(), name
+        step = (
+            w.abs().flatten(1).amax(1) / 127
+            if w.ndim > 1 and w.numel() >= SMALLEST
+            else 2**-10 * w.abs().amax()
+        )
+        assert (
+            (back - w).abs().flatten(1 if w.ndim > 1 else 0).amax(-1) <= 0.51 * step + 1e-7
+        ).all(), name
     before, after = picture(sd), picture(again)
-    assert before.std() > 0.02 and 0 < (after - before).abs().mean() < 0.05 * before.std()  # rounded, and the same picture
+    assert (
+        before.std() > 0.02 and 0 < (after - before).abs().mean() < 0.05 * before.std()
+    )  # rounded, and the same picture
     assert file.stat().st_size < 0.5 * 4 * sum(p.numel() for p in sd.parameters())
 
 
@@ -81,7 +127,9 @@ def test_its_own_steps_guidance_and_spacing(sd):
 def test_its_own_interval(sd, tmp_path):
     young = copy.copy(sd)
     young.config = dataclasses.replace(sd.config, interval=(300, 999))
-    assert torch.equal(picture(young), picture(sd, interval=(300, 999))) and not torch.equal(picture(young), picture(sd))
+    assert torch.equal(picture(young), picture(sd, interval=(300, 999))) and not torch.equal(
+        picture(young), picture(sd)
+    )
     assert torch.equal(picture(young, interval=(0, 999)), picture(sd))
     save_system(tmp_path / "young.safetensors", young)
     assert load(tmp_path / "young.safetensors").config.interval == (300, 999)
@@ -104,8 +152,15 @@ def test_diffusers_draws_the_same_latents(file, tmp_path):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "folder")
     pipe.set_progress_bar_config(disable=True)
     ours = last(text_to_image(sd, CAPTIONS[0], sampler="ddim", seeds=1))
-    theirs = pipe(prompt=CAPTIONS[0], height=16, width=16, latents=noise((4, 8, 8), [1]), num_inference_steps=5, guidance_scale=3.0,
-                  output_type="latent").images
+    theirs = pipe(
+        prompt=CAPTIONS[0],
+        height=16,
+        width=16,
+        latents=noise((4, 8, 8), [1]),
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        output_type="latent",
+    ).images
     assert (ours - theirs).abs().max() < 1e-4 * max(1, theirs.abs().max()) and theirs.std() > 0.1
 
 
@@ -119,7 +174,9 @@ def test_known_by_its_name(sd, file, tmp_path, monkeypatch, capsys):
         load("nothing")
     assert main(["models"]) == 0 and "tiny" in capsys.readouterr().out  # without a card
     out = tmp_path / "x.png"
-    assert main(["txt2img", CAPTIONS[0], "--model", "tiny", "--device", "cpu", "--out", str(out)]) == 0
+    assert (
+        main(["txt2img", CAPTIONS[0], "--model", "tiny", "--device", "cpu", "--out", str(out)]) == 0
+    )
     assert "5 steps, guidance 3" in capsys.readouterr().out and out.is_file()
     shipped.write_bytes(b"broken")
     with refuses(CheckpointError, "tiny.safetensors"):
@@ -145,19 +202,39 @@ def load_like(sd):
     return build(sd.config)
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda t, m: m.update(kind="other"), ("not a file of a whole system",)), (lambda t, m: m.pop("system"), ("no plan", "system")),
-    (lambda t, m: m["system"].update(colour=1), ("no plan", "colour")), (lambda t, m: m["system"]["unet"].update(groups=7), ("no plan", "groups")),
-    (lambda t, m: m["system"].update(text=3), ("no plan",)), (lambda t, m: m["system"].update(spacing="odd"), ("spacing", "odd")),
-    (lambda t, m: m.update(system=[1]), ("no plan",)), (lambda t, m: m.update(meta=3), ("meta",)),
-    (lambda t, m: m["meta"].update(words=5), ("words", "texts")), (lambda t, m: m["meta"].update(words=[["a"]]), ("words", "texts")),
-    (lambda t, m: m["system"]["unet"].update(in_channels=-4, out_channels=4), ("in_channels", "-4")), (lambda t, m: m["system"]["unet"].update(blocks=10 ** 9), ("blocks",)),
-    (lambda t, m: m.update(tokenizer=3), ("tokenizer",)), (lambda t, m: m["tokenizer"].update(json="/etc/passwd"), ("no JSON",)),
-    (lambda t, m: m["tokenizer"].update(json="{}"), ("tokenizer",)), (lambda t, m: m["tokenizer"].update(length=9), ("rows of 9", "16")),
-    (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)), (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)),
-    (lambda t, m: t.pop("vae.encoder.conv_in.bias"), ("vae", "1 missing")), (lambda t, m: t.update(other=torch.ones(2)), ("other",)),
-    (lambda t, m: t["unet.conv_in.bias"].fill_(float("nan")), ("NaN", "unet.conv_in.bias")),
-    (lambda t, m: t.pop(next(k for k in t if k.startswith("unet") and k.endswith(".scale"))), ("int8", "scale"))])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t, m: m.update(kind="other"), ("not a file of a whole system",)),
+        (lambda t, m: m.pop("system"), ("no plan", "system")),
+        (lambda t, m: m["system"].update(colour=1), ("no plan", "colour")),
+        (lambda t, m: m["system"]["unet"].update(groups=7), ("no plan", "groups")),
+        (lambda t, m: m["system"].update(text=3), ("no plan",)),
+        (lambda t, m: m["system"].update(spacing="odd"), ("spacing", "odd")),
+        (lambda t, m: m.update(system=[1]), ("no plan",)),
+        (lambda t, m: m.update(meta=3), ("meta",)),
+        (lambda t, m: m["meta"].update(words=5), ("words", "texts")),
+        (lambda t, m: m["meta"].update(words=[["a"]]), ("words", "texts")),
+        (
+            lambda t, m: m["system"]["unet"].update(in_channels=-4, out_channels=4),
+            ("in_channels", "-4"),
+        ),
+        (lambda t, m: m["system"]["unet"].update(blocks=10**9), ("blocks",)),
+        (lambda t, m: m.update(tokenizer=3), ("tokenizer",)),
+        (lambda t, m: m["tokenizer"].update(json="/etc/passwd"), ("no JSON",)),
+        (lambda t, m: m["tokenizer"].update(json="{}"), ("tokenizer",)),
+        (lambda t, m: m["tokenizer"].update(length=9), ("rows of 9", "16")),
+        (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)),
+        (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)),
+        (lambda t, m: t.pop("vae.encoder.conv_in.bias"), ("vae", "1 missing")),
+        (lambda t, m: t.update(other=torch.ones(2)), ("other",)),
+        (lambda t, m: t["unet.conv_in.bias"].fill_(float("nan")), ("NaN", "unet.conv_in.bias")),
+        (
+            lambda t, m: t.pop(next(k for k in t if k.startswith("unet") and k.endswith(".scale"))),
+            ("int8", "scale"),
+        ),
+    ],
+)
 def test_damaged_files(file, change, words):
     tensors, meta = load_tensors(file)
     tensors = {k: v.clone() for k, v in tensors.items()}
@@ -167,8 +244,18 @@ def test_damaged_files(file, change, words):
         load_system(file)
 
 
-@pytest.mark.parametrize("change, words", [({"spacing": "odd"}, ("odd", "leading")), ({"steps": 0}, ("steps",)), ({"guidance": -1}, ("guidance",)),
-                                           *[({"interval": pair}, ("interval", "lower first")) for pair in (5, (1,), (9, 5), (-1, 5), (0.5, 5), (1, float("nan")))]])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"spacing": "odd"}, ("odd", "leading")),
+        ({"steps": 0}, ("steps",)),
+        ({"guidance": -1}, ("guidance",)),
+        *[
+            ({"interval": pair}, ("interval", "lower first"))
+            for pair in (5, (1,), (9, 5), (-1, 5), (0.5, 5), (1, float("nan")))
+        ],
+    ],
+)
 def test_what_suits_nothing(change, words):
     with refuses(OptionError, *words):
         dataclasses.replace(TINY, **change)

@@ -1,4 +1,5 @@
 """Training: the numbers of each part by hand, and refusals that change nothing."""
+
 import dataclasses
 import math
 import time
@@ -19,9 +20,17 @@ NAN = float("nan")
 
 # ---------------------------------------------------------------- what one run does
 
+
 def test_the_loss_goes_down():
-    losses = [s.loss for s in run(dataclasses.replace(CONFIG, steps=300, batch_size=128), new_model(kind=MLP, hidden=64))]
-    assert len(losses) == 300 and losses[0] > 0.8 and sum(losses[-30:]) / 30 < 0.3  # 1 is a model that knows nothing
+    losses = [
+        s.loss
+        for s in run(
+            dataclasses.replace(CONFIG, steps=300, batch_size=128), new_model(kind=MLP, hidden=64)
+        )
+    ]
+    assert (
+        len(losses) == 300 and losses[0] > 0.8 and sum(losses[-30:]) / 30 < 0.3
+    )  # 1 is a model that knows nothing
 
 
 def test_steps_are_counted_from_one_and_seeds_repeat():
@@ -35,9 +44,15 @@ def test_learning_rate_rises_and_falls_to_nothing():
     config = dataclasses.replace(CONFIG, steps=100, warmup=10)
     rates = [s.lr for s in run(config)]
     for i, rate in enumerate(rates):
-        assert rate == pytest.approx(1e-2 * min(1, (i + 1) / 10) * (1 + math.cos(math.pi * i / 100)) / 2)
+        assert rate == pytest.approx(
+            1e-2 * min(1, (i + 1) / 10) * (1 + math.cos(math.pi * i / 100)) / 2
+        )
     assert rates[0] == pytest.approx(1e-3) and max(rates) == rates[9] > 0.97e-2 and rates[-1] < 1e-5
-    assert config.lr_at(50, 1.0) == 0 and config.lr_at(50, 1.7) == pytest.approx(0, abs=1e-17) and TrainConfig(warmup=0).lr_at(0, 0) == 2e-3
+    assert (
+        config.lr_at(50, 1.0) == 0
+        and config.lr_at(50, 1.7) == pytest.approx(0, abs=1e-17)
+        and TrainConfig(warmup=0).lr_at(0, 0) == 2e-3
+    )
 
 
 def test_ema_by_hand():
@@ -45,7 +60,9 @@ def test_ema_by_hand():
     with torch.no_grad():
         model.weight.fill_(1.0)
     ema, average = EMA(model, 0.5), 1.0
-    for step, value in enumerate([2.0, -1.0, 4.0, 0.0, 3.0, 5.0, 1.0, 2.0, 8.0, 9.0, 1.0, 0.0], start=1):
+    for step, value in enumerate(
+        [2.0, -1.0, 4.0, 0.0, 3.0, 5.0, 1.0, 2.0, 8.0, 9.0, 1.0, 0.0], start=1
+    ):
         with torch.no_grad():
             model.weight.fill_(value)
         ema.update(model, step)
@@ -68,8 +85,18 @@ def test_gradients_are_clipped(monkeypatch):
     """The gradient that reaches the optimizer has at most this length; without the limit it is longer."""
     norms = []
     step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: norms.append(math.sqrt(sum(
-        (p.grad ** 2).sum().item() for g in self.param_groups for p in g["params"]))) or step(self, *a))
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a: (
+            norms.append(
+                math.sqrt(
+                    sum((p.grad**2).sum().item() for g in self.param_groups for p in g["params"])
+                )
+            )
+            or step(self, *a)
+        ),
+    )
     run(dataclasses.replace(CONFIG, clip_norm=0.05))
     assert max(norms) < 0.0501
     for no_limit in (1e9, math.inf):
@@ -108,14 +135,23 @@ def test_every_picture_once_an_epoch_in_a_new_order():
         def __getitem__(self, index):
             seen.extend(index.tolist())
             return super().__getitem__(index)
+
     seen = []
-    run(dataclasses.replace(CONFIG, batch_size=25), dataset=Numbered())  # 500 pictures: 8 epochs of 60 and a bit, batches across their ends
+    run(
+        dataclasses.replace(CONFIG, batch_size=25), dataset=Numbered()
+    )  # 500 pictures: 8 epochs of 60 and a bit, batches across their ends
     assert len(seen) == 500
-    epochs = [seen[i:i + 60] for i in range(0, 480, 60)]
-    assert all(sorted(e) == list(range(60)) for e in epochs) and len({tuple(e) for e in epochs}) == 8
+    epochs = [seen[i : i + 60] for i in range(0, 480, 60)]
+    assert (
+        all(sorted(e) == list(range(60)) for e in epochs) and len({tuple(e) for e in epochs}) == 8
+    )
     seen.clear()
-    run(dataclasses.replace(CONFIG, steps=1, batch_size=200), dataset=Numbered())  # a batch of more than three epochs
-    assert all(sorted(seen[i:i + 60]) == list(range(60)) for i in (0, 60, 120)) and len(seen) == 200
+    run(
+        dataclasses.replace(CONFIG, steps=1, batch_size=200), dataset=Numbered()
+    )  # a batch of more than three epochs
+    assert (
+        all(sorted(seen[i : i + 60]) == list(range(60)) for i in (0, 60, 120)) and len(seen) == 200
+    )
 
 
 def test_times_are_uniform_and_noise_is_normal():
@@ -129,16 +165,25 @@ def test_logit_normal_times_gather_in_the_middle():
     """t = T sigmoid(normal): below T sigmoid(-1) = 26.9 lies 15.9 % of a normal, in the middle 68.3 %."""
     _, t, _ = spied(dataclasses.replace(CONFIG, batch_size=500, t_distribution="logit_normal"))
     assert 0 <= t.min() and t.max() <= 99
-    assert (t < 27).float().mean().item() == pytest.approx(0.159, abs=0.02) and (t >= 73).float().mean().item() == pytest.approx(0.159, abs=0.02)
+    assert (t < 27).float().mean().item() == pytest.approx(0.159, abs=0.02) and (
+        t >= 73
+    ).float().mean().item() == pytest.approx(0.159, abs=0.02)
 
 
 @pytest.mark.parametrize("predict", ["eps", "x_0", "v"])
 def test_the_loss_is_that_of_the_target(predict):
     """A model that always says 0: its loss is the mean square of the target, 1 for eps, the data's for x_0."""
+
     class Zero(MLP):
         def forward(self, x_t, t, cond=Cond()):
             return super().forward(x_t, t, cond) * 0
-    losses = [s.loss for s in run(dataclasses.replace(CONFIG, predict=predict, batch_size=2000), new_model(kind=Zero))]
+
+    losses = [
+        s.loss
+        for s in run(
+            dataclasses.replace(CONFIG, predict=predict, batch_size=2000), new_model(kind=Zero)
+        )
+    ]
     data = Points().x.square().mean().item()
     v = (SCHEDULE.alpha_bar + (1 - SCHEDULE.alpha_bar) * data).mean().item()
     assert sum(losses) / 20 == pytest.approx({"eps": 1, "x_0": data, "v": v}[predict], rel=0.02)
@@ -160,6 +205,7 @@ def test_progress_passes_the_steps_on(capsys):
 
 # ---------------------------------------------------------------- NaN, empty data, options
 
+
 class Poisoned(Points):
     """NaN in one picture of 60: with batches of 16 it comes up within the first four steps."""
 
@@ -171,7 +217,13 @@ class Poisoned(Points):
 def test_nan_data_stops_at_once_and_keeps_everything(tmp_path):
     file, model, steps = tmp_path / "run.safetensors", new_model(), []
     before = [numbers(model)]
-    with refuses(TrainingError, "loss is nan at step [1-4]", "stopped before the update", "last checkpoint is kept", "NaN in the data"):
+    with refuses(
+        TrainingError,
+        "loss is nan at step [1-4]",
+        "stopped before the update",
+        "last checkpoint is kept",
+        "NaN in the data",
+    ):
         for step in train(model, SCHEDULE, Poisoned(), CONFIG, checkpoint=file, save_every=1):
             steps.append(step.step)
             before.append(numbers(model))
@@ -185,9 +237,11 @@ def test_nan_data_stops_at_once_and_keeps_everything(tmp_path):
 
 def test_an_infinite_gradient_stops_before_the_update():
     """A finite loss whose gradient is not: sqrt at 0."""
+
     class Steep(MLP):
         def forward(self, x_t, t, cond=Cond()):
             return super().forward(x_t, t, cond) + (self.first.bias * 0).abs().sqrt().sum()
+
     model = new_model(kind=Steep)
     before = numbers(model)
     with refuses(TrainingError, "gradient is (nan|inf) at step 1", "stopped before the update"):
@@ -200,9 +254,21 @@ def test_empty_dataset():
         train(new_model(), SCHEDULE, Points(0), CONFIG)
 
 
-@pytest.mark.parametrize("name, values", [
-    ("steps", [0, -1, 2.5, True, NAN, "10"]), ("batch_size", [0, -4, 2.5, NAN]), ("lr", [-1e-3, NAN, math.inf, "1"]), ("warmup", [-1, 0.5]), ("ema", [-0.1, 1.1, NAN]),
-    ("p_uncond", [-0.1, 1.1, NAN]), ("clip_norm", [0, 0.0, -1, NAN, True, "1"]), ("weight_decay", [-1, NAN]), ("seconds", [-1, NAN]), ("seed", [-1, 0.5, "0"])])
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("steps", [0, -1, 2.5, True, NAN, "10"]),
+        ("batch_size", [0, -4, 2.5, NAN]),
+        ("lr", [-1e-3, NAN, math.inf, "1"]),
+        ("warmup", [-1, 0.5]),
+        ("ema", [-0.1, 1.1, NAN]),
+        ("p_uncond", [-0.1, 1.1, NAN]),
+        ("clip_norm", [0, 0.0, -1, NAN, True, "1"]),
+        ("weight_decay", [-1, NAN]),
+        ("seconds", [-1, NAN]),
+        ("seed", [-1, 0.5, "0"]),
+    ],
+)
 def test_bad_options(name, values):
     for value in values:
         with refuses(OptionError, f"TrainConfig.{name} = ", "pass"):
@@ -210,7 +276,11 @@ def test_bad_options(name, values):
 
 
 def test_bad_names():
-    for name, value, known in (("predict", "score", "eps, x_0, v"), ("optimizer", "sgd", "adamw, muon"), ("t_distribution", "cosine", "uniform, logit_normal")):
+    for name, value, known in (
+        ("predict", "score", "eps, x_0, v"),
+        ("optimizer", "sgd", "adamw, muon"),
+        ("t_distribution", "cosine", "uniform, logit_normal"),
+    ):
         with refuses(OptionError, name, value, known):
             TrainConfig(**{name: value})
 
@@ -218,5 +288,6 @@ def test_bad_names():
 def test_a_batch_that_cannot_be_shared():
     class Three:
         process_index, num_processes = 0, 3
+
     with refuses(OptionError, "batch_size = 16", "3 processes", "multiple"):
         train(new_model(), SCHEDULE, Points(), CONFIG, accelerator=Three())

@@ -1,4 +1,5 @@
 """UNets: parameter counts and keys of the big ones, parity of tiny ones with the original code and with diffusers."""
+
 import functools
 
 import pytest
@@ -9,9 +10,9 @@ from torch import nn
 from weight_formula import tiny_weights, u, weight
 
 from ddpm_edu import Cond, OptionError, ShapeError
-from ddpm_edu.networks import unet as unet_module
 from ddpm_edu.files.checkpoint import load_state
 from ddpm_edu.files.names import original_unet
+from ddpm_edu.networks import unet as unet_module
 from ddpm_edu.networks.unet import (
     SD15,
     SDXL_BASE,
@@ -25,13 +26,40 @@ from ddpm_edu.networks.unet import (
 from ddpm_edu.networks.unet_classic import ClassicUNet, SelfAttention
 
 KEYS = read_json("unet_keys.json.gz")
-BIG = {"sd15": (SD15, 859_520_964), "sdxl_base": (SDXL_BASE, 2_567_463_684), "sdxl_refiner": (SDXL_REFINER, 2_259_526_660)}
-TINY = {"sd15": UNetConfig(channels=32, mult=(1, 2, 1), depth=(1, 1, 0), heads=(4, 4, 4), context=24, blocks=1),
-        "sdxl": UNetConfig(channels=32, mult=(1, 2, 2), depth=(0, 1, 2), middle=2, heads=(2, 4, 4), context=56, vector=48, blocks=1)}
-SMALL = UNetConfig(in_channels=2, channels=64, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 4), vector=5, blocks=1)
+BIG = {
+    "sd15": (SD15, 859_520_964),
+    "sdxl_base": (SDXL_BASE, 2_567_463_684),
+    "sdxl_refiner": (SDXL_REFINER, 2_259_526_660),
+}
+TINY = {
+    "sd15": UNetConfig(
+        channels=32, mult=(1, 2, 1), depth=(1, 1, 0), heads=(4, 4, 4), context=24, blocks=1
+    ),
+    "sdxl": UNetConfig(
+        channels=32,
+        mult=(1, 2, 2),
+        depth=(0, 1, 2),
+        middle=2,
+        heads=(2, 4, 4),
+        context=56,
+        vector=48,
+        blocks=1,
+    ),
+}
+SMALL = UNetConfig(
+    in_channels=2,
+    channels=64,
+    mult=(1, 2),
+    depth=(0, 1),
+    middle=1,
+    heads=(2, 4),
+    vector=5,
+    blocks=1,
+)
 
 
 # ---------------------------------------------------------------- the big ones, without their weights
+
 
 @functools.cache
 def on_meta(name):
@@ -54,6 +82,7 @@ def test_original_keys_fit_one_to_one(name):
 
 # ---------------------------------------------------------------- parity with the original code
 
+
 def test_the_weight_formula():
     for check in read_json("formula_check.json"):
         if len(check["shape"]) == 2:
@@ -61,9 +90,13 @@ def test_the_weight_formula():
         values = u(check["key"], check["shape"])
         assert values.flatten()[:4].tolist() == pytest.approx(check["u_first4"], abs=1e-7)
         assert values.flatten()[-1] == pytest.approx(check["u_last"], abs=1e-7)
-        assert values.astype("float32").sum(dtype="float64") == pytest.approx(check["u_sum_float64"], abs=1e-6)
+        assert values.astype("float32").sum(dtype="float64") == pytest.approx(
+            check["u_sum_float64"], abs=1e-6
+        )
         if not check["key"].startswith("in."):
-            assert weight(check["key"], check["shape"]).flatten()[:4].tolist() == pytest.approx(check["w_first4"], abs=1e-7)
+            assert weight(check["key"], check["shape"]).flatten()[:4].tolist() == pytest.approx(
+                check["w_first4"], abs=1e-7
+            )
 
 
 @functools.cache
@@ -83,8 +116,17 @@ def tiny(name, **changes):
 def error(name, model, dtype=torch.float64):
     """Largest difference from the original's output, run in this precision (the time embedding stays float32)."""
     io = reference(name)
-    out = model.to(dtype)(io["in/x"].to(dtype), io["in/timesteps"], Cond(io["in/context"], io.get("in/y")).map(lambda c: c.to(dtype)))
-    return (out - io["out/eps" if dtype == torch.float32 else "out/eps_from_float64"]).abs().max().item()
+    out = model.to(dtype)(
+        io["in/x"].to(dtype),
+        io["in/timesteps"],
+        Cond(io["in/context"], io.get("in/y")).map(lambda c: c.to(dtype)),
+    )
+    return (
+        (out - io["out/eps" if dtype == torch.float32 else "out/eps_from_float64"])
+        .abs()
+        .max()
+        .item()
+    )
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -97,7 +139,11 @@ def test_parity_with_the_original(name):
 def test_parity_inside(name):
     """The original's activations (first picture, float16) block by block: the first bad name is where a mismatch begins."""
     model, io, seen = tiny(name), reference(name), {}
-    places = {"time_embed": model.time, "input_blocks.0": model.conv_in, "middle_block": model.mid[-1]}
+    places = {
+        "time_embed": model.time,
+        "input_blocks.0": model.conv_in,
+        "middle_block": model.mid[-1],
+    }
     places |= {f"input_blocks.{i + 1}": blocks[-1] for i, blocks in enumerate(model.down)}
     places |= {f"output_blocks.{i}": blocks[-1] for i, blocks in enumerate(model.up)}
     places |= {"label_emb": model.vector} if name == "sdxl" else {}
@@ -107,7 +153,13 @@ def test_parity_inside(name):
     expected = {k.removeprefix("mid/"): v for k, v in io.items() if k.startswith("mid/")}
     assert seen.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(seen[key][:len(value)], value.float(), rtol=1e-3, atol=1e-3, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            seen[key][: len(value)],
+            value.float(),
+            rtol=1e-3,
+            atol=1e-3,
+            msg=lambda m, key=key: f"{key}: {m}",
+        )
 
 
 def groupnorms(model, inside_transformers, eps):
@@ -131,9 +183,20 @@ SPOILED = {
     "GroupNorm of the ResBlocks": lambda name, patch: groupnorms(tiny(name), False, 1e-6),
     "GroupNorm of the transformers": lambda name, patch: groupnorms(tiny(name), True, 1e-5),
     "LayerNorm": lambda name, patch: layernorms(tiny(name), 1e-6),
-    "sine first": lambda name, patch: (patch.setattr(unet_module, "timestep_embedding", lambda t, d: timestep_embedding(t, d).roll(d // 2, 1)), tiny(name))[1],
-    "t + 1": lambda name, patch: (patch.setattr(unet_module, "timestep_embedding", lambda t, d: timestep_embedding(t + 1, d)), tiny(name))[1],
-    "tanh GELU": lambda name, patch: (patch.setattr(F, "gelu", functools.partial(F.gelu, approximate="tanh")), tiny(name))[1],
+    "sine first": lambda name, patch: (
+        patch.setattr(
+            unet_module, "timestep_embedding", lambda t, d: timestep_embedding(t, d).roll(d // 2, 1)
+        ),
+        tiny(name),
+    )[1],
+    "t + 1": lambda name, patch: (
+        patch.setattr(unet_module, "timestep_embedding", lambda t, d: timestep_embedding(t + 1, d)),
+        tiny(name),
+    )[1],
+    "tanh GELU": lambda name, patch: (
+        patch.setattr(F, "gelu", functools.partial(F.gelu, approximate="tanh")),
+        tiny(name),
+    )[1],
 }
 
 
@@ -145,65 +208,130 @@ def test_the_parity_test_can_fail(name, how, monkeypatch):
 
 def test_embeddings():
     io = read_tensors("embeddings.safetensors")
-    for key, inputs in (("timestep/emb32", "timestep/t"), ("timestep/emb320", "timestep/t"), ("timestep/emb384", "timestep/t"), ("aesthetic/emb256", "aesthetic/in"),
-                        ("size/emb512", "size/in")):
-        values, expected = io[inputs].flatten(), io[key]  # several numbers: their embeddings one after the other
+    for key, inputs in (
+        ("timestep/emb32", "timestep/t"),
+        ("timestep/emb320", "timestep/t"),
+        ("timestep/emb384", "timestep/t"),
+        ("aesthetic/emb256", "aesthetic/in"),
+        ("size/emb512", "size/in"),
+    ):
+        values, expected = (
+            io[inputs].flatten(),
+            io[key],
+        )  # several numbers: their embeddings one after the other
         dim = expected.numel() // values.numel()
-        rounding = 1e-6 + 1.2e-7 * values.abs()  # one unit in the last place of the angle t w, a float32
+        rounding = (
+            1e-6 + 1.2e-7 * values.abs()
+        )  # one unit in the last place of the angle t w, a float32
         ours = timestep_embedding(values, dim)
         assert ((ours - expected.reshape(ours.shape)).abs() <= rounding[:, None]).all(), key
-    assert timestep_embedding(torch.tensor([3.0]), 7).shape == (1, 7) and timestep_embedding(torch.tensor([3.0]), 7)[0, -1] == 0
+    assert (
+        timestep_embedding(torch.tensor([3.0]), 7).shape == (1, 7)
+        and timestep_embedding(torch.tensor([3.0]), 7)[0, -1] == 0
+    )
 
 
 # ---------------------------------------------------------------- parity with diffusers, odd sizes included
 
-ATTENTION = {"attn1.to_q": "attn1.q", "attn1.to_k": "attn1.k", "attn1.to_v": "attn1.v", "attn1.to_out.0": "attn1.out",
-             "attn2.to_q": "attn2.q", "attn2.to_k": "attn2.k", "attn2.to_v": "attn2.v", "attn2.to_out.0": "attn2.out",
-             "ff.net.0.proj": "ff.proj", "ff.net.2": "ff.out", "transformer_blocks": "blocks", "time_emb_proj": "time", "conv_shortcut": "skip"}
+ATTENTION = {
+    "attn1.to_q": "attn1.q",
+    "attn1.to_k": "attn1.k",
+    "attn1.to_v": "attn1.v",
+    "attn1.to_out.0": "attn1.out",
+    "attn2.to_q": "attn2.q",
+    "attn2.to_k": "attn2.k",
+    "attn2.to_v": "attn2.v",
+    "attn2.to_out.0": "attn2.out",
+    "ff.net.0.proj": "ff.proj",
+    "ff.net.2": "ff.out",
+    "transformer_blocks": "blocks",
+    "time_emb_proj": "time",
+    "conv_shortcut": "skip",
+}
 
 
 def from_diffusers(state, config):
     """diffusers' names to ours, by walking through both in the order of the forward pass."""
-    places = {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out", "time_embedding.linear_1": "time.0",
-              "time_embedding.linear_2": "time.2", "mid_block.resnets.0": "mid.0", "mid_block.attentions.0": "mid.1", "mid_block.resnets.1": "mid.2"}
+    places = {
+        "conv_in": "conv_in",
+        "conv_norm_out": "norm_out",
+        "conv_out": "conv_out",
+        "time_embedding.linear_1": "time.0",
+        "time_embedding.linear_2": "time.2",
+        "mid_block.resnets.0": "mid.0",
+        "mid_block.attentions.0": "mid.1",
+        "mid_block.resnets.1": "mid.2",
+    }
     i = 0
     for level in range(len(config.mult)):
         for j in range(config.blocks):
-            places[f"down_blocks.{level}.resnets.{j}"], places[f"down_blocks.{level}.attentions.{j}"] = f"down.{i}.0", f"down.{i}.1"
+            (
+                places[f"down_blocks.{level}.resnets.{j}"],
+                places[f"down_blocks.{level}.attentions.{j}"],
+            ) = f"down.{i}.0", f"down.{i}.1"
             i += 1
         places[f"down_blocks.{level}.downsamplers.0"] = f"down.{i}.0"
         i += 1
     for k in range(len(config.mult)):
         for j in range(config.blocks + 1):
             at = k * (config.blocks + 1) + j
-            places[f"up_blocks.{k}.resnets.{j}"], places[f"up_blocks.{k}.attentions.{j}"] = f"up.{at}.0", f"up.{at}.1"
+            places[f"up_blocks.{k}.resnets.{j}"], places[f"up_blocks.{k}.attentions.{j}"] = (
+                f"up.{at}.0",
+                f"up.{at}.1",
+            )
         has_attention = config.depth[len(config.mult) - 1 - k] > 0
         places[f"up_blocks.{k}.upsamplers.0"] = f"up.{at}.{2 if has_attention else 1}"
     out = {}
     for key, value in state.items():
         place = max((p for p in places if key.startswith(p + ".")), key=len)
-        rest = key[len(place):]
+        rest = key[len(place) :]
         for theirs, ours in ATTENTION.items():
             rest = rest.replace(f".{theirs}.", f".{ours}.")
-        out[places[place] + rest] = value.flatten(1) if "proj_" in rest and value.ndim == 4 else value
+        out[places[place] + rest] = (
+            value.flatten(1) if "proj_" in rest and value.ndim == 4 else value
+        )
     return out
 
 
 @pytest.mark.parametrize("linear", [False, True])
 def test_parity_with_diffusers(linear):
     from diffusers import UNet2DConditionModel
+
     torch.manual_seed(0)
     theirs = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128, 128), layers_per_block=2, cross_attention_dim=24,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), transformer_layers_per_block=(1, 1, 2),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4, 8), use_linear_projection=linear).eval()
-    config = UNetConfig(channels=64, mult=(1, 2, 2), depth=(0, 1, 2), middle=2, heads=(2, 4, 8), context=24, blocks=2)
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=2,
+        cross_attention_dim=24,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4, 8),
+        use_linear_projection=linear,
+    ).eval()
+    config = UNetConfig(
+        channels=64,
+        mult=(1, 2, 2),
+        depth=(0, 1, 2),
+        middle=2,
+        heads=(2, 4, 8),
+        context=24,
+        blocks=2,
+    )
     ours = UNet(config).eval()
     load_state(ours, from_diffusers(theirs.state_dict(), config))
     for height, width in ((16, 16), (9, 15), (13, 6), (5, 5)):
-        x, t, context = torch.randn(2, 4, height, width), torch.tensor([0, 741]), torch.randn(2, 7, 24)
+        x, t, context = (
+            torch.randn(2, 4, height, width),
+            torch.tensor([0, 741]),
+            torch.randn(2, 7, 24),
+        )
         with torch.no_grad():
-            torch.testing.assert_close(ours(x, t, Cond(context)), theirs(x, t, context).sample, rtol=0, atol=2e-5)
+            torch.testing.assert_close(
+                ours(x, t, Cond(context)), theirs(x, t, context).sample, rtol=0, atol=2e-5
+            )
 
 
 @pytest.mark.slow
@@ -211,14 +339,27 @@ def test_parity_with_diffusers(linear):
 def test_full_size_against_diffusers():
     """SD 1.5's UNet whole, weights by the formula, once; the tensors are shared, diffusers' names by the walk above."""
     from diffusers import UNet2DConditionModel
-    original = {key: torch.from_numpy(weight(f"model.diffusion_model.{key}", shape)) for key, shape in KEYS["sd15"].items()}
+
+    original = {
+        key: torch.from_numpy(weight(f"model.diffusion_model.{key}", shape))
+        for key, shape in KEYS["sd15"].items()
+    }
     with torch.device("meta"):
         ours = UNet(SD15).eval().requires_grad_(False)
-        theirs = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval().requires_grad_(False)
+        theirs = (
+            UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+            .eval()
+            .requires_grad_(False)
+        )
     load_state(ours, original)
-    names, state = from_diffusers({k: torch.empty(1) for k in theirs.state_dict()}, SD15), ours.state_dict()
+    names, state = (
+        from_diffusers({k: torch.empty(1) for k in theirs.state_dict()}, SD15),
+        ours.state_dict(),
+    )
     shapes = {k: v.shape for k, v in theirs.state_dict().items()}
-    theirs.load_state_dict({k: state[name].view(shapes[k]) for k, name in zip(shapes, names)}, strict=True, assign=True)
+    theirs.load_state_dict(
+        {k: state[name].view(shapes[k]) for k, name in zip(shapes, names)}, strict=True, assign=True
+    )
     torch.manual_seed(0)
     x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([741]), torch.randn(1, 77, 768)
     eps = ours(x, t, Cond(context))
@@ -228,9 +369,14 @@ def test_full_size_against_diffusers():
 
 # ---------------------------------------------------------------- behaviour of every model
 
+
 def small_models():
     torch.manual_seed(0)
-    return {"unet": UNet(SMALL), "classic": ClassicUNet(2, channels=64, vector=5), "folded": SpaceToDepth(UNet(UNetConfig(**{**SMALL.__dict__, "in_channels": 8})), 2)}
+    return {
+        "unet": UNet(SMALL),
+        "classic": ClassicUNet(2, channels=64, vector=5),
+        "folded": SpaceToDepth(UNet(UNetConfig(**{**SMALL.__dict__, "in_channels": 8})), 2),
+    }
 
 
 @pytest.mark.parametrize("name", ["unet", "classic", "folded"])
@@ -238,7 +384,11 @@ def test_every_parameter_learns(name):
     model = small_models()[name]
     x = torch.randn(2, 2, 8, 8)
     (model(x, torch.tensor([10, 700]), Cond(vector=torch.randn(2, 5))) ** 2).sum().backward()
-    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or p.grad.abs().max() == 0]
+    dead = [
+        n
+        for n, p in model.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all() or p.grad.abs().max() == 0
+    ]
     assert not dead
 
 
@@ -275,7 +425,12 @@ def test_context_reaches_its_own_picture_only():
     moved = (model(x, torch.tensor([5, 5]), Cond(context)) - base).abs().amax((1, 2, 3))
     assert moved[0] == 0 and moved[1] > 1e-3
     order = torch.randperm(7)  # tokens are a set: attention does not see their order
-    torch.testing.assert_close(model(x, torch.tensor([5, 5]), Cond(context[:, order])), model(x, torch.tensor([5, 5]), Cond(context)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        model(x, torch.tensor([5, 5]), Cond(context[:, order])),
+        model(x, torch.tensor([5, 5]), Cond(context)),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("name", ["unet", "classic"])
@@ -288,11 +443,23 @@ def test_odd_sizes(name, height, width):
 
 
 def test_out_channels_and_depth_zero():
-    model = UNet(UNetConfig(in_channels=3, out_channels=6, channels=32, mult=(1,), depth=(0,), middle=0, heads=(1,), blocks=1))
+    model = UNet(
+        UNetConfig(
+            in_channels=3,
+            out_channels=6,
+            channels=32,
+            mult=(1,),
+            depth=(0,),
+            middle=0,
+            heads=(1,),
+            blocks=1,
+        )
+    )
     assert model(torch.randn(2, 3, 5, 5), torch.tensor([0, 1])).shape == (2, 6, 5, 5)
 
 
 # ---------------------------------------------------------------- space to depth
+
 
 def test_space_to_depth_is_exact():
     x, t = torch.randn(2, 3, 6, 10), torch.zeros(2)
@@ -306,7 +473,9 @@ def test_space_to_depth_is_exact():
     assert torch.equal(SpaceToDepth(Spy(), 2)(x, t), x)
     for c in range(3):
         for i in range(2):
-            for j in range(2):  # channel c, row i, column j of each patch becomes channel 4 c + 2 i + j
+            for j in range(
+                2
+            ):  # channel c, row i, column j of each patch becomes channel 4 c + 2 i + j
                 assert torch.equal(seen[0][:, 4 * c + 2 * i + j], x[:, c, i::2, j::2])
     with refuses(ShapeError, r"SpaceToDepth\(2\)", "multiples of 2"):
         SpaceToDepth(Spy(), 2)(torch.zeros(1, 1, 7, 8), t)
@@ -314,21 +483,42 @@ def test_space_to_depth_is_exact():
 
 # ---------------------------------------------------------------- bad input
 
-@pytest.mark.parametrize("x, t, cond, words", [
-    ((2, 3, 8, 8), (2,), {}, (r"\(2, 3, 8, 8\)", r"\(B, 2, H, W\)")), ((2, 8, 8), (2,), {}, ("x_t",)), ((2, 2, 8, 8), (1,), {}, ("t has shape", "one time a picture")),
-    ((2, 2, 8, 8), (2, 1), {}, ("t has shape",)), ((2, 2, 8, 8), (2,), dict(vector=(2, 4)), ("vector", r"\(2, 5\)", "zeros for no condition")),
-    ((2, 2, 8, 8), (2,), dict(vector=(3, 5)), ("vector",)), ((2, 2, 8, 8), (2,), dict(vector=None), ("vector",))], ids=str)
+
+@pytest.mark.parametrize(
+    "x, t, cond, words",
+    [
+        ((2, 3, 8, 8), (2,), {}, (r"\(2, 3, 8, 8\)", r"\(B, 2, H, W\)")),
+        ((2, 8, 8), (2,), {}, ("x_t",)),
+        ((2, 2, 8, 8), (1,), {}, ("t has shape", "one time a picture")),
+        ((2, 2, 8, 8), (2, 1), {}, ("t has shape",)),
+        (
+            (2, 2, 8, 8),
+            (2,),
+            dict(vector=(2, 4)),
+            ("vector", r"\(2, 5\)", "zeros for no condition"),
+        ),
+        ((2, 2, 8, 8), (2,), dict(vector=(3, 5)), ("vector",)),
+        ((2, 2, 8, 8), (2,), dict(vector=None), ("vector",)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["unet", "classic"])
 def test_wrong_shapes(name, x, t, cond, words):
     parts = {"vector": (2, 5), **cond}
     with refuses(ShapeError, *words):
-        small_models()[name](torch.zeros(x), torch.zeros(t), Cond(**{k: v and torch.zeros(v) for k, v in parts.items()}))
+        small_models()[name](
+            torch.zeros(x),
+            torch.zeros(t),
+            Cond(**{k: v and torch.zeros(v) for k, v in parts.items()}),
+        )
 
 
 @pytest.mark.parametrize("context", [None, (2, 7, 23), (3, 7, 24), (2, 24)])
 def test_wrong_context(context):
     with refuses(ShapeError, "cond.context", r"\(2, tokens, 24\)"):
-        tiny("sd15")(torch.zeros(2, 4, 8, 8), torch.zeros(2), Cond(context and torch.zeros(context)))
+        tiny("sd15")(
+            torch.zeros(2, 4, 8, 8), torch.zeros(2), Cond(context and torch.zeros(context))
+        )
 
 
 @torch.no_grad()
@@ -343,12 +533,24 @@ def test_a_text_for_a_model_without_text():
 
 def test_classic_needs_eight_pixels():
     with refuses(ShapeError, "at least 8"):
-        small_models()["classic"](torch.zeros(1, 2, 7, 8), torch.zeros(1), Cond(vector=torch.zeros(1, 5)))
+        small_models()["classic"](
+            torch.zeros(1, 2, 7, 8), torch.zeros(1), Cond(vector=torch.zeros(1, 5))
+        )
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(channels=20), ("20 channels", "groups = 32")), (dict(heads=(3, 4)), ("64 channels", "heads = 3")), (dict(depth=(1,)), ("depth", "one entry a level")),
-    (dict(mult=()), ("one entry",)), (dict(heads=(0, 4)), ("0", "at least 1")), (dict(groups=0), ("groups", "at least 1")), (dict(channels=-64), ("-64",))], ids=str)
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(channels=20), ("20 channels", "groups = 32")),
+        (dict(heads=(3, 4)), ("64 channels", "heads = 3")),
+        (dict(depth=(1,)), ("depth", "one entry a level")),
+        (dict(mult=()), ("one entry",)),
+        (dict(heads=(0, 4)), ("0", "at least 1")),
+        (dict(groups=0), ("groups", "at least 1")),
+        (dict(channels=-64), ("-64",)),
+    ],
+    ids=str,
+)
 def test_bad_config(changes, words):
     with refuses(OptionError, *words):
         UNetConfig(**{**SMALL.__dict__, **changes})

@@ -1,4 +1,5 @@
 """The VAE: names and sizes of the official ones, parity of a tiny one with the original code and of others with diffusers, tiles."""
+
 import functools
 import math
 
@@ -12,7 +13,17 @@ from weight_formula import tiny_weights, weight
 from ddpm_edu import OptionError, ShapeError, generators
 from ddpm_edu.files.checkpoint import load_state
 from ddpm_edu.files.names import folder_vae, original_vae, to_folder_vae
-from ddpm_edu.networks.vae import SD_VAE, SDXL_VAE, VAE, Attention, Downsample, Upsample, VAEConfig, decode_tiled, kl
+from ddpm_edu.networks.vae import (
+    SD_VAE,
+    SDXL_VAE,
+    VAE,
+    Attention,
+    Downsample,
+    Upsample,
+    VAEConfig,
+    decode_tiled,
+    kl,
+)
 
 KEYS = read_json("vae_keys.json.gz")
 TINY = VAEConfig(channels=32, mult=(1, 1, 2), blocks=1, scale=0.5)
@@ -20,6 +31,7 @@ SMALL = VAEConfig(channels=32, mult=(1, 2, 2), blocks=2, groups=8, scale=0.5)
 
 
 # ---------------------------------------------------------------- the official ones, without their weights
+
 
 @functools.cache
 def shapes_on_meta():
@@ -51,7 +63,10 @@ def test_original_keys_fit_one_to_one(name, prefix):
 @pytest.mark.parametrize("name", [n for n in KEYS if n.startswith("folder")])
 @pytest.mark.parametrize("four", [False, True], ids=["matrices", "convolutions"])
 def test_folder_keys_fit_one_to_one(name, four):
-    state = {k: [*s, 1, 1] if four and "attentions" in k and len(s) == 2 else s for k, s in KEYS[name].items()}
+    state = {
+        k: [*s, 1, 1] if four and "attentions" in k and len(s) == 2 else s
+        for k, s in KEYS[name].items()
+    }
     assert len(state) == 248 and shapes_of(folder_vae(on_meta(state))) == shapes_on_meta()
 
 
@@ -71,6 +86,7 @@ def test_both_tables_call_the_same_tensor_the_same():
 
 # ---------------------------------------------------------------- parity with the original code
 
+
 @functools.cache
 def reference():
     return read_tensors("vae_tiny.io.safetensors")
@@ -89,9 +105,19 @@ def errors(model, dtype=torch.float64):
     io, out = reference(), "out64" if dtype == torch.float64 else "out"
     model, image, noise = model.to(dtype), io["in/image"].to(dtype), io["in/noise"].to(dtype)
     mean, logvar = model.encode(image)
-    ours = {"moments": model.quant(model.encoder(image)), "mean": mean, "logvar": logvar, "std": (0.5 * logvar).exp(), "kl": kl(mean, logvar),
-            "sample": model.to_latent(image, lambda m: noise) / TINY.scale, "dec": model.from_latent(io["in/z"].to(dtype) * TINY.scale)}
-    return {k: ((v - io[f"{out}/{k}"]).abs() / io[f"{out}/{k}"].abs().clamp(min=1)).max().item() for k, v in ours.items()}
+    ours = {
+        "moments": model.quant(model.encoder(image)),
+        "mean": mean,
+        "logvar": logvar,
+        "std": (0.5 * logvar).exp(),
+        "kl": kl(mean, logvar),
+        "sample": model.to_latent(image, lambda m: noise) / TINY.scale,
+        "dec": model.from_latent(io["in/z"].to(dtype) * TINY.scale),
+    }
+    return {
+        k: ((v - io[f"{out}/{k}"]).abs() / io[f"{out}/{k}"].abs().clamp(min=1)).max().item()
+        for k, v in ours.items()
+    }
 
 
 def test_parity_with_the_original():
@@ -108,13 +134,27 @@ def eps_of_the_unet(model):
 def attend_with_two_heads(self, x):
     h = self.norm(x).flatten(2).transpose(1, 2)
     q, k, v = (z.unflatten(-1, (2, -1)).transpose(1, 2) for z in (self.q(h), self.k(h), self.v(h)))
-    return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+    return x + self.out(
+        F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    ).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 SPOILED = {
-    "downsampling pads as the UNet's": lambda p: p.setattr(Downsample, "forward", lambda self, x: self.conv(F.pad(x, (1, 1, 1, 1)))[..., :x.shape[2] // 2, :x.shape[3] // 2]),
-    "downsampling pads left and above": lambda p: p.setattr(Downsample, "forward", lambda self, x: self.conv(F.pad(x, (1, 0, 1, 0)))),
-    "bilinear upsampling": lambda p: p.setattr(Upsample, "forward", lambda self, x: self.conv(F.interpolate(x, scale_factor=2, mode="bilinear"))),
+    "downsampling pads as the UNet's": lambda p: p.setattr(
+        Downsample,
+        "forward",
+        lambda self, x: self.conv(F.pad(x, (1, 1, 1, 1)))[
+            ..., : x.shape[2] // 2, : x.shape[3] // 2
+        ],
+    ),
+    "downsampling pads left and above": lambda p: p.setattr(
+        Downsample, "forward", lambda self, x: self.conv(F.pad(x, (1, 0, 1, 0)))
+    ),
+    "bilinear upsampling": lambda p: p.setattr(
+        Upsample,
+        "forward",
+        lambda self, x: self.conv(F.interpolate(x, scale_factor=2, mode="bilinear")),
+    ),
     "two heads": lambda p: p.setattr(Attention, "forward", attend_with_two_heads),
     "GroupNorm's eps of the UNet": None,
 }
@@ -129,22 +169,48 @@ def test_the_parity_test_can_fail(how, monkeypatch):
 
 # ---------------------------------------------------------------- parity with diffusers
 
+
 def theirs_of(config):
     from diffusers import AutoencoderKL
+
     levels = len(config.mult)
-    return AutoencoderKL(block_out_channels=[config.channels * m for m in config.mult], layers_per_block=config.blocks, latent_channels=config.latent,
-                         norm_num_groups=config.groups, down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels).eval().requires_grad_(False)
+    return (
+        AutoencoderKL(
+            block_out_channels=[config.channels * m for m in config.mult],
+            layers_per_block=config.blocks,
+            latent_channels=config.latent,
+            norm_num_groups=config.groups,
+            down_block_types=["DownEncoderBlock2D"] * levels,
+            up_block_types=["UpDecoderBlock2D"] * levels,
+        )
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def assert_same(ours, theirs, sizes, tolerance):
     for height, width in sizes:  # of the latent
-        x, z = torch.rand(2, 3, height * ours.factor, width * ours.factor) * 2 - 1, torch.randn(2, 4, height, width)
+        x, z = (
+            torch.rand(2, 3, height * ours.factor, width * ours.factor) * 2 - 1,
+            torch.randn(2, 4, height, width),
+        )
         dist = theirs.encode(x).latent_dist
-        for a, b in zip((*ours.encode(x), kl(*ours.encode(x)), ours.decode(z)), (dist.mean, dist.logvar, dist.kl(), theirs.decode(z).sample)):
+        for a, b in zip(
+            (*ours.encode(x), kl(*ours.encode(x)), ours.decode(z)),
+            (dist.mean, dist.logvar, dist.kl(), theirs.decode(z).sample),
+        ):
             assert ((a - b).abs() / b.abs().clamp(min=1)).max() < tolerance, (height, width)
 
 
-@pytest.mark.parametrize("config", [SMALL, VAEConfig(channels=16, mult=(1, 2, 3, 4), blocks=1, groups=4), VAEConfig(channels=16, mult=(1,), blocks=3, groups=2)], ids=lambda c: str(c.mult))
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        VAEConfig(channels=16, mult=(1, 2, 3, 4), blocks=1, groups=4),
+        VAEConfig(channels=16, mult=(1,), blocks=3, groups=2),
+    ],
+    ids=lambda c: str(c.mult),
+)
 def test_parity_with_diffusers_both_ways(config):
     torch.manual_seed(0)
     theirs, ours = theirs_of(config), VAE(config).eval().requires_grad_(False)
@@ -160,7 +226,13 @@ def test_full_size_against_diffusers():
     """The weights get diffusers' names by the truth files' map, not by our table; encode 64 x 64 and 24 x 40, decode the same."""
     original = {k: torch.from_numpy(weight(k, s)) for k, s in KEYS["original/sd15"].items()}
     theirs = theirs_of(SD_VAE)
-    theirs.load_state_dict({KEYS["map"][k]: v.reshape(KEYS["folder/sd15"][KEYS["map"][k]]) for k, v in original.items()}, strict=True)
+    theirs.load_state_dict(
+        {
+            KEYS["map"][k]: v.reshape(KEYS["folder/sd15"][KEYS["map"][k]])
+            for k, v in original.items()
+        },
+        strict=True,
+    )
     with torch.device("meta"):
         ours = VAE(SD_VAE).eval().requires_grad_(False)
     load_state(ours, original_vae(original))
@@ -169,6 +241,7 @@ def test_full_size_against_diffusers():
 
 
 # ---------------------------------------------------------------- latents
+
 
 @functools.cache
 def small():
@@ -182,7 +255,9 @@ def test_latents_carry_the_scale():
     assert vae.factor == 4 and mean.shape == logvar.shape == (3, 4, 4, 2)
     torch.testing.assert_close(vae.to_latent(x), 0.5 * mean)
     torch.testing.assert_close(vae.from_latent(vae.to_latent(x)), vae.decode(mean))
-    torch.testing.assert_close(vae.to_latent(x, torch.ones_like), 0.5 * (mean + logvar.div(2).exp()))
+    torch.testing.assert_close(
+        vae.to_latent(x, torch.ones_like), 0.5 * (mean + logvar.div(2).exp())
+    )
 
 
 def test_noise_of_a_latent_belongs_to_its_own_picture():
@@ -204,8 +279,13 @@ def test_variance_is_clamped():
 
 def test_kl_against_torch():
     mean, logvar = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    q, p = torch.distributions.Normal(mean, logvar.div(2).exp()), torch.distributions.Normal(torch.zeros(1), torch.ones(1))
-    torch.testing.assert_close(kl(mean, logvar), torch.distributions.kl_divergence(q, p).sum((1, 2, 3)))
+    q, p = (
+        torch.distributions.Normal(mean, logvar.div(2).exp()),
+        torch.distributions.Normal(torch.zeros(1), torch.ones(1)),
+    )
+    torch.testing.assert_close(
+        kl(mean, logvar), torch.distributions.kl_divergence(q, p).sum((1, 2, 3))
+    )
     assert kl(torch.zeros(2, 4), torch.zeros(2, 4)).tolist() == [0, 0]
     with refuses(ShapeError, "mean", "logvar", r"\(2, 1\)"):
         kl(torch.zeros(2, 4), torch.zeros(2, 1))
@@ -218,14 +298,20 @@ def test_every_parameter_learns():
     mean, logvar = vae.encode(x)
     z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
     ((vae.decode(z) - x).abs().mean() + 1e-6 * kl(mean, logvar).mean()).backward()
-    dead = [n for n, p in vae.named_parameters() if p.grad is None or not p.grad.isfinite().all() or p.grad.abs().max() < 1e-12]
+    dead = [
+        n
+        for n, p in vae.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all() or p.grad.abs().max() < 1e-12
+    ]
     assert set(dead) <= {"encoder.mid.1.k.bias", "decoder.mid.1.k.bias"}
 
 
 # ---------------------------------------------------------------- tiles
 
+
 class Repeat:
     """A "VAE" that only sees its own pixel, so that tiles lose nothing, or (tones) one that paints the n-th tile with tone n."""
+
     factor, config = 4, VAEConfig(latent=3)
 
     def __init__(self, tones=None):
@@ -237,19 +323,30 @@ class Repeat:
         return out if self.tones is None else torch.full_like(out, self.tones[len(self.sizes) - 1])
 
 
-@pytest.mark.parametrize("height, width, tile, overlap", [(20, 33, 8, 3), (8, 8, 8, 7), (5, 40, 16, 0), (17, 16, 16, 15), (9, 1, 4, 1), (40, 40, 1, 0)])
+@pytest.mark.parametrize(
+    "height, width, tile, overlap",
+    [(20, 33, 8, 3), (8, 8, 8, 7), (5, 40, 16, 0), (17, 16, 16, 15), (9, 1, 4, 1), (40, 40, 1, 0)],
+)
 def test_weights_of_the_tiles_add_up_to_one(height, width, tile, overlap):
     z, vae = torch.randn(2, 3, height, width), Repeat()
-    torch.testing.assert_close(decode_tiled(vae, z, tile, overlap), Repeat().from_latent(z), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        decode_tiled(vae, z, tile, overlap), Repeat().from_latent(z), rtol=0, atol=2e-6
+    )
     assert max(max(size) for size in vae.sizes) <= tile  # memory: never more than a tile at once
     step = tile - overlap
-    assert len(vae.sizes) <= math.prod(1 + math.ceil(max(0, side - tile) / step) for side in (height, width))
+    assert len(vae.sizes) <= math.prod(
+        1 + math.ceil(max(0, side - tile) / step) for side in (height, width)
+    )
 
 
 def test_tones_of_neighbouring_tiles_blend_without_a_seam():
     """Tile after tile of tones 0 and 1: a step of 1 without overlap, at most 1 / (4 overlap) a pixel with it."""
     z = torch.zeros(1, 3, 8, 20)
-    for overlap, step in ((0, 1), (2, 1 / 8), (4, 1 / 16)):  # 8 + 12, 8 + 6 + 6 and 8 + 4 + 4 + 4 columns
+    for overlap, step in (
+        (0, 1),
+        (2, 1 / 8),
+        (4, 1 / 16),
+    ):  # 8 + 12, 8 + 6 + 6 and 8 + 4 + 4 + 4 columns
         x = decode_tiled(Repeat(tones=[0.0, 1, 0, 1, 0]), z, 8, overlap)
         assert x.min() >= 0 and x.max() == 1 and (x == 0).any()
         assert x.diff(dim=3).abs().max() == pytest.approx(step, rel=1e-4), overlap
@@ -269,14 +366,26 @@ def test_tiles_of_a_real_decoder_are_close():
     torch.manual_seed(0)
     vae, z = small(), torch.randn(1, 4, 36, 44) * 0.5
     whole = vae.from_latent(z)
-    off = {(tile, overlap): (decode_tiled(vae, z, tile, overlap) - whole).abs().mean().item() / whole.std().item()
-           for tile, overlap in ((12, 0), (12, 6), (24, 0), (24, 12))}
+    off = {
+        (tile, overlap): (decode_tiled(vae, z, tile, overlap) - whole).abs().mean().item()
+        / whole.std().item()
+        for tile, overlap in ((12, 0), (12, 6), (24, 0), (24, 12))
+    }
     assert 0 < off[24, 12] < off[12, 6] < off[12, 0] and off[24, 12] < off[24, 0], off
     assert off[24, 12] < 0.15, off
 
 
-@pytest.mark.parametrize("options, words", [(dict(tile=8, overlap=8), ("tile = 8", "overlap = 8", "overlap < tile")), (dict(overlap=-1), ("overlap = -1",)),
-                                            (dict(tile=0, overlap=0), ("tile = 0",)), (dict(tile=8.0), ("tile = 8.0", "whole number")), (dict(tile=True), ("True",))], ids=str)
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(tile=8, overlap=8), ("tile = 8", "overlap = 8", "overlap < tile")),
+        (dict(overlap=-1), ("overlap = -1",)),
+        (dict(tile=0, overlap=0), ("tile = 0",)),
+        (dict(tile=8.0), ("tile = 8.0", "whole number")),
+        (dict(tile=True), ("True",)),
+    ],
+    ids=str,
+)
 def test_bad_tiles(options, words):
     with refuses(OptionError, *words):
         decode_tiled(small(), torch.zeros(1, 4, 4, 4), **options)
@@ -284,7 +393,20 @@ def test_bad_tiles(options, words):
 
 # ---------------------------------------------------------------- bad input
 
-@pytest.mark.parametrize("shape", [(1, 3, 17, 16), (1, 3, 16, 18), (1, 4, 16, 16), (3, 16, 16), (1, 3, 0, 16), (1, 1, 16, 16), (0, 3, 16, 16)], ids=str)
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 3, 17, 16),
+        (1, 3, 16, 18),
+        (1, 4, 16, 16),
+        (3, 16, 16),
+        (1, 3, 0, 16),
+        (1, 1, 16, 16),
+        (0, 3, 16, 16),
+    ],
+    ids=str,
+)
 def test_wrong_pictures(shape):
     for call in (small().encode, small().to_latent):
         with refuses(ShapeError, r"\(B, 3, H, W\)", "multiples of 4", "resize"):
@@ -298,14 +420,29 @@ def test_wrong_latents(shape):
             call(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(channels=20), ("20 channels", "groups = 8")), (dict(mult=()), ("mult", "at least one level")), (dict(mult=(1, 0)), ("0", "at least 1")), (dict(blocks=0), ("0", "at least 1")),
-    (dict(latent=True), ("True", "whole number")), (dict(groups=1.5), ("1.5",)), (dict(scale=0), ("scale = 0", "positive", "0.13025")), (dict(scale=math.nan), ("nan",)),
-    (dict(scale=math.inf), ("inf",)), (dict(scale="0.18215"), ("scale", "positive")), (dict(scale=None), ("None",))], ids=str)
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(channels=20), ("20 channels", "groups = 8")),
+        (dict(mult=()), ("mult", "at least one level")),
+        (dict(mult=(1, 0)), ("0", "at least 1")),
+        (dict(blocks=0), ("0", "at least 1")),
+        (dict(latent=True), ("True", "whole number")),
+        (dict(groups=1.5), ("1.5",)),
+        (dict(scale=0), ("scale = 0", "positive", "0.13025")),
+        (dict(scale=math.nan), ("nan",)),
+        (dict(scale=math.inf), ("inf",)),
+        (dict(scale="0.18215"), ("scale", "positive")),
+        (dict(scale=None), ("None",)),
+    ],
+    ids=str,
+)
 def test_bad_config(changes, words):
     with refuses(OptionError, *words):
         VAEConfig(**{**SMALL.__dict__, **changes})
 
 
 def test_config_out_of_json():
-    assert VAEConfig(mult=[1, 2, 4, 4]) == SD_VAE and hash(VAEConfig(mult=[1, 2, 4, 4])) == hash(SD_VAE)
+    assert VAEConfig(mult=[1, 2, 4, 4]) == SD_VAE and hash(VAEConfig(mult=[1, 2, 4, 4])) == hash(
+        SD_VAE
+    )

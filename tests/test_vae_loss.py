@@ -1,4 +1,5 @@
 """vae_loss.py: each loss against closed forms, whose weights each one moves, feature networks against their own layers, short trainings."""
+
 import copy
 import math
 
@@ -10,7 +11,6 @@ from torch import nn
 
 from ddpm_edu import DataError, OptionError, ShapeError
 from ddpm_edu.metrics.frechet import Judge, load_judge
-from ddpm_edu.training.muon import Muon
 from ddpm_edu.networks.vae import VAE, VAEConfig, kl
 from ddpm_edu.training.autoencoder import (
     VGG16_FILE,
@@ -25,6 +25,7 @@ from ddpm_edu.training.autoencoder import (
     vgg_features,
     with_scale,
 )
+from ddpm_edu.training.muon import Muon
 
 TINY = VAEConfig(channels=8, mult=(1, 2), blocks=1, latent=4, groups=4)
 
@@ -50,6 +51,7 @@ def toy_features(x):
 
 # ---------------------------------------------------------------- weights and the sum
 
+
 @pytest.mark.parametrize("name", ["mse", "l1", "perceptual", "kl", "adversarial", "codebook"])
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, True, "1", None], ids=str)
 def test_bad_weights(name, value):
@@ -57,9 +59,15 @@ def test_bad_weights(name, value):
         LossWeights(**{name: value})
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"weights": LossWeights(perceptual=1)}, ["perceptual = 1", "judge_features"]), ({"weights": LossWeights(codebook=1)}, ["codes = 0", "both"]),
-    ({"codes": 8}, ["codebook = 0", "both"]), ({"codes": -1}, ["codes = -1"])])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"weights": LossWeights(perceptual=1)}, ["perceptual = 1", "judge_features"]),
+        ({"weights": LossWeights(codebook=1)}, ["codes = 0", "both"]),
+        ({"codes": 8}, ["codebook = 0", "both"]),
+        ({"codes": -1}, ["codes = -1"]),
+    ],
+)
 def test_weights_without_their_part(options, words):
     with refuses(OptionError, *words):
         autoencoder(**options)
@@ -70,19 +78,30 @@ def test_nothing_to_train_for():
         LossWeights(mse=0, kl=0)
 
 
-@pytest.mark.parametrize("options, names", [
-    ({}, {"mse", "kl"}), ({"weights": LossWeights(mse=0, l1=1, kl=0)}, {"l1"}),
-    ({"weights": LossWeights(codebook=1), "codes": 8}, {"mse", "codebook", "commitment"}),
-    ({"weights": LossWeights(perceptual=1, adversarial=1), "features": toy_features}, {"mse", "kl", "perceptual", "adversarial", "critic"})])
+@pytest.mark.parametrize(
+    "options, names",
+    [
+        ({}, {"mse", "kl"}),
+        ({"weights": LossWeights(mse=0, l1=1, kl=0)}, {"l1"}),
+        ({"weights": LossWeights(codebook=1), "codes": 8}, {"mse", "codebook", "commitment"}),
+        (
+            {"weights": LossWeights(perceptual=1, adversarial=1), "features": toy_features},
+            {"mse", "kl", "perceptual", "adversarial", "critic"},
+        ),
+    ],
+)
 def test_only_what_is_switched_on(options, names):
     model = autoencoder(**options)
     assert set(model.terms(pictures(), generator())) == names
-    assert (model.critic is None) == ("critic" not in names) and (model.codebook is None) == ("codebook" not in names)
+    assert (model.critic is None) == ("critic" not in names) and (model.codebook is None) == (
+        "codebook" not in names
+    )
 
 
 def test_features_switched_off_are_not_asked():
     def never(x):
         raise AssertionError("asked")
+
     autoencoder(features=never)(pictures())
 
 
@@ -94,14 +113,29 @@ def test_terms_and_their_sum():
     mean, logvar = model.vae.encode(x)
     y = model.vae.decode(mean + logvar.exp().sqrt() * noise)
     real, fake = model.critic(x), model.critic(y)
-    want = {"mse": ((x - y) ** 2).mean(), "l1": (x - y).abs().mean(), "kl": kl(mean, logvar).sum() / 2, "adversarial": -fake.mean(),
-            "critic": (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean(), "perceptual": perceptual(toy_features, x, y)}
+    want = {
+        "mse": ((x - y) ** 2).mean(),
+        "l1": (x - y).abs().mean(),
+        "kl": kl(mean, logvar).sum() / 2,
+        "adversarial": -fake.mean(),
+        "critic": (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean(),
+        "perceptual": perceptual(toy_features, x, y),
+    }
     terms = model.terms(x, generator(3))
     assert terms.keys() == want.keys()
     for name, value in want.items():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-9), name
-    total = 2 * want["mse"] + 3 * want["l1"] + 5 * want["perceptual"] + 7e-3 * want["kl"] + 0.5 * want["adversarial"] + want["critic"]
-    assert objective(model, (x, ["caption"] * 2), generator(3)).item() == pytest.approx(total.item(), rel=1e-9)
+    total = (
+        2 * want["mse"]
+        + 3 * want["l1"]
+        + 5 * want["perceptual"]
+        + 7e-3 * want["kl"]
+        + 0.5 * want["adversarial"]
+        + want["critic"]
+    )
+    assert objective(model, (x, ["caption"] * 2), generator(3)).item() == pytest.approx(
+        total.item(), rel=1e-9
+    )
 
 
 def test_without_a_generator_there_is_no_noise():
@@ -122,32 +156,48 @@ def test_features_are_neither_trained_nor_saved_nor_copied(as_module):
 
         def __deepcopy__(self, memo):
             raise AssertionError("copied")
+
     net = Net()
-    model = autoencoder(weights=LossWeights(perceptual=1), features=net if as_module else lambda x: net(x))
-    assert all(name.startswith("vae.") for name, _ in model.named_parameters()) and all(k.startswith("vae.") for k in model.state_dict())
+    model = autoencoder(
+        weights=LossWeights(perceptual=1), features=net if as_module else lambda x: net(x)
+    )
+    assert all(name.startswith("vae.") for name, _ in model.named_parameters()) and all(
+        k.startswith("vae.") for k in model.state_dict()
+    )
     assert copy.deepcopy(model)(pictures()).isfinite()
 
 
 # ---------------------------------------------------------------- who moves whom
 
+
 def moved(model, value):
     """The parts of the model that this loss has a gradient for."""
     names, parameters = zip(*model.named_parameters())
     grads = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
-    return {name.split(".")[0] for name, g in zip(names, grads) if g is not None and g.abs().sum() > 0}
+    return {
+        name.split(".")[0] for name, g in zip(names, grads) if g is not None and g.abs().sum() > 0
+    }
 
 
 def test_adversaries_do_not_touch_each_other():
     model = autoencoder(weights=LossWeights(adversarial=1.0))
     terms = model.terms(pictures(), generator())
     assert {name: moved(model, value) for name, value in terms.items()} == {
-        "mse": {"vae"}, "kl": {"vae"}, "adversarial": {"vae"}, "critic": {"critic"}}
+        "mse": {"vae"},
+        "kl": {"vae"},
+        "adversarial": {"vae"},
+        "critic": {"critic"},
+    }
 
 
 def test_who_moves_the_codebook():
     model = autoencoder(weights=LossWeights(codebook=1.0), codes=8)
     terms = model.terms(pictures(), generator())
-    assert {name: moved(model, value) for name, value in terms.items()} == {"mse": {"vae"}, "codebook": {"codebook"}, "commitment": {"vae"}}
+    assert {name: moved(model, value) for name, value in terms.items()} == {
+        "mse": {"vae"},
+        "codebook": {"codebook"},
+        "commitment": {"vae"},
+    }
 
 
 def test_the_critic_learns_to_tell_noise_from_smooth():
@@ -160,7 +210,11 @@ def test_the_critic_learns_to_tell_noise_from_smooth():
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    assert critic(pictures(2, seed=8)).mean() > 0 > critic(torch.randn(2, 3, 16, 16, generator=generator(8))).mean()
+    assert (
+        critic(pictures(2, seed=8)).mean()
+        > 0
+        > critic(torch.randn(2, 3, 16, 16, generator=generator(8))).mean()
+    )
 
 
 def test_what_one_logit_sees():
@@ -169,12 +223,14 @@ def test_what_one_logit_sees():
     critic, x = PatchDiscriminator(width=8), torch.randn(2, 3, 64, 64, requires_grad=True)
     logits = critic(x)
     assert logits.shape == (2, 1, 8, 8) and critic(torch.randn(1, 3, 19, 8)).shape == (1, 1, 2, 1)
-    seen, = torch.autograd.grad(logits[0, 0, 4, 4], x)
+    (seen,) = torch.autograd.grad(logits[0, 0, 4, 4], x)
     assert seen[0].abs().sum(0).count_nonzero() == 64 * 64 and not seen[1].any()
     critic.norm1 = critic.norm2 = nn.Identity()
-    seen, = torch.autograd.grad(critic(x)[0, 0, 4, 4], x)
+    (seen,) = torch.autograd.grad(critic(x)[0, 0, 4, 4], x)
     rows, columns = seen[0].abs().sum(0).nonzero().T
-    assert [rows.min(), rows.max(), columns.min(), columns.max()] == [25, 46, 25, 46] and len(rows) == 22 * 22
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == [25, 46, 25, 46] and len(
+        rows
+    ) == 22 * 22
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 7, 16)], ids=str)
@@ -187,19 +243,25 @@ def test_the_critic_refuses(shape):
 
 # ---------------------------------------------------------------- the codebook
 
+
 def test_nearest_codes_and_eq_3():
     torch.manual_seed(0)
-    vq, z = VectorQuantizer(7, 3).double(), torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    vq, z = (
+        VectorQuantizer(7, 3).double(),
+        torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True),
+    )
     q = vq(z)
     nearest = ((z[:, None] - vq.codes.view(1, 7, 3, 1, 1)) ** 2).sum(2).argmin(1)
     assert torch.equal(q.indices, nearest) and q.indices.unique().numel() > 3
     e = vq.lookup(q.indices)
     assert torch.equal(e[1, :, 2, 3], vq.codes[q.indices[1, 2, 3]]) and torch.allclose(q.z, e)
     squared = ((z - e) ** 2).mean().item()
-    assert q.codebook.item() == pytest.approx(squared) and q.commitment.item() == pytest.approx(0.25 * squared)
-    through, = torch.autograd.grad((q.z * torch.arange(5.)).sum(), z, retain_graph=True)
-    assert torch.equal(through, torch.arange(5., dtype=torch.float64).expand(2, 3, 4, 5))
-    pull, = torch.autograd.grad(q.commitment, z, retain_graph=True)
+    assert q.codebook.item() == pytest.approx(squared) and q.commitment.item() == pytest.approx(
+        0.25 * squared
+    )
+    (through,) = torch.autograd.grad((q.z * torch.arange(5.0)).sum(), z, retain_graph=True)
+    assert torch.equal(through, torch.arange(5.0, dtype=torch.float64).expand(2, 3, 4, 5))
+    (pull,) = torch.autograd.grad(q.commitment, z, retain_graph=True)
     assert torch.allclose(pull, 0.25 * 2 * (z - e) / z.numel())
 
 
@@ -207,17 +269,24 @@ def test_perplexity():
     vq = VectorQuantizer(8, 2)
     assert vq.perplexity(torch.full((1, 3, 3), 5)) == pytest.approx(1)
     assert vq.perplexity(torch.arange(8).view(1, 2, 4)) == pytest.approx(8)
-    assert vq.perplexity(torch.tensor([[[0, 0, 0, 1]]])) == pytest.approx(math.exp(0.75 * math.log(4 / 3) + 0.25 * math.log(4)))
-    assert vq.perplexity(vq(torch.randn(4, 2, 16, 16, generator=generator())).indices) > 3  # N(0, I) uses its codes
+    assert vq.perplexity(torch.tensor([[[0, 0, 0, 1]]])) == pytest.approx(
+        math.exp(0.75 * math.log(4 / 3) + 0.25 * math.log(4))
+    )
+    assert (
+        vq.perplexity(vq(torch.randn(4, 2, 16, 16, generator=generator())).indices) > 3
+    )  # N(0, I) uses its codes
 
 
 def test_codes_start_at_z_and_dead_ones_start_again():
     torch.manual_seed(0)
-    vq, rows = VectorQuantizer(8, 2, patience=3), lambda z: {tuple(row) for row in z.movedim(1, -1).flatten(0, 2).tolist()}
+    vq, rows = (
+        VectorQuantizer(8, 2, patience=3),
+        lambda z: {tuple(row) for row in z.movedim(1, -1).flatten(0, 2).tolist()},
+    )
     first, second = (0.01 * torch.randn(2, 2, 4, 4, generator=generator(k)) + k for k in (1, 2))
     before = vq.codes.clone()
-    vq(first)                                    # without a generator nothing is learned
-    vq.eval()(first, generator())                # nor in use
+    vq(first)  # without a generator nothing is learned
+    vq.eval()(first, generator())  # nor in use
     assert torch.equal(vq.codes, before)
     used = vq.train()(first, generator()).indices.unique()
     assert set(map(tuple, vq.codes.tolist())) <= rows(first) and 1 < len(used)
@@ -225,7 +294,7 @@ def test_codes_start_at_z_and_dead_ones_start_again():
     vq(second, generator())
     assert set(map(tuple, vq.codes.tolist())) <= rows(first)
     with torch.no_grad():
-        vq.codes[0] = 2.0                        # all of `second` falls to this one
+        vq.codes[0] = 2.0  # all of `second` falls to this one
     for _ in range(4):
         vq(second, generator())
     assert set(map(tuple, vq.codes[1:].tolist())) <= rows(second) and vq.codes[0].tolist() == [2, 2]
@@ -233,8 +302,12 @@ def test_codes_start_at_z_and_dead_ones_start_again():
 
 def test_the_codebook_refuses():
     vq = VectorQuantizer(8, 2)
-    for indices, error, words in ((torch.tensor([[[8]]]), OptionError, "0 to 7"), (torch.tensor([[[-1]]]), OptionError, "-1 to -1"),
-                                  (torch.zeros(1, 2, 2), ShapeError, "whole numbers"), (torch.tensor([1]), ShapeError, "B, h, w")):
+    for indices, error, words in (
+        (torch.tensor([[[8]]]), OptionError, "0 to 7"),
+        (torch.tensor([[[-1]]]), OptionError, "-1 to -1"),
+        (torch.zeros(1, 2, 2), ShapeError, "whole numbers"),
+        (torch.tensor([1]), ShapeError, "B, h, w"),
+    ):
         with refuses(error, words):
             vq.lookup(indices)
     with refuses(ShapeError, r"\(B, 2, h, w\)"):
@@ -245,6 +318,7 @@ def test_the_codebook_refuses():
 
 # ---------------------------------------------------------------- features
 
+
 def test_perceptual_is_the_mean_of_squared_distances_of_directions():
     """Two channels, angles known: |u - v|^2 = 2 - 2 cos(angle), whatever the lengths."""
     turned = lambda angle: torch.tensor([math.cos(angle), math.sin(angle)]).view(1, 2, 1, 1)
@@ -252,8 +326,12 @@ def test_perceptual_is_the_mean_of_squared_distances_of_directions():
     one = lambda z: [z]
     want = (2 - 2 * math.cos(0.5)) / 2  # the second pixel's directions agree
     assert perceptual(one, x, y).item() == pytest.approx(want, rel=1e-5)
-    assert perceptual(lambda z: [z, z[..., :1]], x, y).item() == pytest.approx((want + 2 * want) / 2, rel=1e-5)
-    assert perceptual(one, x, 5 * x).item() == pytest.approx(0, abs=1e-6) and perceptual(one, x, -x).item() == pytest.approx(4, rel=1e-5)
+    assert perceptual(lambda z: [z, z[..., :1]], x, y).item() == pytest.approx(
+        (want + 2 * want) / 2, rel=1e-5
+    )
+    assert perceptual(one, x, 5 * x).item() == pytest.approx(0, abs=1e-6) and perceptual(
+        one, x, -x
+    ).item() == pytest.approx(4, rel=1e-5)
     with refuses(ShapeError, "same"):
         perceptual(one, x, y[..., :1])
 
@@ -274,7 +352,11 @@ def test_judge_features_of_another_judge():
     features = judge_features(judge)
     x = torch.rand(1, 1, 6, 7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.grad(features(x)[-1].sum(), x)[0].any()
-    assert judge.training and next(judge.parameters()).requires_grad and next(judge.parameters()).dtype == torch.float32  # its own copy
+    assert (
+        judge.training
+        and next(judge.parameters()).requires_grad
+        and next(judge.parameters()).dtype == torch.float32
+    )  # its own copy
     for shape in ((1, 3, 8, 8), (1, 1, 3, 8), (1, 8, 8)):
         with refuses(ShapeError, "at least 4"):
             features(torch.zeros(shape))
@@ -290,6 +372,7 @@ def test_judge_features_order_pictures_by_damage():
 def test_vgg_features_are_torchvisions(tmp_path, monkeypatch):
     """Random weights in torchvision's own names, in a file where torch's cache would have it."""
     from torchvision.models.vgg import cfgs, make_layers
+
     torch.manual_seed(0)
     with torch.device("meta"):
         theirs = make_layers(cfgs["D"])[:23]
@@ -298,15 +381,25 @@ def test_vgg_features_are_torchvisions(tmp_path, monkeypatch):
         p.data = torch.randn(p.shape) * (0.1 if p.ndim == 1 else (2 / p[0].numel()) ** 0.5)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    torch.save({f"features.{k}": v for k, v in theirs.state_dict().items()} | {"classifier.0.bias": torch.zeros(3)}, tmp_path / "checkpoints" / VGG16_FILE)
+    torch.save(
+        {f"features.{k}": v for k, v in theirs.state_dict().items()}
+        | {"classifier.0.bias": torch.zeros(3)},
+        tmp_path / "checkpoints" / VGG16_FILE,
+    )
     x = pictures(1, 8)
-    h, want = (x / 2 + 0.5 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), []
+    h, want = (
+        (x / 2 + 0.5 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+        [],
+    )
     for i, layer in enumerate(theirs):
         h = layer(h)
         want += [h.clone()] if i in (3, 8, 15, 22) else []
     maps = vgg_features()(x)
     assert [m.shape[1:] for m in maps] == [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)]
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(maps, want, strict=True)) and all(m.any() for m in maps)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(maps, want, strict=True)) and all(
+        m.any() for m in maps
+    )
     with refuses(ShapeError, "at least 8"):
         vgg_features()(torch.zeros(1, 3, 4, 4))
 
@@ -326,6 +419,7 @@ def test_vgg_without_its_file(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- the scale
 
+
 class Pairs:
     """x and captions, as the datasets of the course give them; it remembers what was asked for."""
 
@@ -344,7 +438,9 @@ def test_scaled_latents_have_standard_deviation_1():
     vae, data = autoencoder().vae, Pairs(pictures(10))
     scale = measure_scale(vae, data, batch_size=3)
     assert data.asked == list(range(10))
-    assert with_scale(vae, scale) is vae and vae.config == VAEConfig(channels=8, mult=(1, 2), blocks=1, latent=4, groups=4, scale=scale)
+    assert with_scale(vae, scale) is vae and vae.config == VAEConfig(
+        channels=8, mult=(1, 2), blocks=1, latent=4, groups=4, scale=scale
+    )
     assert vae.to_latent(data.x).std().item() == pytest.approx(1, rel=1e-4)
     data.asked = []
     measure_scale(vae, data, n=4)
@@ -366,8 +462,16 @@ def test_scale_refuses():
 
 # ---------------------------------------------------------------- training
 
-@pytest.mark.parametrize("options, factor", [
-    ({}, 1.6), ({"weights": LossWeights(adversarial=0.05)}, 1.1), ({"weights": LossWeights(codebook=1.0), "codes": 32}, 1.4)], ids=["plain", "adversarial", "codebook"])
+
+@pytest.mark.parametrize(
+    "options, factor",
+    [
+        ({}, 1.6),
+        ({"weights": LossWeights(adversarial=0.05)}, 1.1),
+        ({"weights": LossWeights(codebook=1.0), "codes": 32}, 1.4),
+    ],
+    ids=["plain", "adversarial", "codebook"],
+)
 def test_a_short_training_lowers_the_error(options, factor):
     """The error on pictures never seen falls by `factor` in 40 updates, and a codebook uses most of its 32 codes (perplexity above 10).
 

@@ -11,9 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_edu.show import plot
 from ddpm_edu.errors import OptionError, ShapeError
-from ddpm_edu.show.widgets import Choice, DragPoint, Film, Slider, SliderImage, SliderPicture, Text, Toggle, freeze
+from ddpm_edu.show import plot
+from ddpm_edu.show.widgets import (
+    Choice,
+    DragPoint,
+    Film,
+    Slider,
+    SliderImage,
+    SliderPicture,
+    Text,
+    Toggle,
+    freeze,
+)
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 WORDS = {"alt": "a", "caption": "c"}
@@ -28,7 +38,12 @@ def grey(t):
 
 
 def a_film(**options):
-    return Film(np.arange(40, dtype=np.uint8)[:, None, None] + np.zeros((40, 5, 7), np.uint8), label="film", caption="c", **options)
+    return Film(
+        np.arange(40, dtype=np.uint8)[:, None, None] + np.zeros((40, 5, 7), np.uint8),
+        label="film",
+        caption="c",
+        **options,
+    )
 
 
 def a_drag(trace=lambda xy: {"home": np.linspace(xy, [0, 0], 4)}, **options):
@@ -37,10 +52,17 @@ def a_drag(trace=lambda xy: {"home": np.linspace(xy, [0, 0], 4)}, **options):
 
 # ------------------------------------------------------------ sliders
 
+
 def test_draw_gets_the_chosen_objects_themselves():
     seen = []
-    widget = SliderImage(lambda **values: (seen.append(values), grey(0))[1], Slider("t", range(1000), 300), Slider("sigma", np.geomspace(0.01, 100, 5), 0.9),
-                         Choice("name", ["linear", "cosine"], "cosine"), Toggle("clip", True), **WORDS)
+    widget = SliderImage(
+        lambda **values: (seen.append(values), grey(0))[1],
+        Slider("t", range(1000), 300),
+        Slider("sigma", np.geomspace(0.01, 100, 5), 0.9),
+        Choice("name", ["linear", "cosine"], "cosine"),
+        Toggle("clip", True),
+        **WORDS,
+    )
     assert seen == [{"t": 300, "sigma": pytest.approx(1.0), "name": "cosine", "clip": True}]
     assert type(seen[0]["t"]) is int and type(seen[0]["sigma"]) is float and seen[0]["clip"] is True
     widget.move(t=5, clip=False)
@@ -53,11 +75,13 @@ def test_slider_image_sends_the_pixels():
     assert widget.shape == [4, 6, 3] and widget.picture == picture.tobytes()
     widget.move(t=1)
     assert widget.picture == np.roll(picture, 1).tobytes()
-    assert (decode(widget.still())[::widget.scale, ::widget.scale] == np.roll(picture, 1)).all()
+    assert (decode(widget.still())[:: widget.scale, :: widget.scale] == np.roll(picture, 1)).all()
 
 
 def test_a_move_from_the_page_redraws_and_counts():
-    widget = SliderImage(grey, Slider("t", range(256), 3), alt="level {t}", caption=lambda t: f"twice {2 * t}")
+    widget = SliderImage(
+        grey, Slider("t", range(256), 3), alt="level {t}", caption=lambda t: f"twice {2 * t}"
+    )
     assert (widget.drawn, widget.alt, widget.caption) == (1, "level 3", "twice 6")
     widget.set_state({"position": {"t": 200}})  # what the page sends
     assert (widget.drawn, widget.alt, widget.caption) == (2, "level 200", "twice 400")
@@ -75,7 +99,9 @@ def test_slider_picture_redraws_cleared_axes():
     widget.move(k=5)
     assert (decode(widget.picture) != decode(first)).any() and len(widget._ax.lines) == 1
     widget.move(k=1)
-    assert (decode(widget.picture) == decode(first)).all(), "coming back gives another picture: something was left on the axes"
+    assert (decode(widget.picture) == decode(first)).all(), (
+        "coming back gives another picture: something was left on the axes"
+    )
 
 
 def test_update_is_called_instead_of_draw_and_shows_the_same():
@@ -101,7 +127,14 @@ def test_update_is_called_instead_of_draw_and_shows_the_same():
 
 def test_several_axes_and_their_options():
     shapes = []
-    SliderPicture(lambda ax, k: shapes.append(ax.shape), Slider("k", [0, 1]), rows=2, columns=3, sharey=True, **WORDS)
+    SliderPicture(
+        lambda ax, k: shapes.append(ax.shape),
+        Slider("k", [0, 1]),
+        rows=2,
+        columns=3,
+        sharey=True,
+        **WORDS,
+    )
     assert shapes == [(2, 3)]
 
 
@@ -118,13 +151,35 @@ def test_a_failing_move_is_reported_and_the_next_one_heals():
     assert widget.error == "" and set(widget.picture) == {2}
 
 
-@pytest.mark.parametrize("make", [
-    lambda *controls: SliderImage(lambda prompt, t: grey(len(prompt) + t), *controls, alt="{prompt} at {t}", caption="c"),
-    lambda *controls: SliderPicture(lambda ax, prompt, t: (ax.set_title(prompt), ax.set_xlim(0, t)), *controls, alt="{prompt} at {t}", caption="c")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda *controls: SliderImage(
+            lambda prompt, t: grey(len(prompt) + t), *controls, alt="{prompt} at {t}", caption="c"
+        ),
+        lambda *controls: SliderPicture(
+            lambda ax, prompt, t: (ax.set_title(prompt), ax.set_xlim(0, t)),
+            *controls,
+            alt="{prompt} at {t}",
+            caption="c",
+        ),
+    ],
+)
 def test_a_text_and_a_slider_together(make):
-    widget = make(Text("prompt", "a red {seven}", label="words", other="a green two"), Slider("t", range(1, 9), 3))
-    assert widget.values == {"prompt": "a red {seven}", "t": 3} and widget.alt == "a red {seven} at 3"
-    assert widget.controls[0] == {"name": "prompt", "label": "words", "kind": "text", "limit": 300, "other": "a green two"}
+    widget = make(
+        Text("prompt", "a red {seven}", label="words", other="a green two"),
+        Slider("t", range(1, 9), 3),
+    )
+    assert (
+        widget.values == {"prompt": "a red {seven}", "t": 3} and widget.alt == "a red {seven} at 3"
+    )
+    assert widget.controls[0] == {
+        "name": "prompt",
+        "label": "words",
+        "kind": "text",
+        "limit": 300,
+        "other": "a green two",
+    }
     pictures = [widget.picture]
     widget.move(prompt="a green two")
     pictures.append(widget.picture)
@@ -132,7 +187,11 @@ def test_a_text_and_a_slider_together(make):
     pictures.append(widget.picture)
     assert widget.values == {"prompt": "from the page, longer", "t": 6}
     widget.move(prompt="")
-    assert widget.values["prompt"] == "" and widget.error == "" and len({*pictures, widget.picture}) == 4
+    assert (
+        widget.values["prompt"] == ""
+        and widget.error == ""
+        and len({*pictures, widget.picture}) == 4
+    )
     widget.move(prompt="x" * 300)
     with pytest.raises(OptionError, match="301 characters, at most 300"):
         widget.move(prompt="x" * 301)
@@ -154,7 +213,9 @@ def test_warnings_of_a_move_are_a_note_until_a_picture_without_any():
         assert (widget.note, widget.error) == (note, "")
         widget.move(prompt="seven")
         assert widget.note == ""
-        widget.move(prompt="a zebra, a zebra zebra")  # said once, and said again though Python has said it before
+        widget.move(
+            prompt="a zebra, a zebra zebra"
+        )  # said once, and said again though Python has said it before
         assert (widget.note, widget.error, set(widget.picture)) == (note, "", {22})
         widget.move(prompt="zebra fail")
         assert (widget.note, widget.error) == (note, "ValueError: no picture")
@@ -164,44 +225,69 @@ def test_warnings_of_a_move_are_a_note_until_a_picture_without_any():
 
 
 def test_warnings_of_a_dragged_point_are_a_note_too():
-    widget = a_drag(lambda xy: (xy[0] > 2 and warnings.warn("far out", stacklevel=1), {"p": [xy, [0, 0]]})[1])
+    widget = a_drag(
+        lambda xy: (xy[0] > 2 and warnings.warn("far out", stacklevel=1), {"p": [xy, [0, 0]]})[1]
+    )
     widget.set_state({"xy": [2.5, 0.0]})
     assert widget.note == "far out" and widget.error == ""
     widget.set_state({"xy": [1.5, 0.0]})
     assert widget.note == ""
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: SliderImage(grey, Text("t", "x" * 301), **WORDS), "301 characters, at most 300"),
-    (lambda: SliderImage(grey, Text("t", "abc", limit=2), **WORDS), "3 characters, at most 2"),
-    (lambda: SliderImage(grey, Text("t", "a", other="abc", limit=2), **WORDS), "3 characters, at most 2"),
-    (lambda: SliderImage(grey, Text("t", "a", other="a"), **WORDS), "same as the start"),
-    (lambda: SliderImage(grey, Text("t", 7), **WORDS), "needed a string"),
-    (lambda: SliderImage(grey, Text("t", "a\nb"), **WORDS), "2 lines"),
-    (lambda: SliderImage(lambda t: grey(0), Text("t"), **WORDS).move(t=None), "needed a string"),
-    (lambda: SliderImage(grey, Slider("t", [5]), **WORDS), "at least two"),
-    (lambda: SliderImage(grey, Slider("t", [3, 2, 1]), **WORDS), "must increase"),
-    (lambda: SliderImage(grey, Slider("t", np.linspace(1, 1, 5)), **WORDS), "must increase"),
-    (lambda: SliderImage(grey, Slider("t", range(10), 10), **WORDS), "starts at 10, outside 0 ... 9"),
-    (lambda: SliderImage(grey, Slider("t", range(10), float("nan")), **WORDS), "starts at nan"),
-    (lambda: SliderImage(grey, Choice("t", [1]), **WORDS), "at least two"),
-    (lambda: SliderImage(grey, Choice("t", [1, 2], 3), **WORDS), "not one of"),
-    (lambda: SliderImage(lambda: grey(0), **WORDS), "no control"),
-    (lambda: SliderImage(grey, Slider("t", [1, 2]), Toggle("t"), **WORDS), "share a name"),
-    (lambda: SliderImage(grey, Slider("s", [1, 2]), **WORDS), r"cannot be called as \(s\)"),
-    (lambda: SliderPicture(grey, Slider("t", [1, 2]), **WORDS), r"cannot be called as \(ax, t\)"),
-    (lambda: SliderImage(grey, Slider("t", [1, 2]), alt="", caption="c"), "alt is empty"),
-    (lambda: SliderImage(grey, Slider("t", [1, 2]), alt="a", caption=" "), "caption is empty"),
-    (lambda: SliderImage(grey, Slider("t", [1, 2]), scale=0, **WORDS), "scale is 0"),
-    (lambda: SliderImage(grey, Slider("t", [1, 2]), **WORDS).move(t=9), "cannot set t to 9"),
-    (lambda: SliderImage(grey, Slider("t", [1, 2]), **WORDS).move(q=1), "cannot set q"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: SliderImage(grey, Text("t", "x" * 301), **WORDS), "301 characters, at most 300"),
+        (lambda: SliderImage(grey, Text("t", "abc", limit=2), **WORDS), "3 characters, at most 2"),
+        (
+            lambda: SliderImage(grey, Text("t", "a", other="abc", limit=2), **WORDS),
+            "3 characters, at most 2",
+        ),
+        (lambda: SliderImage(grey, Text("t", "a", other="a"), **WORDS), "same as the start"),
+        (lambda: SliderImage(grey, Text("t", 7), **WORDS), "needed a string"),
+        (lambda: SliderImage(grey, Text("t", "a\nb"), **WORDS), "2 lines"),
+        (
+            lambda: SliderImage(lambda t: grey(0), Text("t"), **WORDS).move(t=None),
+            "needed a string",
+        ),
+        (lambda: SliderImage(grey, Slider("t", [5]), **WORDS), "at least two"),
+        (lambda: SliderImage(grey, Slider("t", [3, 2, 1]), **WORDS), "must increase"),
+        (lambda: SliderImage(grey, Slider("t", np.linspace(1, 1, 5)), **WORDS), "must increase"),
+        (
+            lambda: SliderImage(grey, Slider("t", range(10), 10), **WORDS),
+            "starts at 10, outside 0 ... 9",
+        ),
+        (lambda: SliderImage(grey, Slider("t", range(10), float("nan")), **WORDS), "starts at nan"),
+        (lambda: SliderImage(grey, Choice("t", [1]), **WORDS), "at least two"),
+        (lambda: SliderImage(grey, Choice("t", [1, 2], 3), **WORDS), "not one of"),
+        (lambda: SliderImage(lambda: grey(0), **WORDS), "no control"),
+        (lambda: SliderImage(grey, Slider("t", [1, 2]), Toggle("t"), **WORDS), "share a name"),
+        (lambda: SliderImage(grey, Slider("s", [1, 2]), **WORDS), r"cannot be called as \(s\)"),
+        (
+            lambda: SliderPicture(grey, Slider("t", [1, 2]), **WORDS),
+            r"cannot be called as \(ax, t\)",
+        ),
+        (lambda: SliderImage(grey, Slider("t", [1, 2]), alt="", caption="c"), "alt is empty"),
+        (lambda: SliderImage(grey, Slider("t", [1, 2]), alt="a", caption=" "), "caption is empty"),
+        (lambda: SliderImage(grey, Slider("t", [1, 2]), scale=0, **WORDS), "scale is 0"),
+        (lambda: SliderImage(grey, Slider("t", [1, 2]), **WORDS).move(t=9), "cannot set t to 9"),
+        (lambda: SliderImage(grey, Slider("t", [1, 2]), **WORDS).move(q=1), "cannot set q"),
+    ],
+)
 def test_sliders_refuse(make, message):
     with pytest.raises(OptionError, match=message):
         make()
 
 
-@pytest.mark.parametrize("picture", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((4, 4)),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((0, 4), np.uint8),
+    ],
+)
 def test_slider_image_refuses_what_is_no_picture(picture):
     with pytest.raises(ShapeError, match="uint8"):
         SliderImage(lambda t: picture, Slider("t", [0, 1]), **WORDS)
@@ -209,11 +295,16 @@ def test_slider_image_refuses_what_is_no_picture(picture):
 
 # ------------------------------------------------------------ films
 
+
 def test_film_takes_arrays_lists_and_tensors():
     array = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
     for frames in array, list(array), torch.from_numpy(array), tuple(torch.from_numpy(array)):
         film = Film(frames, "abc", label="l", caption="c")
-        assert film.shape == [3, 4, 5, 3] and film.frames == array.tobytes() and film.captions == ["a", "b", "c"]
+        assert (
+            film.shape == [3, 4, 5, 3]
+            and film.frames == array.tobytes()
+            and film.captions == ["a", "b", "c"]
+        )
 
 
 def test_still_of_a_film_shows_first_and_last_frame():
@@ -222,24 +313,40 @@ def test_still_of_a_film_shows_first_and_last_frame():
     assert [strip[0, k * 18] for k in range(5)] == [0, 10, 20, 29, 39]
 
 
-@pytest.mark.parametrize("make, error, message", [
-    (lambda: Film([], label="l", caption="c"), OptionError, "at least one picture"),
-    (lambda: Film(np.zeros((3, 4, 4)), label="l", caption="c"), ShapeError, "float64"),
-    (lambda: Film(np.zeros((4, 4), np.uint8), label="l", caption="c"), ShapeError, "needed|Needed"),
-    (lambda: Film(np.zeros((3, 4, 4, 2), np.uint8), label="l", caption="c"), ShapeError, "Needed"),
-    (lambda: Film([grey(0), np.zeros((2, 2), np.uint8)], label="l", caption="c"), ShapeError, "one size"),
-    (lambda: a_film(captions=["one"]), OptionError, "1 captions for 40 frames"),
-    (lambda: a_film(fps=0), OptionError, "fps is 0"),
-    (lambda: a_film(fps=float("nan")), OptionError, "fps is nan"),
-    (lambda: a_film(start=40), OptionError, "start is 40"),
-    (lambda: Film([grey(0)], label="", caption="c"), OptionError, "label is empty"),
-])
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: Film([], label="l", caption="c"), OptionError, "at least one picture"),
+        (lambda: Film(np.zeros((3, 4, 4)), label="l", caption="c"), ShapeError, "float64"),
+        (
+            lambda: Film(np.zeros((4, 4), np.uint8), label="l", caption="c"),
+            ShapeError,
+            "needed|Needed",
+        ),
+        (
+            lambda: Film(np.zeros((3, 4, 4, 2), np.uint8), label="l", caption="c"),
+            ShapeError,
+            "Needed",
+        ),
+        (
+            lambda: Film([grey(0), np.zeros((2, 2), np.uint8)], label="l", caption="c"),
+            ShapeError,
+            "one size",
+        ),
+        (lambda: a_film(captions=["one"]), OptionError, "1 captions for 40 frames"),
+        (lambda: a_film(fps=0), OptionError, "fps is 0"),
+        (lambda: a_film(fps=float("nan")), OptionError, "fps is nan"),
+        (lambda: a_film(start=40), OptionError, "start is 40"),
+        (lambda: Film([grey(0)], label="", caption="c"), OptionError, "label is empty"),
+    ],
+)
 def test_films_refuse(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
 # ------------------------------------------------------------ the point to drag
+
 
 def test_drag_point_traces_every_move():
     widget = a_drag(start=(1, -2))
@@ -262,15 +369,18 @@ def test_a_path_that_becomes_nan_is_reported():
     assert "NaN" in widget.error and widget.paths == {"p": [[1, 1], [1, 1]]}
 
 
-@pytest.mark.parametrize("make, error, message", [
-    (lambda: a_drag(limits=(1, 1)), OptionError, "limits are"),
-    (lambda: a_drag(start=(4, 0)), OptionError, "outside the plane"),
-    (lambda: a_drag(start=(float("nan"), 0)), OptionError, "outside the plane"),
-    (lambda: a_drag(lambda xy: {}), OptionError, "no path"),
-    (lambda: a_drag(lambda xy: {"p": [1, 2, 3]}), ShapeError, "path 'p'"),
-    (lambda: DragPoint([1, 2], lambda xy: {}, **WORDS), ShapeError, "points"),
-    (lambda: a_drag(alt=""), OptionError, "alt is empty"),
-])
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: a_drag(limits=(1, 1)), OptionError, "limits are"),
+        (lambda: a_drag(start=(4, 0)), OptionError, "outside the plane"),
+        (lambda: a_drag(start=(float("nan"), 0)), OptionError, "outside the plane"),
+        (lambda: a_drag(lambda xy: {}), OptionError, "no path"),
+        (lambda: a_drag(lambda xy: {"p": [1, 2, 3]}), ShapeError, "path 'p'"),
+        (lambda: DragPoint([1, 2], lambda xy: {}, **WORDS), ShapeError, "points"),
+        (lambda: a_drag(alt=""), OptionError, "alt is empty"),
+    ],
+)
 def test_drag_points_refuse(make, error, message):
     with pytest.raises(error, match=message):
         make()
@@ -278,8 +388,16 @@ def test_drag_points_refuse(make, error, message):
 
 # ------------------------------------------------------------ saved notebooks
 
-@pytest.mark.parametrize("make", [a_film, a_drag, lambda: SliderImage(grey, Slider("t", [0, 1]), **WORDS),
-                                  lambda: SliderPicture(lambda ax, t: None, Slider("t", [0, 1]), **WORDS)])
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        a_film,
+        a_drag,
+        lambda: SliderImage(grey, Slider("t", [0, 1]), **WORDS),
+        lambda: SliderPicture(lambda ax, t: None, Slider("t", [0, 1]), **WORDS),
+    ],
+)
 def test_every_widget_leaves_a_still_picture_beside_its_view(make):
     widget = make()
     bundle, _ = widget._repr_mimebundle_()
@@ -295,8 +413,12 @@ def test_an_executed_notebook_holds_the_still_picture_and_freeze_keeps_only_that
 import numpy as np
 from ddpm_edu.show.widgets import Film
 Film(np.zeros((3, 8, 8), np.uint8), label="black", caption="c")"""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell), nbformat.v4.new_markdown_cell("text")])
-    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell), nbformat.v4.new_markdown_cell("text")]
+    )
+    nbclient.NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     data = notebook.cells[0].outputs[0].data
     assert {VIEW, "text/html", "text/plain"} <= set(data)
     notebook.metadata["widgets"] = {"stale": True}
@@ -309,5 +431,7 @@ Film(np.zeros((3, 8, 8), np.uint8), label="black", caption="c")"""
 
 def test_tile_makes_frames():
     x = torch.zeros(6, 1, 8, 8)
-    film = Film([np.concatenate([plot.tile(x, 3), plot.tile(x, 3)], axis=1)] * 2, label="l", caption="c")
+    film = Film(
+        [np.concatenate([plot.tile(x, 3), plot.tile(x, 3)], axis=1)] * 2, label="l", caption="c"
+    )
     assert film.shape == [2, 17, 52, 1]

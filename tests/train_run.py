@@ -1,7 +1,8 @@
 """A small training run for test_train.py and test_resume.py, also as its own process: resumed, or shared by several.
 
-    [accelerate launch ...] train_run.py OUT.json [--share] [--checkpoint FILE] [--stop N] [--seconds S]
+[accelerate launch ...] train_run.py OUT.json [--share] [--checkpoint FILE] [--stop N] [--seconds S]
 """
+
 import argparse
 import dataclasses
 import json
@@ -46,7 +47,7 @@ def new_model(seed=0, kind=Dropping, **sizes):
 CONFIG = TrainConfig(steps=20, batch_size=16, warmup=5, lr=1e-2)
 
 
-def run(config=CONFIG, model=None, dataset=None, stop=10 ** 9, **options):
+def run(config=CONFIG, model=None, dataset=None, stop=10**9, **options):
     """The steps of one run, up to step `stop`."""
     steps = []
     for step in train(model or new_model(), SCHEDULE, dataset or Points(), config, **options):
@@ -70,22 +71,40 @@ def main():
     args.add_argument("out")
     args.add_argument("--share", action="store_true")
     args.add_argument("--checkpoint")
-    args.add_argument("--stop", type=int, default=10 ** 9)
+    args.add_argument("--stop", type=int, default=10**9)
     args.add_argument("--seconds", type=float, default=0.0)
     args = args.parse_args()
     torch.set_num_threads(1)
     accelerator, rank = None, 0
     if args.share:
         from accelerate import Accelerator
+
         accelerator = Accelerator(cpu=True)
         rank = accelerator.process_index
     # each process starts from other weights on purpose: rank 0's must win; no dropout, which would differ by process
     model = new_model(rank, MLP if args.share else Dropping)
     config = dataclasses.replace(CONFIG, seconds=args.seconds)
-    steps = run(config, model, stop=args.stop, checkpoint=args.checkpoint, save_every=10, accelerator=accelerator)
-    weights = {name: [v.double().sum().item() for v in m.state_dict().values()] for name, m in (("model", steps[-1].model), ("ema", steps[-1].ema))}
+    steps = run(
+        config,
+        model,
+        stop=args.stop,
+        checkpoint=args.checkpoint,
+        save_every=10,
+        accelerator=accelerator,
+    )
+    weights = {
+        name: [v.double().sum().item() for v in m.state_dict().values()]
+        for name, m in (("model", steps[-1].model), ("ema", steps[-1].ema))
+    }
     with open(f"{args.out}.{rank}", "w") as f:
-        json.dump({"losses": [s.loss for s in steps], "world": accelerator.num_processes if accelerator else 1, **weights}, f)
+        json.dump(
+            {
+                "losses": [s.loss for s in steps],
+                "world": accelerator.num_processes if accelerator else 1,
+                **weights,
+            },
+            f,
+        )
     if accelerator:
         accelerator.end_training()
 

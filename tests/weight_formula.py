@@ -1,4 +1,5 @@
 """The weight formula of tests/fixtures/README.md: weights of any size from their names alone, without a file."""
+
 import hashlib
 import math
 import zlib
@@ -17,7 +18,7 @@ def u(key, shape):
     h ^= h >> 13
     h *= np.uint32(3266489917)
     h ^= h >> 16
-    return (h / 2 ** 32 * 2 - 1).reshape(shape)
+    return (h / 2**32 * 2 - 1).reshape(shape)
 
 
 def weight(key, shape):
@@ -31,11 +32,19 @@ def weight(key, shape):
         return np.float32(0.05) * values
     if len(shape) >= 2:
         return values * np.float32(math.sqrt(3 / math.prod(shape[1:])))
-    return np.float32(0.05) * values if key.endswith("bias") else np.float32(1) + np.float32(0.1) * values
+    return (
+        np.float32(0.05) * values
+        if key.endswith("bias")
+        else np.float32(1) + np.float32(0.1) * values
+    )
 
 
 def tiny_weights(prefix, shapes):
     """{original key: float32 tensor} of a tiny model, rounded to float16 as in the reference, and their sha256."""
-    arrays = {key: weight(f"{prefix}.{key}", shape).astype(np.float16) for key, shape in shapes.items()}
-    digest = hashlib.sha256(b"".join(arrays[key].astype("<f2").tobytes() for key in sorted(arrays))).hexdigest()
+    arrays = {
+        key: weight(f"{prefix}.{key}", shape).astype(np.float16) for key, shape in shapes.items()
+    }
+    digest = hashlib.sha256(
+        b"".join(arrays[key].astype("<f2").tobytes() for key in sorted(arrays))
+    ).hexdigest()
     return {key: torch.from_numpy(a.astype(np.float32)) for key, a in arrays.items()}, digest

@@ -5,6 +5,7 @@
 A picture (3, 32, 32) is ground + coverage * (ink - ground): `coverage` in [0, 1] is the MNIST digit, resized. Because captions
 and pictures determine each other, obedience to a prompt can be counted: oracle.py finds the five words in the pixels.
 """
+
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -15,32 +16,65 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .images import from_uint8, mnist
 from ..errors import DataError, OptionError, ShapeError
+from .images import from_uint8, mnist
 
 PIXELS = 32
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {  # found by a search: at least 55 apart in CIELAB, and 30 as seen without red, green or blue cones
-    "black": (0, 0, 0), "white": (255, 255, 255), "red": (235, 60, 15), "green": (0, 110, 75),
-    "blue": (70, 30, 250), "yellow": (255, 205, 45), "cyan": (0, 180, 255), "pink": (250, 120, 160),
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+    "red": (235, 60, 15),
+    "green": (0, 110, 75),
+    "blue": (70, 30, 250),
+    "yellow": (255, 205, 45),
+    "cyan": (0, 180, 255),
+    "pink": (250, 120, 160),
 }
 SIZES = {"small": 14, "large": 22}  # pixels of the box that MNIST's 20x20 box becomes
-PLACES = {"top left": (-1, -1), "top right": (-1, 1), "bottom left": (1, -1), "bottom right": (1, 1), "centre": (0, 0)}
+PLACES = {
+    "top left": (-1, -1),
+    "top right": (-1, 1),
+    "bottom left": (1, -1),
+    "bottom right": (1, 1),
+    "centre": (0, 0),
+}
 IN_PIECES = {  # MNIST digits of broken strokes, too short to tell large from small: always painted small
-    "train": (29, 971, 8449, 14329, 22497, 29379, 29755, 35777, 36027, 42703, 42782, 44907, 49613, 57041, 57319, 59653), "test": (5608, 7921)}
+    "train": (
+        29,
+        971,
+        8449,
+        14329,
+        22497,
+        29379,
+        29755,
+        35777,
+        36027,
+        42703,
+        42782,
+        44907,
+        49613,
+        57041,
+        57319,
+        59653,
+    ),
+    "test": (5608, 7921),
+}
 _COLOURS, _SIZES, _PLACES = list(COLOURS), list(SIZES), list(PLACES)
 _PURE = 8  # pixels of pure ink in every digit
 
 
 # ---------------------------------------------------------------- the grammar
 
+
 class Scene(NamedTuple):
     """What a caption says, and a painted picture shows."""
-    digit: int   # 0..9
-    ink: str     # of COLOURS
+
+    digit: int  # 0..9
+    ink: str  # of COLOURS
     ground: str  # of COLOURS, not the ink's
-    size: str    # of SIZES
-    place: str   # of PLACES
+    size: str  # of SIZES
+    place: str  # of PLACES
 
 
 def caption(scene: Scene) -> str:
@@ -51,12 +85,20 @@ def caption(scene: Scene) -> str:
 
 def parse(text: str) -> Scene:
     """The scene that a caption describes, exactly: parse(caption(s)) == s. OptionError for any other sentence."""
-    found = re.fullmatch(r"a (\w+) (\w+) (\w+) on a (\w+) ground, (\w+(?: \w+)?)", text) if isinstance(text, str) else None
+    found = (
+        re.fullmatch(r"a (\w+) (\w+) (\w+) on a (\w+) ground, (\w+(?: \w+)?)", text)
+        if isinstance(text, str)
+        else None
+    )
     if not found:
-        raise OptionError(f"{text!r} is no caption of painted digits: write one like {caption(Scene(7, 'red', 'blue', 'large', 'top left'))!r}")
+        raise OptionError(
+            f"{text!r} is no caption of painted digits: write one like {caption(Scene(7, 'red', 'blue', 'large', 'top left'))!r}"
+        )
     size, ink, digit, ground, place = found.groups()
     if digit not in DIGITS:
-        raise OptionError(f"the caption {text!r} has the digit {digit!r}: choose one of {', '.join(DIGITS)}")
+        raise OptionError(
+            f"the caption {text!r} has the digit {digit!r}: choose one of {', '.join(DIGITS)}"
+        )
     return _checked(Scene(DIGITS.index(digit), ink, ground, size, place))
 
 
@@ -72,7 +114,15 @@ def held_out(scene: Scene) -> bool:
 
 def scenes(held: bool | None = None) -> list[Scene]:
     """All 5,600 scenes (None), those for training (False: 5,040) or those held out (True: 560)."""
-    every = [Scene(d, i, g, s, p) for d in range(10) for i in COLOURS for g in COLOURS if g != i for s in SIZES for p in PLACES]
+    every = [
+        Scene(d, i, g, s, p)
+        for d in range(10)
+        for i in COLOURS
+        for g in COLOURS
+        if g != i
+        for s in SIZES
+        for p in PLACES
+    ]
     return [s for s in every if held is None or held_out(s) == held]
 
 
@@ -87,20 +137,32 @@ def _checked(scene: Scene) -> Scene:
     if not isinstance(scene, tuple) or len(scene) != 5:
         raise OptionError(f"{scene!r} is no scene: pass Scene(digit, ink, ground, size, place)")
     scene = Scene(*scene)
-    if isinstance(scene.digit, bool) or not isinstance(scene.digit, (int, np.integer)) or not 0 <= scene.digit <= 9:
+    if (
+        isinstance(scene.digit, bool)
+        or not isinstance(scene.digit, (int, np.integer))
+        or not 0 <= scene.digit <= 9
+    ):
         raise OptionError(f"digit = {scene.digit!r} is not known: choose 0 to 9")
     for field, known in (("ink", COLOURS), ("ground", COLOURS), ("size", SIZES), ("place", PLACES)):
         if (value := getattr(scene, field)) not in known:
             raise OptionError(f"{field} = {value!r} is not known: choose one of {', '.join(known)}")
     if scene.ink == scene.ground:
-        raise OptionError(f"ink and ground are both {scene.ink}: nothing would be seen, choose two colours")
+        raise OptionError(
+            f"ink and ground are both {scene.ink}: nothing would be seen, choose two colours"
+        )
     return scene._replace(digit=int(scene.digit))
 
 
 def numbers_of(scene: Scene) -> tuple[int, int, int, int, int]:
     """Digit, ink, ground, size, place as numbers, in the order of COLOURS, SIZES and PLACES. OptionError for unknown words."""
     digit, ink, ground, size, place = _checked(scene)
-    return digit, _COLOURS.index(ink), _COLOURS.index(ground), _SIZES.index(size), _PLACES.index(place)
+    return (
+        digit,
+        _COLOURS.index(ink),
+        _COLOURS.index(ground),
+        _SIZES.index(size),
+        _PLACES.index(place),
+    )
 
 
 def scene_of(numbers: list[int]) -> Scene:
@@ -117,16 +179,21 @@ def _counted(n: int) -> np.ndarray:
 
 def _random(index: np.ndarray, seed: int, stream: int) -> np.ndarray:
     """63 random bits for each index, from (index, seed, stream) alone: splitmix64 (Steele, Lea, Flood 2014), started at a hash of the seed."""
+
     def mix(z):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
+
     step = np.uint64(0x9E3779B97F4A7C15)
-    start = mix(np.array([seed % 2 ** 32 * 2 ** 8 + stream], np.uint64) + step)
-    return (mix(start + (index.astype(np.uint64) + np.uint64(1)) * step) >> np.uint64(1)).astype(np.int64)
+    start = mix(np.array([seed % 2**32 * 2**8 + stream], np.uint64) + step)
+    return (mix(start + (index.astype(np.uint64) + np.uint64(1)) * step) >> np.uint64(1)).astype(
+        np.int64
+    )
 
 
 # ---------------------------------------------------------------- painting
+
 
 def paint(digits: Tensor, scenes: list[Scene]) -> Tensor:
     """MNIST pictures (B, 28, 28) or (B, 1, 28, 28), bytes, painted as the scenes say: (B, 3, 32, 32), bytes.
@@ -137,7 +204,9 @@ def paint(digits: Tensor, scenes: list[Scene]) -> Tensor:
     numbers = torch.tensor([numbers_of(s) for s in scenes]).reshape(-1, 5)
     digits = digits.reshape(-1, 28, 28) if digits.shape[-2:] == (28, 28) else digits
     if digits.ndim != 3 or digits.shape != (len(numbers), 28, 28):
-        raise ShapeError(f"digits have shape {tuple(digits.shape)}: {len(numbers)} scenes need ({len(numbers)}, 28, 28)")
+        raise ShapeError(
+            f"digits have shape {tuple(digits.shape)}: {len(numbers)} scenes need ({len(numbers)}, 28, 28)"
+        )
     if digits.dtype != torch.uint8:
         raise DataError(f"digits have type {digits.dtype}: paint takes MNIST's bytes, 0..255")
     if not digits.flatten(1).any(1).all():
@@ -159,20 +228,31 @@ def _coverage(digits: Tensor, numbers: Tensor) -> Tensor:
         boxes = _boxes(digits[numbers[:, 3] == s], pixels)
         for p, sides in enumerate(PLACES.values()):
             y, x = (PIXELS // 2 + step(pixels) * side - pixels // 2 for side in sides)
-            cover[(numbers[:, 3] == s) & (numbers[:, 4] == p), y:y + pixels, x:x + pixels] = boxes[numbers[numbers[:, 3] == s, 4] == p]
+            cover[(numbers[:, 3] == s) & (numbers[:, 4] == p), y : y + pixels, x : x + pixels] = (
+                boxes[numbers[numbers[:, 3] == s, 4] == p]
+            )
     return cover
 
 
 def _boxes(digits: Tensor, pixels: int) -> Tensor:
     """(B, pixels, pixels) in [0, 1]: each digit resized from the 20 pixels it was made to fit, scaled so that _PURE pixels are
     all ink, and cut out around its strokes."""
-    cover = F.interpolate(digits[:, None] / 255., (round(28 / 20 * pixels),) * 2, mode="bilinear", antialias=True)[:, 0]
+    cover = F.interpolate(
+        digits[:, None] / 255.0, (round(28 / 20 * pixels),) * 2, mode="bilinear", antialias=True
+    )[:, 0]
     pure = cover.flatten(1).topk(_PURE).values[:, -1, None, None]
     cover = (cover / pure.clamp(min=1e-3)).clamp(max=1)
     top, bottom, left, right = extent(cover)
-    cover, reach = F.pad(cover, (pixels // 2,) * 4), torch.arange(pixels)  # so that a box may hang over the edge
+    cover, reach = (
+        F.pad(cover, (pixels // 2,) * 4),
+        torch.arange(pixels),
+    )  # so that a box may hang over the edge
     row, column = ((ends + 1) // 2 for ends in (top + bottom, left + right))
-    return cover[torch.arange(len(cover))[:, None, None], (row[:, None] + reach)[:, :, None], (column[:, None] + reach)[:, None]]
+    return cover[
+        torch.arange(len(cover))[:, None, None],
+        (row[:, None] + reach)[:, :, None],
+        (column[:, None] + reach)[:, None],
+    ]
 
 
 def step(pixels: int) -> int:
@@ -192,6 +272,7 @@ def extent(cover: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 # ---------------------------------------------------------------- the dataset
 
+
 @dataclass(frozen=True, eq=False)
 class PaintedDigits:
     """Digits painted when they are asked for; picture i shows MNIST's digit i % 60,000, in a scene drawn from (i, seed).
@@ -199,7 +280,8 @@ class PaintedDigits:
     `dataset[index]`, index a tensor, list or slice, gives (x_0 (B, 3, 32, 32) float32 in [-1, 1], captions: list of B).
     `dataset.numbers` (N, 5): digit, ink, ground, size, place as numbers, for tables of embeddings.
     """
-    digits: Tensor   # (M, 28, 28) bytes
+
+    digits: Tensor  # (M, 28, 28) bytes
     numbers: Tensor  # (N, 5)
 
     def __len__(self) -> int:
@@ -224,7 +306,9 @@ class PaintedDigits:
         return every[index if isinstance(index, slice) else torch.as_tensor(index).reshape(-1)]
 
 
-def painted_digits(split: str = "train", n: int | None = None, seed: int = 0, held: bool | None = False) -> PaintedDigits:
+def painted_digits(
+    split: str = "train", n: int | None = None, seed: int = 0, held: bool | None = False
+) -> PaintedDigits:
     """n painted digits (None: one for each digit) from MNIST's "train" or "test" digits.
 
     held: only combinations for training (False), only the held-out ones (True), or all (None). Of the pairs of colours that
@@ -238,7 +322,9 @@ def painted_digits(split: str = "train", n: int | None = None, seed: int = 0, he
     ink, ground = pairs[digit, which % count[digit]].T
     size, place = (_random(index, seed, k) % len(words) for k, words in ((2, SIZES), (3, PLACES)))
     size[np.isin(index % len(real), IN_PIECES[split])] = 0
-    return PaintedDigits(real.images[:, 0], torch.from_numpy(np.stack([digit, ink, ground, size, place], 1)))
+    return PaintedDigits(
+        real.images[:, 0], torch.from_numpy(np.stack([digit, ink, ground, size, place], 1))
+    )
 
 
 @cache

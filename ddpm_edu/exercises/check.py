@@ -5,6 +5,7 @@
 An exercise knows the right answer and the usual wrong ones, all as code: a learner's answer is run on the same
 inputs and compared. So the hints are executed too, and a hint can never describe a mistake that is none.
 """
+
 import copy
 import html
 import importlib
@@ -28,6 +29,7 @@ class Exercise:
     test: for free-form answers instead: takes the answer, returns "" if right or a hint if wrong.
     tolerance: largest difference allowed, relative to the size of the right numbers.  right: what to say when right.
     """
+
     reference: Any = None
     cases: Sequence[tuple] | None = None
     mistakes: Sequence[tuple[Any, str]] = ()
@@ -39,6 +41,7 @@ class Exercise:
 @dataclass(frozen=True)
 class Result:
     """`status` is "right", "wrong" or "not attempted yet"; `message` says what happened."""
+
     status: str
     message: str
 
@@ -50,11 +53,17 @@ class Result:
 
     def _repr_html_(self):
         mark, colour = MARKS[self.status]
-        return (f'<div role="status" style="border-left:5px solid {colour};padding:6px 12px;margin:4px 0">'
-                f"<b>{mark}</b> {html.escape(self.message)}</div>")
+        return (
+            f'<div role="status" style="border-left:5px solid {colour};padding:6px 12px;margin:4px 0">'
+            f"<b>{mark}</b> {html.escape(self.message)}</div>"
+        )
 
 
-MARKS = {"right": ("✓ Right.", "#009E73"), "wrong": ("✗ Not yet.", "#D55E00"), "not attempted yet": ("… Not attempted yet.", "#777777")}
+MARKS = {
+    "right": ("✓ Right.", "#009E73"),
+    "wrong": ("✗ Not yet.", "#D55E00"),
+    "not attempted yet": ("… Not attempted yet.", "#777777"),
+}
 
 
 def check(name: str, answer) -> Result:
@@ -70,7 +79,9 @@ def find(name: str) -> Exercise:
     except ModuleNotFoundError:
         exercises = {}
     if name not in exercises:
-        raise OptionError(f"there is no exercise {name!r}; notebook {notebook} has: {', '.join(exercises) or 'none'}")
+        raise OptionError(
+            f"there is no exercise {name!r}; notebook {notebook} has: {', '.join(exercises) or 'none'}"
+        )
     return exercises[name]
 
 
@@ -87,7 +98,10 @@ def judge(exercise: Exercise, answer) -> Result:
             hint = where(error)
         return Result("wrong", hint) if hint else Result("right", exercise.right)
     if exercise.cases is not None and not callable(answer):
-        return Result("wrong", f"Pass the function itself, without calling it; this is a {type(answer).__name__}.")
+        return Result(
+            "wrong",
+            f"Pass the function itself, without calling it; this is a {type(answer).__name__}.",
+        )
     cases = exercise.cases if exercise.cases is not None else [()]
     wrong_hints = [hint for _, hint in exercise.mistakes]
     alive = [True] * len(wrong_hints)  # mistakes that explain every case so far
@@ -101,7 +115,10 @@ def judge(exercise: Exercise, answer) -> Result:
         if blank(got):
             return Result("not attempted yet", "Your function returns nothing yet.")
         if not _same(given, case):
-            return Result("wrong", "Your function changes its inputs. Build a new tensor instead of writing into one you were given.")
+            return Result(
+                "wrong",
+                "Your function changes its inputs. Build a new tensor instead of writing into one you were given.",
+            )
         want = _run(exercise.reference, case)
         problem = problem or difference(got, want, exercise.tolerance)
         for i, (wrong, _) in enumerate(exercise.mistakes):
@@ -132,24 +149,40 @@ def blank(answer) -> bool:
 def where(error: Exception) -> str:
     """Error, message and the learner's line."""
     lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    place = f" (line {lines[0].lineno} of your cell: {lines[0].line})" if lines and lines[0].line else ""
+    place = (
+        f" (line {lines[0].lineno} of your cell: {lines[0].line})"
+        if lines and lines[0].line
+        else ""
+    )
     return f"Your code stopped with {type(error).__name__}: {error}{place}"
 
 
 def difference(got, want, tolerance: float) -> str:
-    """"" if equal within tolerance, else one sentence. Numbers, strings, tensors, arrays, and tuples or dicts of them."""
+    """ "" if equal within tolerance, else one sentence. Numbers, strings, tensors, arrays, and tuples or dicts of them."""
     if isinstance(want, dict):
         if not isinstance(got, dict) or got.keys() != want.keys():
             return f"Expected a dict with the keys {list(want)}."
-        return next((f"{k}: {d}" for k in want if (d := difference(got[k], want[k], tolerance))), "")
+        return next(
+            (f"{k}: {d}" for k in want if (d := difference(got[k], want[k], tolerance))), ""
+        )
     if isinstance(want, (tuple, list)):
         if not isinstance(got, (tuple, list)) or len(got) != len(want):
             return f"Expected {len(want)} values, in order; got {len(got) if isinstance(got, (tuple, list)) else type(got).__name__}."
-        return next((f"value {i + 1}: {d}" for i, (g, w) in enumerate(zip(got, want)) if (d := difference(g, w, tolerance))), "")
+        return next(
+            (
+                f"value {i + 1}: {d}"
+                for i, (g, w) in enumerate(zip(got, want))
+                if (d := difference(g, w, tolerance))
+            ),
+            "",
+        )
     if isinstance(want, str) or isinstance(got, str):
         return "" if got == want else f"Got {got!r}, which is not it."
     try:
-        g, w = (np.asarray(z.detach().cpu() if isinstance(z, torch.Tensor) else z, dtype=np.float64) for z in (got, want))
+        g, w = (
+            np.asarray(z.detach().cpu() if isinstance(z, torch.Tensor) else z, dtype=np.float64)
+            for z in (got, want)
+        )
     except (TypeError, ValueError):
         return f"Expected numbers, got a {type(got).__name__}."
     if g.shape != w.shape:

@@ -1,4 +1,5 @@
 """Exercises of notebook 04: training."""
+
 import math
 
 import torch
@@ -7,12 +8,14 @@ from .check import Exercise, call
 
 
 def _pictures(seed, n=4):
-    return torch.randn(n, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        n, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def _model(x_t, t):
     """Stands in for a network: its answer depends on every pixel and on the time."""
-    return 0.3 * x_t ** 2 - 0.1 + t.view(-1, 1, 1, 1) / 20
+    return 0.3 * x_t**2 - 0.1 + t.view(-1, 1, 1, 1) / 20
 
 
 def _x_t(x_0, t, eps, alpha_bar):
@@ -117,47 +120,97 @@ def _diagnose(answer):
 
 
 ALPHA_BAR = torch.linspace(0.99, 0.01, 10, dtype=torch.float64)
-LOSS_CASES = [(_model, _pictures(1), torch.tensor([0, 3, 6, 9]), _pictures(2), ALPHA_BAR), (_model, _pictures(3, 2), torch.tensor([8, 1]), _pictures(4, 2), ALPHA_BAR)]
-EMA_CASES = [(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([3.0, 1.0, 0.0]), 0.9, k) for k in (1, 5, 500)]
+LOSS_CASES = [
+    (_model, _pictures(1), torch.tensor([0, 3, 6, 9]), _pictures(2), ALPHA_BAR),
+    (_model, _pictures(3, 2), torch.tensor([8, 1]), _pictures(4, 2), ALPHA_BAR),
+]
+EMA_CASES = [
+    (torch.tensor([1.0, -2.0, 0.5]), torch.tensor([3.0, 1.0, 0.0]), 0.9, k) for k in (1, 5, 500)
+]
 LR_CASES = [(k, 100, 0.002, 10) for k in (0, 4, 9, 10, 50, 99)] + [(7, 20, 1.0, 1)]
 
 EXERCISES = {
     "04.1": Exercise(
-        reference=_loss, cases=LOSS_CASES,
+        reference=_loss,
+        cases=LOSS_CASES,
         mistakes=[
-            (_loss_no_roots, "x_t needs square roots: sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps."),
-            (_loss_swapped, "Picture and noise are swapped in x_t: sqrt(alpha_bar_t) belongs to x_0."),
+            (
+                _loss_no_roots,
+                "x_t needs square roots: sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.",
+            ),
+            (
+                _loss_swapped,
+                "Picture and noise are swapped in x_t: sqrt(alpha_bar_t) belongs to x_0.",
+            ),
             (_loss_to_x_0, "You compare with x_0, but this model guesses eps."),
             (_loss_to_x_t, "You compare with x_t, which the model was given; it should guess eps."),
             (_loss_clean_input, "The model must see the noisy x_t; you gave it the clean x_0."),
             (_loss_unsquared, "That is the mean absolute difference: square it."),
             (_loss_sum, "You added all squares; the loss is their mean."),
-            (_loss_each, "One number a picture is reduction=\"none\". Here take the mean over everything."),
+            (
+                _loss_each,
+                'One number a picture is reduction="none". Here take the mean over everything.',
+            ),
         ],
-        right="With this one function and an optimizer you can train any diffusion model."),
+        right="With this one function and an optimizer you can train any diffusion model.",
+    ),
     "04.2": Exercise(
-        reference=_ema(lambda decay, k: min(decay, _rise(k))), cases=EMA_CASES,
+        reference=_ema(lambda decay, k: min(decay, _rise(k))),
+        cases=EMA_CASES,
         mistakes=[
-            (_ema(lambda decay, k: decay), "Right late in the run, but d starts small: min(decay, (1 + k) / (10 + k))."),
-            (_ema(lambda decay, k: 1 - min(decay, _rise(k))), "The wrong way round: d, close to 1, belongs to the old average, 1 - d to the new weights."),
-            (_ema(lambda decay, k: 1 - decay), "The wrong way round: d, close to 1, belongs to the old average. And it starts small: min(decay, (1 + k) / (10 + k))."),
-            (_ema(lambda decay, k: _rise(k)), "d may not grow beyond `decay`: take the smaller of the two."),
-            (_ema(lambda decay, k: max(decay, _rise(k))), "You took the larger d: take the smaller of decay and (1 + k) / (10 + k)."),
-            (lambda average, weights, decay, k: average + (1 - min(decay, _rise(k))) * weights, "The old average must be multiplied by d, or it grows without end."),
+            (
+                _ema(lambda decay, k: decay),
+                "Right late in the run, but d starts small: min(decay, (1 + k) / (10 + k)).",
+            ),
+            (
+                _ema(lambda decay, k: 1 - min(decay, _rise(k))),
+                "The wrong way round: d, close to 1, belongs to the old average, 1 - d to the new weights.",
+            ),
+            (
+                _ema(lambda decay, k: 1 - decay),
+                "The wrong way round: d, close to 1, belongs to the old average. And it starts small: min(decay, (1 + k) / (10 + k)).",
+            ),
+            (
+                _ema(lambda decay, k: _rise(k)),
+                "d may not grow beyond `decay`: take the smaller of the two.",
+            ),
+            (
+                _ema(lambda decay, k: max(decay, _rise(k))),
+                "You took the larger d: take the smaller of decay and (1 + k) / (10 + k).",
+            ),
+            (
+                lambda average, weights, decay, k: average + (1 - min(decay, _rise(k))) * weights,
+                "The old average must be multiplied by d, or it grows without end.",
+            ),
         ],
-        right="The average moves 1 - d of the way towards the weights."),
+        right="The average moves 1 - d of the way towards the weights.",
+    ),
     "04.3": Exercise(
-        reference=_lr, cases=LR_CASES,
+        reference=_lr,
+        cases=LR_CASES,
         mistakes=[
-            (_lr_no_rise, "The fall is right, the warm-up is missing: multiply by min(1, (k + 1) / warmup)."),
-            (_lr_from_zero, "k counts from 0, so the first update must have (k + 1) / warmup, or it does nothing."),
+            (
+                _lr_no_rise,
+                "The fall is right, the warm-up is missing: multiply by min(1, (k + 1) / warmup).",
+            ),
+            (
+                _lr_from_zero,
+                "k counts from 0, so the first update must have (k + 1) / warmup, or it does nothing.",
+            ),
             (_lr_no_half, "Twice too high: (1 + cos) runs from 2 to 0, so divide by 2."),
-            (_lr_whole_turn, "2 pi is a whole turn: your rate comes up again at the end. Half a cosine is cos(pi k / K)."),
+            (
+                _lr_whole_turn,
+                "2 pi is a whole turn: your rate comes up again at the end. Half a cosine is cos(pi k / K).",
+            ),
             (_lr_unlimited, "After the warm-up the rise must stop: min(1, ...)."),
-            (_lr_rise_only, "The rise is right; the half cosine that brings it down to 0 is missing."),
+            (
+                _lr_rise_only,
+                "The rise is right; the half cosine that brings it down to 0 is missing.",
+            ),
         ],
-        right="Feel the ground, run, land softly."),
+        right="Feel the ground, run, land softly.",
+    ),
     "04.4": Exercise(
-        test=_diagnose,
-        right="You read curves and pictures together. That is the whole art."),
+        test=_diagnose, right="You read curves and pictures together. That is the whole art."
+    ),
 }

@@ -3,6 +3,7 @@
 Every row of a large tensor (a filter, an output of a linear layer) has its own scale, so that a row of small weights
 keeps its digits beside a row of large ones: Krishnamoorthi 2018 (arXiv 1806.08342), symmetric, per channel.
 """
+
 import math
 import zlib
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-SMALLEST = 8192      # elements: smaller tensors (norms, biases) weigh little and stay finer
+SMALLEST = 8192  # elements: smaller tensors (norms, biases) weigh little and stay finer
 MOST_HALF = 60000.0  # a little below the largest float16, 65504
 
 
@@ -25,17 +26,27 @@ def pack(state: dict[str, Tensor]) -> dict[str, Tensor]:
     packed = {}
     for name, w in state.items():
         if w.dtype == torch.int8:
-            raise CheckpointError(f"{name} is int8 already: a packed state cannot be packed again, unpack it first")
+            raise CheckpointError(
+                f"{name} is int8 already: a packed state cannot be packed again, unpack it first"
+            )
         if not w.is_floating_point():
             packed[name] = w
         elif w.ndim < 2 or w.numel() < SMALLEST:
-            packed[name] = w.to(torch.float16 if not w.numel() or w.abs().max() <= MOST_HALF else torch.float32)
+            packed[name] = w.to(
+                torch.float16 if not w.numel() or w.abs().max() <= MOST_HALF else torch.float32
+            )
         else:
             if f"{name}.scale" in state:
-                raise CheckpointError(f"{name}.scale is a tensor of its own: there is no room for the scales of {name}, rename it")
+                raise CheckpointError(
+                    f"{name}.scale is a tensor of its own: there is no room for the scales of {name}, rename it"
+                )
             w = w.detach().float()
             scale = w.abs().flatten(1).amax(1) / 127
-            packed[name] = (w / _rows(scale.clamp(min=torch.finfo(torch.float32).tiny), w)).round().to(torch.int8)
+            packed[name] = (
+                (w / _rows(scale.clamp(min=torch.finfo(torch.float32).tiny), w))
+                .round()
+                .to(torch.int8)
+            )
             packed[f"{name}.scale"] = scale
     return packed
 
@@ -49,22 +60,32 @@ def squeeze(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, q in packed.items():
         if q.dtype == torch.int8:
             out[f"{name}.shape"] = torch.tensor(q.shape)
-            q = torch.frombuffer(bytearray(zlib.compress(q.contiguous().numpy().tobytes(), 9)), dtype=torch.uint8)
+            q = torch.frombuffer(
+                bytearray(zlib.compress(q.contiguous().numpy().tobytes(), 9)), dtype=torch.uint8
+            )
         out[name] = q
     return out
 
 
 def _expand(state, source):
     """The inverse of `squeeze`."""
-    shapes = {name.removesuffix(".shape"): shape for name, shape in state.items() if name.endswith(".shape") and name.removesuffix(".shape") in state}
+    shapes = {
+        name.removesuffix(".shape"): shape
+        for name, shape in state.items()
+        if name.endswith(".shape") and name.removesuffix(".shape") in state
+    }
     out = {name: x for name, x in state.items() if name.removesuffix(".shape") not in shapes}
     for name, shape in shapes.items():
         try:
             size = math.prod(shape.tolist())
-            raw = zlib.decompressobj().decompress(state[name].numpy().tobytes(), size + 1)  # never more than it says
+            raw = zlib.decompressobj().decompress(
+                state[name].numpy().tobytes(), size + 1
+            )  # never more than it says
             out[name] = torch.frombuffer(bytearray(raw), dtype=torch.int8).view(shape.tolist())
         except (zlib.error, RuntimeError, TypeError, ValueError, OverflowError) as e:
-            raise CheckpointError(f"{source}: {name} cannot be expanded ({e}): the file is damaged, get it again") from e
+            raise CheckpointError(
+                f"{source}: {name} cannot be expanded ({e}): the file is damaged, get it again"
+            ) from e
     return out
 
 
@@ -75,18 +96,31 @@ def unpack(state: dict[str, Tensor], source="the state") -> dict[str, Tensor]:
     """
     state = _expand(state, source)
     scales = {f"{name}.scale" for name, q in state.items() if q.dtype == torch.int8}
-    return {name: _whole(name, q, state.get(f"{name}.scale"), source) if q.dtype == torch.int8 else q.float() if q.is_floating_point() else q
-            for name, q in state.items() if name not in scales}
+    return {
+        name: _whole(name, q, state.get(f"{name}.scale"), source)
+        if q.dtype == torch.int8
+        else q.float()
+        if q.is_floating_point()
+        else q
+        for name, q in state.items()
+        if name not in scales
+    }
 
 
 def _whole(name, q, scale, source):
     if scale is None:
-        raise CheckpointError(f"{source}: {name} is int8, but there is no {name}.scale beside it: the file is damaged, get it again")
+        raise CheckpointError(
+            f"{source}: {name} is int8, but there is no {name}.scale beside it: the file is damaged, get it again"
+        )
     if not scale.is_floating_point() or q.ndim < 2 or scale.shape != q.shape[:1]:
-        raise CheckpointError(f"{source}: {name}.scale is {tuple(scale.shape)} {scale.dtype}, but {name} of shape {tuple(q.shape)} needs "
-                              "one float a row: the file is damaged, get it again")
+        raise CheckpointError(
+            f"{source}: {name}.scale is {tuple(scale.shape)} {scale.dtype}, but {name} of shape {tuple(q.shape)} needs "
+            "one float a row: the file is damaged, get it again"
+        )
     if not (scale.isfinite() & (scale >= 0)).all():
-        raise CheckpointError(f"{source}: {name}.scale holds NaN, infinity or negative numbers: the training diverged or the file is damaged, use another one")
+        raise CheckpointError(
+            f"{source}: {name}.scale holds NaN, infinity or negative numbers: the training diverged or the file is damaged, use another one"
+        )
     return q.float().mul_(_rows(scale.float(), q))
 
 

@@ -3,6 +3,7 @@
 The original single-file checkpoints, the folders of diffusers and transformers, and this package hold the same
 tensors under different names. Each table is a row of ideas: a pattern, and what it is called here.
 """
+
 import re
 
 from torch import Tensor
@@ -25,7 +26,9 @@ def rename(state: dict[str, Tensor], rows: list) -> dict[str, Tensor]:
 
 def _unmixed(out, state):
     if len(out) < len(state):
-        raise CheckpointError(f"{len(state) - len(out)} tensors are there under two names, one of each layout: keep one of them")
+        raise CheckpointError(
+            f"{len(state) - len(out)} tensors are there under two names, one of each layout: keep one of them"
+        )
     return out
 
 
@@ -72,10 +75,17 @@ def _folder_places(levels: int, blocks: int, attention: list[bool], middle: bool
 
     attention: for each level, from the finest, whether transformers follow its ResBlocks; middle: the same there.
     """
-    places = {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out",
-              "time_embedding.linear_1": "time.0", "time_embedding.linear_2": "time.2",
-              "add_embedding.linear_1": "vector.0", "add_embedding.linear_2": "vector.2",
-              "mid_block.resnets.0": "mid.0", "mid_block.resnets.1": f"mid.{1 + middle}"}
+    places = {
+        "conv_in": "conv_in",
+        "conv_norm_out": "norm_out",
+        "conv_out": "conv_out",
+        "time_embedding.linear_1": "time.0",
+        "time_embedding.linear_2": "time.2",
+        "add_embedding.linear_1": "vector.0",
+        "add_embedding.linear_2": "vector.2",
+        "mid_block.resnets.0": "mid.0",
+        "mid_block.resnets.1": f"mid.{1 + middle}",
+    }
     if middle:
         places["mid_block.attentions.0"] = "mid.1"
     for level in range(levels):
@@ -97,7 +107,7 @@ def _move(state, places, rows):
         parts = key.split(".")
         place = next((p for p in (".".join(parts[:n]) for n in (4, 3, 2, 1)) if p in places), None)
         if place:
-            rest = key[len(place):]
+            rest = key[len(place) :]
             for old, new in rows:
                 rest = rest.replace(old, new)
             key = places[place] + rest
@@ -112,21 +122,36 @@ def original_unet(state):
 
 def folder_unet(state):
     """diffusers names -> ours; how many levels and blocks there are, and where attention is, the names tell."""
-    levels = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("down_blocks.")), default=0)
-    blocks = 1 + max((int(k.split(".")[3]) for k in state if k.startswith("down_blocks.0.resnets.")), default=0)
-    attention = [any(k.startswith(f"down_blocks.{level}.attentions.") for k in state) for level in range(levels)]
+    levels = 1 + max(
+        (int(k.split(".")[1]) for k in state if k.startswith("down_blocks.")), default=0
+    )
+    blocks = 1 + max(
+        (int(k.split(".")[3]) for k in state if k.startswith("down_blocks.0.resnets.")), default=0
+    )
+    attention = [
+        any(k.startswith(f"down_blocks.{level}.attentions.") for k in state)
+        for level in range(levels)
+    ]
     middle = any(k.startswith("mid_block.attentions.") for k in state)
-    return flat_projections(_move(state, _folder_places(levels, blocks, attention, middle), FOLDER_UNET))
+    return flat_projections(
+        _move(state, _folder_places(levels, blocks, attention, middle), FOLDER_UNET)
+    )
 
 
 def to_folder_unet(state, conv: bool = False):
     """Ours -> diffusers names. conv: proj_in and proj_out as 1x1 convolutions (O, I, 1, 1), as SD 1.x has them
     (`use_linear_projection` false in its config); matrices (O, I) in SD 2 and SDXL."""
     levels = 1 + sum(bool(re.fullmatch(r"down\.\d+\.0\.conv\.weight", k)) for k in state)
-    blocks = (1 + max(int(k.split(".")[1]) for k in state if k.startswith("down.")) - (levels - 1)) // levels
+    blocks = (
+        1 + max(int(k.split(".")[1]) for k in state if k.startswith("down.")) - (levels - 1)
+    ) // levels
     attention = [f"down.{level * (blocks + 1)}.1.norm.weight" in state for level in range(levels)]
     places = _folder_places(levels, blocks, attention, "mid.1.norm.weight" in state)
-    out = _move(state, {ours: theirs for theirs, ours in places.items()}, [(ours, theirs) for theirs, ours in FOLDER_UNET])
+    out = _move(
+        state,
+        {ours: theirs for theirs, ours in places.items()},
+        [(ours, theirs) for theirs, ours in FOLDER_UNET],
+    )
     return {k: v[:, :, None, None] if conv and _is_projection(k) else v for k, v in out.items()}
 
 
@@ -185,7 +210,12 @@ def original_vae(state: dict[str, Tensor]) -> dict[str, Tensor]:
     out = rename(state, [(r"^first_stage_model\.", ""), *_forth(ORIGINAL_VAE)])
     levels = len({key.split(".")[2] for key in out if key.startswith("decoder.up.")})
     # the original counts the decoder's levels from the finest, ours come in the order of running, the coarsest first
-    return _matrices(rename(out, [(r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.up.{levels - 1 - int(match[1])}.")]))
+    return _matrices(
+        rename(
+            out,
+            [(r"^decoder\.up\.(\d+)\.", lambda match: f"decoder.up.{levels - 1 - int(match[1])}.")],
+        )
+    )
 
 
 def folder_vae(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -200,8 +230,13 @@ def to_folder_vae(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _forth(rows):
     """Rows for `rename`: each `#` a number that stays, and a name that starts no part of a key starts the key."""
-    return [(("" if old[0] == "." else "^") + re.escape(old).replace(r"\#", r"(\d+)"),
-             re.sub("#", lambda match, numbers=iter("123"): rf"\g<{next(numbers)}>", new)) for old, new in rows]
+    return [
+        (
+            ("" if old[0] == "." else "^") + re.escape(old).replace(r"\#", r"(\d+)"),
+            re.sub("#", lambda match, numbers=iter("123"): rf"\g<{next(numbers)}>", new),
+        )
+        for old, new in rows
+    ]
 
 
 def _matrices(state):
@@ -236,11 +271,15 @@ def original_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     names = [re.match(r"conditioner\.embedders\.\d+\.", key) for key in state]
     if len({m[0] for m in names if m}) > 1:
-        raise CheckpointError("these are the weights of two text encoders: pass those of one, see `split_single_file`")
+        raise CheckpointError(
+            "these are the weights of two text encoders: pass those of one, see `split_single_file`"
+        )
     out = {}
     for key, value in rename(rename(state, TEXT_PREFIX), OPENCLIP_TEXT).items():
         if m := re.fullmatch(r"(.*\.self_attn\.)in_proj_(weight|bias)", key):
-            out.update({f"{m[1]}{name}_proj.{m[2]}": part for name, part in zip("qkv", value.chunk(3))})
+            out.update(
+                {f"{m[1]}{name}_proj.{m[2]}": part for name, part in zip("qkv", value.chunk(3))}
+            )
         elif key == "text_projection":
             out["text_projection.weight"] = value.T.contiguous()
         elif key != "logit_scale":
@@ -261,9 +300,15 @@ def to_folder_text(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 # ---------------------------------------------------------------- one part, whatever its layout
 
-READ = {("unet", "original"): original_unet, ("unet", "folder"): folder_unet, ("unet", "ours"): flat_projections,
-        ("vae", "original"): original_vae, ("vae", "folder"): folder_vae,
-        ("text", "original"): original_text, ("text", "folder"): folder_text}
+READ = {
+    ("unet", "original"): original_unet,
+    ("unet", "folder"): folder_unet,
+    ("unet", "ours"): flat_projections,
+    ("vae", "original"): original_vae,
+    ("vae", "folder"): folder_vae,
+    ("text", "original"): original_text,
+    ("text", "folder"): folder_text,
+}
 
 
 def to_ours(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -273,7 +318,9 @@ def to_ours(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     found = parts_in(state)
     if kind == "text" and {"text", "text_2"} <= found:
-        raise CheckpointError("these are two text encoders: take the one you mean from split_single_file")
+        raise CheckpointError(
+            "these are two text encoders: take the one you mean from split_single_file"
+        )
     if found:
         parts = split_single_file(state)
         state = next((part for name, part in parts.items() if name.startswith(kind)), state)

@@ -2,22 +2,23 @@
 
 A file of this kind says all that is needed to draw; those that ship are data/weights/NAME.safetensors.
 """
+
 import dataclasses
 import os
 from pathlib import Path
 
 import torch
 
-from .checkpoint import check_finite, load_state
 from ..errors import CheckpointError, DdpmEduError, OptionError
-from .int8 import pack, squeeze, unpack
-from ..paths import data_folder
-from ..schedule import Schedule
-from ..systems.system import StableDiffusion, SystemConfig, build, part_dtype
-from .tensors import load_tensors, save_tensors
 from ..networks.text import TextConfig, Tokenizer, tokenize
 from ..networks.unet import UNetConfig
 from ..networks.vae import VAEConfig
+from ..paths import data_folder
+from ..schedule import Schedule
+from ..systems.system import StableDiffusion, SystemConfig, build, part_dtype
+from .checkpoint import check_finite, load_state
+from .int8 import pack, squeeze, unpack
+from .tensors import load_tensors, save_tensors
 
 KIND = "system"
 PARTS = ("unet", "vae", "text")
@@ -31,8 +32,15 @@ def save_system(path, sd: StableDiffusion, meta: dict | None = None) -> None:
     """
     if meta is not None and not isinstance(meta, dict):
         raise OptionError(f"meta = {meta!r:.80}: pass a dict, or nothing")
-    tensors = {f"{part}.{name}": w for part in PARTS for name, w in getattr(sd, part).state_dict().items()}
-    text = {"kind": KIND, "system": dataclasses.asdict(sd.config), "tokenizer": _describe(sd.text.tokenizer), "meta": meta or {}}
+    tensors = {
+        f"{part}.{name}": w for part in PARTS for name, w in getattr(sd, part).state_dict().items()
+    }
+    text = {
+        "kind": KIND,
+        "system": dataclasses.asdict(sd.config),
+        "tokenizer": _describe(sd.text.tokenizer),
+        "meta": meta or {},
+    }
     check_finite(tensors, path)
     save_tensors(path, {**squeeze(pack(tensors)), "schedule.beta": sd.schedule.beta}, text)
 
@@ -45,22 +53,41 @@ def load_system(path, *, device="cpu", dtype=torch.float32) -> tuple[StableDiffu
     tensors, text = load_tensors(path)
     config = plan(path, text)
     if not isinstance(text.get("meta"), dict) or not _is_text(text["meta"].get("words", [])):
-        raise CheckpointError(f"{path}: its entry meta is no JSON object, or the words in it are no list of texts: the file is damaged, get it again")
+        raise CheckpointError(
+            f"{path}: its entry meta is no JSON object, or the words in it are no list of texts: the file is damaged, get it again"
+        )
     try:
         sd = build(config, Schedule(tensors.pop("schedule.beta")), device="meta", dtype=dtype)
         tokenizer = _tokenizer(text["tokenizer"])
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DdpmEduError) as e:  # whatever a changed entry leads to
-        raise CheckpointError(f"{path}: no schedule or tokenizer that can be used ({str(e)[:200]}): the file is damaged, get it again") from e
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        DdpmEduError,
+    ) as e:  # whatever a changed entry leads to
+        raise CheckpointError(
+            f"{path}: no schedule or tokenizer that can be used ({str(e)[:200]}): the file is damaged, get it again"
+        ) from e
     words = config.text[0].vocab, config.text[0].length
     if tokenizer and (tokenizer.bpe.get_vocab_size(), tokenizer.length) != words:
-        raise CheckpointError(f"{path}: its tokenizer has {tokenizer.bpe.get_vocab_size()} ids in rows of {tokenizer.length}, but the text encoder takes "
-                              f"{words[0]} in rows of {words[1]}")
+        raise CheckpointError(
+            f"{path}: its tokenizer has {tokenizer.bpe.get_vocab_size()} ids in rows of {tokenizer.length}, but the text encoder takes "
+            f"{words[0]} in rows of {words[1]}"
+        )
     check_finite(tensors, path)
     state = unpack(tensors, path)
     if strange := [name for name in state if name.partition(".")[0] not in PARTS]:
-        raise CheckpointError(f"{path}: {len(strange)} tensors belong to no part of a system ({', '.join(strange[:3])}): is it another kind of file?")
+        raise CheckpointError(
+            f"{path}: {len(strange)} tensors belong to no part of a system ({', '.join(strange[:3])}): is it another kind of file?"
+        )
     for part in PARTS:
-        own = {name.removeprefix(f"{part}."): w.to(device, part_dtype(part, dtype)) for name, w in state.items() if name.startswith(f"{part}.")}
+        own = {
+            name.removeprefix(f"{part}."): w.to(device, part_dtype(part, dtype))
+            for name, w in state.items()
+            if name.startswith(f"{part}.")
+        }
         load_state(getattr(sd, part), own, f"{path} ({part})")
     sd.text.tokenizer = tokenizer or sd.text.tokenizer
     sd.meta = text["meta"]
@@ -74,16 +101,32 @@ def _is_text(words) -> bool:
 def plan(path, text: dict) -> SystemConfig:
     """The SystemConfig in a file's metadata. Raises CheckpointError if there is none that can be built."""
     if text.get("kind") != KIND:
-        raise CheckpointError(f"{path}: not a file of a whole system of this course (save_system writes one)")
+        raise CheckpointError(
+            f"{path}: not a file of a whole system of this course (save_system writes one)"
+        )
     try:
         c = dict(text["system"])
-        parts = {"unet": UNetConfig(**c["unet"]), "vae": VAEConfig(**c["vae"]), "text": tuple(TextConfig(**t) for t in c["text"])}
+        parts = {
+            "unet": UNetConfig(**c["unet"]),
+            "vae": VAEConfig(**c["vae"]),
+            "text": tuple(TextConfig(**t) for t in c["text"]),
+        }
         return SystemConfig(**{**c, **parts})
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:  # ValueError: also our own OptionError
-        raise CheckpointError(f"{path}: no plan of a system that can be built ({str(e)[:200]}): the file is damaged, get it again") from e
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as e:  # ValueError: also our own OptionError
+        raise CheckpointError(
+            f"{path}: no plan of a system that can be built ({str(e)[:200]}): the file is damaged, get it again"
+        ) from e
 
 
 # ---------------------------------------------------------------- what ships
+
 
 def shipped(name: str) -> Path | None:
     """The file of the system that ships under this name, or None. Raises CheckpointError if that file is damaged."""
@@ -106,12 +149,15 @@ def all_shipped() -> list[str]:
 
 # ---------------------------------------------------------------- the tokenizer as JSON
 
+
 def _describe(tokenizer):
     """None stands for CLIP's own, which ships beside."""
     if tokenizer is tokenize:
         return None
     if not isinstance(tokenizer, Tokenizer):
-        raise OptionError(f"the tokenizer {tokenizer!r:.80} cannot be written to a file: use a text.Tokenizer")
+        raise OptionError(
+            f"the tokenizer {tokenizer!r:.80} cannot be written to a file: use a text.Tokenizer"
+        )
     start, end = map(tokenizer.bpe.id_to_token, (tokenizer.start, tokenizer.end))
     return {"json": tokenizer.bpe.to_str(), "start": start, "end": end, "length": tokenizer.length}
 

@@ -4,6 +4,7 @@
 is faster because it computes something else is elsewhere: 8-bit products in `float8.py`, fewer steps and other solvers
 in `solvers.py`. `flops` counts the work, and with it how near to a GPU's roof one is.
 """
+
 import copy
 from collections.abc import Callable
 
@@ -11,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..diffusion import Cond
+from ..diffusion import Cond, remembered
 from ..errors import OptionError
-from ..diffusion import remembered
-from ..systems.system import StableDiffusion
 from ..networks.unet import Attention, TransformerBlock, UNet
 from ..networks.vae import VAE
+from ..systems.system import StableDiffusion
 
 CHANGES = ("channels_last", "fused", "cached", "compiled", "graphed")
 MODES = ("default", "max-autotune-no-cudagraphs")
@@ -39,22 +39,34 @@ def speed_up(model, *, compile: bool | str = True, changes: tuple[str, ...] = CH
     """
     unknown = [change for change in changes if change not in CHANGES]
     if unknown or "cached" in changes and "fused" not in changes:
-        raise OptionError(f"changes = {tuple(changes)} is not possible: choose from {', '.join(CHANGES)}, \"cached\" only with \"fused\"")
+        raise OptionError(
+            f'changes = {tuple(changes)} is not possible: choose from {", ".join(CHANGES)}, "cached" only with "fused"'
+        )
     if compile not in (True, False, *MODES):
-        raise OptionError(f"compile = {compile!r} is not known: pass True, False or one of {', '.join(MODES)}")
-    mode = ("default" if compile is True else compile) if compile and "compiled" in changes else None
+        raise OptionError(
+            f"compile = {compile!r} is not known: pass True, False or one of {', '.join(MODES)}"
+        )
+    mode = (
+        ("default" if compile is True else compile) if compile and "compiled" in changes else None
+    )
     if isinstance(model, FastUNet) or isinstance(getattr(model, "unet", None), FastUNet):
-        raise OptionError("this model is a fast twin already: call speed_up on the model it came from")
+        raise OptionError(
+            "this model is a fast twin already: call speed_up on the model it came from"
+        )
     if isinstance(model, StableDiffusion):
         twin = copy.copy(model)
         twin._modules = dict(model._modules)
-        twin.unet, twin.vae = (speed_up(part, compile=compile, changes=changes) for part in (model.unet, model.vae))
+        twin.unet, twin.vae = (
+            speed_up(part, compile=compile, changes=changes) for part in (model.unet, model.vae)
+        )
         return twin
     if isinstance(model, UNet):
         return FastUNet(model, changes, mode)
     if isinstance(model, VAE):
         return _fast_vae(model, changes, mode)
-    raise OptionError(f"a {type(model).__name__} cannot be sped up: pass a StableDiffusion, a UNet or a VAE")
+    raise OptionError(
+        f"a {type(model).__name__} cannot be sped up: pass a StableDiffusion, a UNet or a VAE"
+    )
 
 
 class FastUNet(UNet):
@@ -94,10 +106,16 @@ class FastUNet(UNet):
         fused = "fused" in self.changes
         for block in self.blocks if fused else ():
             block.attn1.settle()
-        self.crosses = [linear for block in self.blocks for linear in (block.attn2.k, block.attn2.v)] if fused and self.config.context else []
+        self.crosses = (
+            [linear for block in self.blocks for linear in (block.attn2.k, block.attn2.v)]
+            if fused and self.config.context
+            else []
+        )
         if self.crosses:
             weight = _stack(self.crosses)
-            project = lambda context, *weights: F.linear(context, weight)        # (B, L, K and V of every block side by side)
+            project = lambda context, *weights: F.linear(
+                context, weight
+            )  # (B, L, K and V of every block side by side)
             self.text = remembered(project) if "cached" in self.changes else project
         self.run = _on_cuda(self.trunk, self.mode, "graphed" in self.changes)
         self.weights = list(self.parameters())
@@ -112,7 +130,9 @@ class FusedSelf(nn.Module):
 
     def __init__(self, attention: Attention):
         super().__init__()
-        self.heads, self.q, self.k, self.v, self.out = (getattr(attention, name) for name in ("heads", "q", "k", "v", "out"))
+        self.heads, self.q, self.k, self.v, self.out = (
+            getattr(attention, name) for name in ("heads", "q", "k", "v", "out")
+        )
         self.qkv = Matrix()
 
     def settle(self):
@@ -120,7 +140,9 @@ class FusedSelf(nn.Module):
             self.qkv.weight = _stack([self.q, self.k, self.v])
 
     def forward(self, x, context=None):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, N, d)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -129,12 +151,18 @@ class FusedCross(nn.Module):
 
     def __init__(self, attention: Attention, start: int):
         super().__init__()
-        self.heads, self.q, self.k, self.v, self.out = (getattr(attention, name) for name in ("heads", "q", "k", "v", "out"))
+        self.heads, self.q, self.k, self.v, self.out = (
+            getattr(attention, name) for name in ("heads", "q", "k", "v", "out")
+        )
         self.start, self.stop = start, start + len(self.k.weight) + len(self.v.weight)
 
     def forward(self, x, text):
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                    # (B, heads, N, d)
-        k, v = text[..., self.start:self.stop].unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+        k, v = (
+            text[..., self.start : self.stop]
+            .unflatten(-1, (2, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -163,7 +191,10 @@ class Graphed:
     def __call__(self, *inputs):
         key = tuple(x if x is None else (x.shape, x.dtype, x.device) for x in inputs)
         if key not in self.recorded:
-            with torch.inference_mode(False), torch.no_grad():  # fixed addresses are for calls in any mode
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # fixed addresses are for calls in any mode
                 self.recorded[key] = self._record(inputs)
         graph, held, result = self.recorded[key]
         for fixed, x in zip(held, inputs):
@@ -178,17 +209,22 @@ class Graphed:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                for _ in range(3):  # compiling, choosing kernels and first allocations are no part of the recording
+                for _ in range(
+                    3
+                ):  # compiling, choosing kernels and first allocations are no part of the recording
                     self.f(*held)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):  # graphs run one after the other, so they may share their memory
+            with torch.cuda.graph(
+                graph, pool=self.pool
+            ):  # graphs run one after the other, so they may share their memory
                 result = self.f(*held)
             self.pool = graph.pool()
         return graph, held, result
 
 
 # ---------------------------------------------------------------- counting
+
 
 def flops(f: Callable, *inputs) -> int:
     """Floating-point operations of the matrix products, convolutions and attentions in f(*inputs), a multiply-add as two.
@@ -197,13 +233,19 @@ def flops(f: Callable, *inputs) -> int:
     second: `with torch.device("meta"): flops(UNet(SD15), torch.empty(1, 4, 64, 64), torch.empty(1), Cond(torch.empty(1, 77, 768)))`.
     """
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}  # not in its list
+
+    on_cpu = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
+            sdpa_flop_count(q, k, v)
+        )
+    }  # not in its list
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter, torch.no_grad():
         f(*inputs)
     return counter.get_total_flops()
 
 
 # ---------------------------------------------------------------- helpers
+
 
 def _twin(module: nn.Module) -> nn.Module:
     """A copy of the modules around the same parameters and buffers."""
@@ -215,7 +257,9 @@ def _stack(linears) -> Tensor:
     weights = [linear.weight.data for linear in linears]
     ends = [w.data_ptr() + w.nbytes for w in weights]
     first, rows = weights[0], sum(map(len, weights))
-    if len({w.untyped_storage().data_ptr() for w in weights}) == 1 and ends[:-1] == [w.data_ptr() for w in weights[1:]]:
+    if len({w.untyped_storage().data_ptr() for w in weights}) == 1 and ends[:-1] == [
+        w.data_ptr() for w in weights[1:]
+    ]:
         return first.as_strided((rows, first.shape[1]), first.stride())  # they are stacked already
     whole = torch.cat(weights)
     for linear, part in zip(linears, whole.split([len(w) for w in weights])):
@@ -233,6 +277,7 @@ def _on_cuda(f, mode, graphed):
         if not made:
             made.append(Graphed(_compile(f, mode)) if graphed else _compile(f, mode))
         return made[0](x, *rest)
+
     return run
 
 
@@ -244,7 +289,9 @@ def _compile(f, mode):
     """
     if mode is None:
         return f
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # sizes, batches, base and refiner
+    torch._dynamo.config.recompile_limit = max(
+        torch._dynamo.config.recompile_limit, 64
+    )  # sizes, batches, base and refiner
     return torch.compile(f, mode=mode, fullgraph=True, dynamic=False)
 
 
@@ -252,6 +299,9 @@ def _fast_vae(vae, changes, mode):
     twin = _twin(vae)
     if "channels_last" in changes:
         twin.to(memory_format=torch.channels_last)
-    for part in (twin.encoder, twin.decoder):  # few and big kernels: a graph would only hold their memory
+    for part in (
+        twin.encoder,
+        twin.decoder,
+    ):  # few and big kernels: a graph would only hold their memory
         part.forward = _on_cuda(part.forward, mode, graphed=False)
     return twin

@@ -1,10 +1,11 @@
 """Matrix products of 8-bit floats: about twice the speed of bf16 on a GPU that has them, and approximate."""
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from .fast import FastUNet, speed_up
 from ..systems.system import StableDiffusion
+from .fast import FastUNet, speed_up
 
 E4M3_MAX = 448.0  # the largest number of torch.float8_e4m3fn: 4 bits of exponent, 3 of mantissa
 
@@ -21,21 +22,33 @@ def fp8(model, *, compile: bool | str = True, emulate: bool = False):
     twin = speed_up(model, compile=compile)
     unet = twin.unet if isinstance(twin, StableDiffusion) else twin
     if not isinstance(unet, FastUNet):
-        raise OptionError(f"a {type(model).__name__} has no transformer blocks: pass a StableDiffusion or a UNet")
+        raise OptionError(
+            f"a {type(model).__name__} has no transformer blocks: pass a StableDiffusion or a UNet"
+        )
     weight = unet.conv_in.weight
     if not emulate:
         if not weight.is_cuda or torch.cuda.get_device_capability(weight.device) < (8, 9):
-            raise OptionError(f"fp8 needs an NVIDIA GPU of compute capability 8.9 or more, but the model is on {weight.device}: "
-                              "move it to one, leave fp8 out, or pass emulate=True to see its error only")
+            raise OptionError(
+                f"fp8 needs an NVIDIA GPU of compute capability 8.9 or more, but the model is on {weight.device}: "
+                "move it to one, leave fp8 out, or pass emulate=True to see its error only"
+            )
         if weight.dtype != torch.bfloat16:
-            raise OptionError(f"fp8 starts from bfloat16, but the model is {weight.dtype}: convert it with .to(torch.bfloat16) first")
+            raise OptionError(
+                f"fp8 starts from bfloat16, but the model is {weight.dtype}: convert it with .to(torch.bfloat16) first"
+            )
     for block in unet.blocks:
         pairs = [(block.attn1, "qkv"), (block.attn1, "out"), (block.ff, "proj"), (block.ff, "out")]
-        for layer, name in pairs + ([(block.attn2, "q"), (block.attn2, "out")] if unet.config.context else []):
+        for layer, name in pairs + (
+            [(block.attn2, "q"), (block.attn2, "out")] if unet.config.context else []
+        ):
             linear = getattr(layer, name)
             if linear.weight.shape[0] % 16 or linear.weight.shape[1] % 16:
-                raise OptionError(f"a linear layer is {tuple(linear.weight.shape)}: fp8 needs multiples of 16, use `speed_up` for this model")
-            setattr(layer, name, Float8Linear(linear.weight, getattr(linear, "bias", None), emulate))
+                raise OptionError(
+                    f"a linear layer is {tuple(linear.weight.shape)}: fp8 needs multiples of 16, use `speed_up` for this model"
+                )
+            setattr(
+                layer, name, Float8Linear(linear.weight, getattr(linear, "bias", None), emulate)
+            )
     unet._settle()
     return twin
 
@@ -46,8 +59,8 @@ class Float8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None, emulate: bool = False):
         super().__init__()
         w8, scale = to_float8(weight.detach())
-        self.register_buffer("weight", w8, persistent=False)                     # (N, K)
-        self.register_buffer("scale", scale.T.contiguous(), persistent=False)    # (1, N)
+        self.register_buffer("weight", w8, persistent=False)  # (N, K)
+        self.register_buffer("scale", scale.T.contiguous(), persistent=False)  # (1, N)
         self.bias, self.emulate = bias, emulate
 
     def forward(self, x):
@@ -56,7 +69,15 @@ class Float8Linear(nn.Module):
             y = (x8.float() @ self.weight.float().T) * scale * self.scale
             y = (y if self.bias is None else y + self.bias).to(x.dtype)
         else:
-            y = torch._scaled_mm(x8, self.weight.T, scale_a=scale, scale_b=self.scale, bias=self.bias, out_dtype=x.dtype, use_fast_accum=True)
+            y = torch._scaled_mm(
+                x8,
+                self.weight.T,
+                scale_a=scale,
+                scale_b=self.scale,
+                bias=self.bias,
+                out_dtype=x.dtype,
+                use_fast_accum=True,
+            )
         return y.unflatten(0, x.shape[:-1])
 
 

@@ -14,8 +14,7 @@ __getattr__, __dir__ = lazily(
         "vae": "VAE VAEConfig SD_VAE SDXL_VAE kl",
         "vq": "VectorQuantizer",
         "text": (
-            "Text TextConfig TextEncoder Tokenizer tokenize clean CLIP_L OPEN_CLIP_H "
-            "OPEN_CLIP_G"
+            "Text TextConfig TextEncoder Tokenizer tokenize clean CLIP_L OPEN_CLIP_H OPEN_CLIP_G"
         ),
         "tokenizer": "train_tokenizer learn_merges split_words unseen",
         "clip": "CLIP CLIPConfig contrastive_loss cosines zero_shot retrieval clip_score",

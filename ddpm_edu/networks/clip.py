@@ -5,6 +5,7 @@
 The same class holds OpenAI's ViT-L/14 and one trained in minutes; only the config grows. Its text side is the one
 that Stable Diffusion reads, so a mini system is trained as the real ones were: first CLIP, then the denoiser.
 """
+
 import dataclasses
 import math
 import os
@@ -16,17 +17,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import DataError, OptionError, ShapeError
 from ..files.checkpoint import load_state
 from ..files.config_json import reading, text_config
-from ..errors import DataError, OptionError, ShapeError
 from ..files.folder import pad, read_json, read_tokenizer, weight_files
 from ..files.int8 import pack, squeeze, unpack
-from ..paths import data_folder
 from ..files.tensors import load_tensors, save_tensors
-from .text import CLIP_L, INSTALL, MOST_PROMPTS, TextConfig, TextEncoder, Tokenizer, _tokenizers, clean, tokenize
+from ..paths import data_folder
+from .text import (
+    CLIP_L,
+    INSTALL,
+    MOST_PROMPTS,
+    TextConfig,
+    TextEncoder,
+    Tokenizer,
+    _tokenizers,
+    clean,
+    tokenize,
+)
 
-MOST_SCALE = 100.  # of the cosines in the loss, so that training stays stable (section 2.5)
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of its training pictures, in [0, 1]
+MOST_SCALE = 100.0  # of the cosines in the loss, so that training stays stable (section 2.5)
+OPENAI_MEAN, OPENAI_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # of its training pictures, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,7 @@ class CLIPConfig:
     patch: of the squares that are the vision transformer's tokens.  width, layers, heads, hidden: of that transformer, whose
     activation is text.act.  pixels: "plain", [-1, 1] go in as they are; "openai", first scaled as OpenAI's CLIP was trained.
     """
+
     text: TextConfig
     size: int = 32
     patch: int = 4
@@ -53,14 +68,20 @@ class CLIPConfig:
             except TypeError as e:
                 raise OptionError(f"text = {self.text!r:.200} is no TextConfig ({e})") from None
         if not isinstance(self.text, TextConfig) or not self.text.projection:
-            raise OptionError(f"text = {self.text!r}: pass a TextConfig with projection above 0, the width of the space that both sides share")
+            raise OptionError(
+                f"text = {self.text!r}: pass a TextConfig with projection above 0, the width of the space that both sides share"
+            )
         for name in ("size", "patch", "width", "layers", "heads", "hidden"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name} = {value!r} in {self}: sizes are whole numbers of at least 1")
+                raise OptionError(
+                    f"{name} = {value!r} in {self}: sizes are whole numbers of at least 1"
+                )
         for whole, part in (("size", "patch"), ("width", "heads")):
             if getattr(self, whole) % getattr(self, part):
-                raise OptionError(f"{whole} = {getattr(self, whole)} is not a multiple of {part} = {getattr(self, part)}: change one of them")
+                raise OptionError(
+                    f"{whole} = {getattr(self, whole)} is not a multiple of {part} = {getattr(self, part)}: change one of them"
+                )
         if self.pixels not in ("plain", "openai"):
             raise OptionError(f"pixels = {self.pixels!r}: choose plain or openai")
 
@@ -77,17 +98,32 @@ class CLIP(nn.Module):
         try:
             from transformers import CLIPVisionConfig, CLIPVisionModel
         except ImportError as e:
-            raise OptionError(f"CLIP needs the package transformers, which is not installed: {INSTALL}") from e
+            raise OptionError(
+                f"CLIP needs the package transformers, which is not installed: {INSTALL}"
+            ) from e
         if tokenizer is None and (t.vocab, t.length) == (CLIP_L.vocab, CLIP_L.length):
             tokenizer = tokenize
-        if isinstance(tokenizer, Tokenizer) and (tokenizer.bpe.get_vocab_size(), tokenizer.length) != (t.vocab, t.length):
-            raise OptionError(f"the tokenizer has {tokenizer.bpe.get_vocab_size()} tokens in rows of {tokenizer.length}, the text side "
-                              f"vocab = {t.vocab}, length = {t.length}: make them equal")
+        if isinstance(tokenizer, Tokenizer) and (
+            tokenizer.bpe.get_vocab_size(),
+            tokenizer.length,
+        ) != (t.vocab, t.length):
+            raise OptionError(
+                f"the tokenizer has {tokenizer.bpe.get_vocab_size()} tokens in rows of {tokenizer.length}, the text side "
+                f"vocab = {t.vocab}, length = {t.length}: make them equal"
+            )
         self.config, self.tokenizer = config, tokenizer
         self.text = TextEncoder(t)
-        vision = CLIPVisionModel(CLIPVisionConfig(
-            hidden_size=c.width, intermediate_size=c.hidden, num_hidden_layers=c.layers, num_attention_heads=c.heads,
-            image_size=c.size, patch_size=c.patch, hidden_act=t.act))
+        vision = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=c.width,
+                intermediate_size=c.hidden,
+                num_hidden_layers=c.layers,
+                num_attention_heads=c.heads,
+                image_size=c.size,
+                patch_size=c.patch,
+                hidden_act=t.act,
+            )
+        )
         self.vision = getattr(vision, "vision_model", vision)  # transformers 5.6 took one shell off
         self.projection = nn.Linear(c.width, t.projection, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -101,10 +137,15 @@ class CLIP(nn.Module):
         """Pictures (B, 3, size, size) in [-1, 1] to unit vectors (B, P)."""
         size = self.config.size
         if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise ShapeError(f"pictures have shape {tuple(x.shape)}: this CLIP takes (B, 3, {size}, {size}); resize them, "
-                             f"as by F.interpolate(x, {size}, mode='bicubic', antialias=True)")
+            raise ShapeError(
+                f"pictures have shape {tuple(x.shape)}: this CLIP takes (B, 3, {size}, {size}); resize them, "
+                f"as by F.interpolate(x, {size}, mode='bicubic', antialias=True)"
+            )
         if self.config.pixels == "openai":
-            mean, std = (torch.tensor(z, device=x.device, dtype=x.dtype)[:, None, None] for z in (OPENAI_MEAN, OPENAI_STD))
+            mean, std = (
+                torch.tensor(z, device=x.device, dtype=x.dtype)[:, None, None]
+                for z in (OPENAI_MEAN, OPENAI_STD)
+            )
             x = ((x + 1) / 2 - mean) / std
         return F.normalize(self.projection(self.vision(x).pooler_output), dim=-1)
 
@@ -116,10 +157,18 @@ class CLIP(nn.Module):
     def ids(self, texts: list[str]) -> Tensor:
         """Texts to token ids (B, L) by this CLIP's tokenizer. Raises OptionError if it has none."""
         if self.tokenizer is None:
-            raise OptionError("this CLIP has no tokenizer: build it with one (see words.train_tokenizer), or pass token ids")
+            raise OptionError(
+                "this CLIP has no tokenizer: build it with one (see words.train_tokenizer), or pass token ids"
+            )
         texts = [texts] if isinstance(texts, str) else texts
-        pieces = [texts[k:k + MOST_PROMPTS] for k in range(0, len(texts), MOST_PROMPTS)] if isinstance(texts, (list, tuple)) else []
-        return torch.cat([self.tokenizer(piece, self.config.text.pad) for piece in pieces or [texts]])
+        pieces = (
+            [texts[k : k + MOST_PROMPTS] for k in range(0, len(texts), MOST_PROMPTS)]
+            if isinstance(texts, (list, tuple))
+            else []
+        )
+        return torch.cat(
+            [self.tokenizer(piece, self.config.text.pad) for piece in pieces or [texts]]
+        )
 
     def similarity(self, x: Tensor, texts) -> Tensor:
         """Cosine of each picture with each text: (B, 3, size, size) and N texts -> (B, N)."""
@@ -132,6 +181,7 @@ class CLIP(nn.Module):
 
 # ---------------------------------------------------------------- training
 
+
 def contrastive_loss(image: Tensor, text: Tensor, scale=1.0, same: Tensor | None = None) -> Tensor:
     """(CE(S, i) + CE(S^T, i)) / 2 with S = scale * image @ text^T: which text is picture i's, and which picture text i's?
 
@@ -139,12 +189,16 @@ def contrastive_loss(image: Tensor, text: Tensor, scale=1.0, same: Tensor | None
     texts are the same; off the diagonal these are no wrong answers, and are left out.
     """
     if image.ndim != 2 or image.shape != text.shape:
-        raise ShapeError(f"image has shape {tuple(image.shape)}, text {tuple(text.shape)}: both must be (B, P), one text a picture")
+        raise ShapeError(
+            f"image has shape {tuple(image.shape)}, text {tuple(text.shape)}: both must be (B, P), one text a picture"
+        )
     b = len(image)
     logits, own = scale * image @ text.T, torch.arange(b, device=image.device)
     if same is not None:
         if same.shape != (b, b) or same.dtype != torch.bool:
-            raise ShapeError(f"same has shape {tuple(same.shape)} and type {same.dtype}: it must be ({b}, {b}) bool")
+            raise ShapeError(
+                f"same has shape {tuple(same.shape)} and type {same.dtype}: it must be ({b}, {b}) bool"
+            )
         logits = logits.masked_fill(same & (own[:, None] != own), -math.inf)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
@@ -160,17 +214,22 @@ def objective(clip: CLIP):
             known.update(zip(new, clip.ids(new)))
         ids = torch.stack([known[c] for c in captions]).to(x_0.device)
         return contrastive_loss(*model(x_0, ids), same=(ids[:, None] == ids).all(-1))
+
     return loss
 
 
 # ---------------------------------------------------------------- what it is good for
+
 
 @torch.no_grad()
 def cosines(clip: CLIP, images: Tensor, texts: list[str], size: int = 256) -> Tensor:
     """`clip.similarity` without gradients, `size` pictures or texts at a time: (B, N)."""
     if len(images) == 0:
         raise DataError("there are no pictures to look at")
-    return torch.cat([clip.image(x) for x in images.split(size)]) @ torch.cat([clip.words(ids) for ids in clip.ids(texts).split(size)]).T
+    return (
+        torch.cat([clip.image(x) for x in images.split(size)])
+        @ torch.cat([clip.words(ids) for ids in clip.ids(texts).split(size)]).T
+    )
 
 
 def zero_shot(clip: CLIP, images: Tensor, texts: list[str]) -> Tensor:
@@ -182,7 +241,9 @@ def retrieval(clip: CLIP, images: Tensor, captions: list[str]) -> float:
     """The share, 0 to 1, of pictures whose own caption, or one of the same words, has the highest cosine of all captions given."""
     _paired(images, captions)
     said = [clean(c) for c in captions]
-    return sum(said[best] == own for best, own in zip(zero_shot(clip, images, captions).tolist(), said)) / len(said)
+    return sum(
+        said[best] == own for best, own in zip(zero_shot(clip, images, captions).tolist(), said)
+    ) / len(said)
 
 
 def clip_score(clip: CLIP, images: Tensor, captions: list[str]) -> Tensor:
@@ -193,18 +254,27 @@ def clip_score(clip: CLIP, images: Tensor, captions: list[str]) -> Tensor:
 
 def _paired(images, captions):
     if isinstance(captions, str) or len(images) != len(captions):
-        raise ShapeError(f"{len(images)} pictures came with captions {captions!r:.60}: pass a list of one caption a picture")
+        raise ShapeError(
+            f"{len(images)} pictures came with captions {captions!r:.60}: pass a list of one caption a picture"
+        )
 
 
 # ---------------------------------------------------------------- files
+
 
 def save_clip(path, clip: CLIP, meta: dict | None = None, eight_bits: bool = True) -> None:
     """Write weights, config, tokenizer and `meta` (JSON-able) to one safetensors file, see `load_clip`. eight_bits: a quarter
     of its size, with weights a little rounded (int8.py); False: as they are."""
     own = clip.tokenizer if isinstance(clip.tokenizer, Tokenizer) else None
-    plan = {"config": dataclasses.asdict(clip.config), "tokenizer": own and own.bpe.to_str(), "special": own and list(own.special)}
+    plan = {
+        "config": dataclasses.asdict(clip.config),
+        "tokenizer": own and own.bpe.to_str(),
+        "special": own and list(own.special),
+    }
     state = clip.state_dict()
-    save_tensors(path, squeeze(pack(state)) if eight_bits else state, {**(meta or {}), "clip": plan})
+    save_tensors(
+        path, squeeze(pack(state)) if eight_bits else state, {**(meta or {}), "clip": plan}
+    )
 
 
 def load_clip(path) -> CLIP:
@@ -216,7 +286,11 @@ def load_clip(path) -> CLIP:
     if os.path.isdir(path):
         clip = _from_folder(Path(path))
     else:
-        clip = _from_file(Path(path) if str(path).endswith(".safetensors") else data_folder() / "weights" / f"{path}.safetensors")
+        clip = _from_file(
+            Path(path)
+            if str(path).endswith(".safetensors")
+            else data_folder() / "weights" / f"{path}.safetensors"
+        )
     return clip.eval().requires_grad_(False)
 
 
@@ -224,7 +298,9 @@ def _from_file(path):
     state, meta = load_tensors(path)
     with reading(path):
         plan = meta["clip"]
-        tokenizer = plan["tokenizer"] and Tokenizer(_bpe(plan["tokenizer"]), *plan["special"], CLIPConfig(**plan["config"]).text.length)
+        tokenizer = plan["tokenizer"] and Tokenizer(
+            _bpe(plan["tokenizer"]), *plan["special"], CLIPConfig(**plan["config"]).text.length
+        )
         clip = CLIP(CLIPConfig(**plan["config"]), tokenizer)
     load_state(clip, unpack(state, path), path)
     clip.meta = {k: v for k, v in meta.items() if k != "clip"}
@@ -243,27 +319,61 @@ def _from_folder(folder):
     source, entries = folder / "config.json", read_json(folder / "config.json")
     with reading(source):
         said, vision = entries.get("text_config") or {}, entries.get("vision_config") or {}
-        text = text_config({**said, "projection_dim": entries.get("projection_dim", 512)}, source, projects=True, pad=pad(folder))
-        config = CLIPConfig(text, **{ours: vision.get(theirs, default) for ours, theirs, default in (
-            ("size", "image_size", 224), ("patch", "patch_size", 32), ("width", "hidden_size", 768), ("layers", "num_hidden_layers", 12),
-            ("heads", "num_attention_heads", 12), ("hidden", "intermediate_size", 3072))}, pixels="openai")
-        if (act := vision.get("hidden_act", "quick_gelu")) != text.act or vision.get("layer_norm_eps", 1e-5) != 1e-5:
-            raise ValueError(f"a vision side with {act} and layer_norm_eps = {vision.get('layer_norm_eps', 1e-5)} beside a text side with {text.act}")
-        if (end := said.get("eos_token_id", text.vocab - 1)) not in (2, text.vocab - 1):  # 2: what old files say, and do not mean
-            raise ValueError(f"eos_token_id = {end}, where the end of a text must be the highest id, {text.vocab - 1}")
-        own = (text.vocab, text.length) != (CLIP_L.vocab, CLIP_L.length) and (folder / "tokenizer.json").is_file()
+        text = text_config(
+            {**said, "projection_dim": entries.get("projection_dim", 512)},
+            source,
+            projects=True,
+            pad=pad(folder),
+        )
+        config = CLIPConfig(
+            text,
+            **{
+                ours: vision.get(theirs, default)
+                for ours, theirs, default in (
+                    ("size", "image_size", 224),
+                    ("patch", "patch_size", 32),
+                    ("width", "hidden_size", 768),
+                    ("layers", "num_hidden_layers", 12),
+                    ("heads", "num_attention_heads", 12),
+                    ("hidden", "intermediate_size", 3072),
+                )
+            },
+            pixels="openai",
+        )
+        if (act := vision.get("hidden_act", "quick_gelu")) != text.act or vision.get(
+            "layer_norm_eps", 1e-5
+        ) != 1e-5:
+            raise ValueError(
+                f"a vision side with {act} and layer_norm_eps = {vision.get('layer_norm_eps', 1e-5)} beside a text side with {text.act}"
+            )
+        if (end := said.get("eos_token_id", text.vocab - 1)) not in (
+            2,
+            text.vocab - 1,
+        ):  # 2: what old files say, and do not mean
+            raise ValueError(
+                f"eos_token_id = {end}, where the end of a text must be the highest id, {text.vocab - 1}"
+            )
+        own = (text.vocab, text.length) != (CLIP_L.vocab, CLIP_L.length) and (
+            folder / "tokenizer.json"
+        ).is_file()
         clip = CLIP(config, read_tokenizer(folder, text.length) if own else None)
     state = {}
     for file in weight_files(folder):
         state.update(load_tensors(file)[0])
-    load_state(clip, {_ours(k): v for k, v in state.items() if not k.endswith("position_ids")}, folder)
+    load_state(
+        clip, {_ours(k): v for k, v in state.items() if not k.endswith("position_ids")}, folder
+    )
     clip.meta = {}
     return clip
 
 
 def _ours(name):
     """transformers' name of a weight -> ours."""
-    for theirs, ours in ((r"^(?=text_model\.|text_projection\.)", "text."), (r"^vision_model\.", "vision."),
-                         (r"^visual_projection\.", "projection."), (r"^logit_scale$", "log_scale")):
+    for theirs, ours in (
+        (r"^(?=text_model\.|text_projection\.)", "text."),
+        (r"^vision_model\.", "vision."),
+        (r"^visual_projection\.", "projection."),
+        (r"^logit_scale$", "log_scale"),
+    ):
         name = re.sub(theirs, ours, name)
     return name

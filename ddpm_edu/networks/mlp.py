@@ -1,4 +1,5 @@
 """The smallest useful denoiser: a multilayer perceptron for points in the plane."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,11 +26,15 @@ class MLP(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         if x_t.ndim != 2 or x_t.shape[1] != self.dim or t.shape != (len(x_t),):
-            raise ShapeError(f"x_t has shape {tuple(x_t.shape)} and t {tuple(t.shape)}: this MLP takes (B, {self.dim}) and (B,)")
+            raise ShapeError(
+                f"x_t has shape {tuple(x_t.shape)} and t {tuple(t.shape)}: this MLP takes (B, {self.dim}) and (B,)"
+            )
         emb = self.time(timestep_embedding(t, self.hidden).to(x_t.dtype))
         if self.vector is not None:
             if cond.vector is None or cond.vector.shape != (len(x_t), self.n_vector):
-                raise ShapeError(f"cond.vector must have shape ({len(x_t)}, {self.n_vector}), zeros for no condition")
+                raise ShapeError(
+                    f"cond.vector must have shape ({len(x_t)}, {self.n_vector}), zeros for no condition"
+                )
             emb = emb + self.vector(cond.vector)
         h = self.first(x_t)
         for layer in self.middle:

@@ -3,6 +3,7 @@
 CLIP (Radford et al. 2021) trains a transformer on captions; Stable Diffusion reads its hidden states. The transformer
 is the one of the `transformers` package, built from our config; the tokenizer's merges ship with the course.
 """
+
 import functools
 import gzip
 import html
@@ -32,6 +33,7 @@ class TextConfig:
     vector after its projection (0: none).  pad: what fills a prompt up to `length`, the end token again ("eot") or
     id 0 ("!").  vocab: number of token ids; the highest one ends a prompt.
     """
+
     width: int = 768
     layers: int = 12
     heads: int = 12
@@ -46,24 +48,33 @@ class TextConfig:
         for name in ("width", "layers", "heads", "hidden", "projection", "vocab", "length"):
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < (name != "projection"):
-                raise OptionError(f"{name} = {size!r} in {self}: sizes are whole numbers of at least 1 (projection: 0 for none)")
+                raise OptionError(
+                    f"{name} = {size!r} in {self}: sizes are whole numbers of at least 1 (projection: 0 for none)"
+                )
         if self.width % self.heads:
-            raise OptionError(f"width = {self.width} is not a multiple of heads = {self.heads}: change one of them")
+            raise OptionError(
+                f"width = {self.width} is not a multiple of heads = {self.heads}: change one of them"
+            )
         for name, known in (("act", ("quick_gelu", "gelu")), ("pad", ("eot", "!"))):
             if getattr(self, name) not in known:
-                raise OptionError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(known)}")
+                raise OptionError(
+                    f"{name} = {getattr(self, name)!r}: choose one of {', '.join(known)}"
+                )
 
 
-CLIP_L = TextConfig()                                                                       # SD 1, and SDXL's first
-OPEN_CLIP_H = TextConfig(1024, 23, 16, 4096, "gelu", pad="!")                               # SD 2 leaves out layer 24 of 24
-OPEN_CLIP_G = TextConfig(1280, 32, 20, 5120, "gelu", projection=1280, pad="!")              # SDXL's second, the refiner's only
+CLIP_L = TextConfig()  # SD 1, and SDXL's first
+OPEN_CLIP_H = TextConfig(1024, 23, 16, 4096, "gelu", pad="!")  # SD 2 leaves out layer 24 of 24
+OPEN_CLIP_G = TextConfig(
+    1280, 32, 20, 5120, "gelu", projection=1280, pad="!"
+)  # SDXL's second, the refiner's only
 
 
 class Hidden(NamedTuple):
     """What a text encoder knows of a prompt: every token twice, and the whole in one vector."""
-    last: Tensor         # (B, L, width) after all layers and the final norm
+
+    last: Tensor  # (B, L, width) after all layers and the final norm
     penultimate: Tensor  # (B, L, width) before the last layer, not normed
-    pooled: Tensor       # (B, projection or width): `last` at the first end token, projected if there is a projection
+    pooled: Tensor  # (B, projection or width): `last` at the first end token, projected if there is a projection
 
 
 class TextEncoder(nn.Module):
@@ -75,26 +86,52 @@ class TextEncoder(nn.Module):
         try:
             from transformers import CLIPTextConfig, CLIPTextModel
         except ImportError as e:
-            raise OptionError(f"text encoders need the package transformers, which is not installed: {INSTALL}") from e
-        clip = CLIPTextModel(CLIPTextConfig(
-            vocab_size=c.vocab, hidden_size=c.width, intermediate_size=c.hidden, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, max_position_embeddings=c.length, hidden_act=c.act,
-            bos_token_id=None, pad_token_id=None, eos_token_id=c.vocab - 1))
+            raise OptionError(
+                f"text encoders need the package transformers, which is not installed: {INSTALL}"
+            ) from e
+        clip = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=c.vocab,
+                hidden_size=c.width,
+                intermediate_size=c.hidden,
+                num_hidden_layers=c.layers,
+                num_attention_heads=c.heads,
+                max_position_embeddings=c.length,
+                hidden_act=c.act,
+                bos_token_id=None,
+                pad_token_id=None,
+                eos_token_id=c.vocab - 1,
+            )
+        )
         self.text_model = getattr(clip, "text_model", clip)  # transformers 5.6 took one shell off
-        self.text_model.embeddings.register_buffer("position_ids", None)  # not a weight: it would stay behind on the meta device
-        self.text_projection = nn.Linear(c.width, c.projection, bias=False) if c.projection else None
+        self.text_model.embeddings.register_buffer(
+            "position_ids", None
+        )  # not a weight: it would stay behind on the meta device
+        self.text_projection = (
+            nn.Linear(c.width, c.projection, bias=False) if c.projection else None
+        )
 
     def forward(self, ids: Tensor) -> Hidden:
         if ids.ndim != 2 or ids.shape[1] > self.config.length or ids.dtype != torch.long:
-            raise ShapeError(f"ids have shape {tuple(ids.shape)} and type {ids.dtype}: this encoder takes (B, {self.config.length}) long")
+            raise ShapeError(
+                f"ids have shape {tuple(ids.shape)} and type {ids.dtype}: this encoder takes (B, {self.config.length}) long"
+            )
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         out = self.text_model(ids, position_ids=positions, output_hidden_states=True)
-        pooled = out.last_hidden_state[torch.arange(len(ids), device=ids.device), ids.argmax(1)]  # the first of equal ones
-        return Hidden(out.last_hidden_state, out.hidden_states[-2], self.text_projection(pooled) if self.config.projection else pooled)
+        pooled = out.last_hidden_state[
+            torch.arange(len(ids), device=ids.device), ids.argmax(1)
+        ]  # the first of equal ones
+        return Hidden(
+            out.last_hidden_state,
+            out.hidden_states[-2],
+            self.text_projection(pooled) if self.config.projection else pooled,
+        )
 
     def unused(self, names) -> set[str]:
         """Names in a file that this encoder can do without: SD 2's last layer, and a projection where the config has none."""
-        surplus = [f"text_model.encoder.layers.{self.config.layers}."] + ["text_projection."] * (not self.config.projection)
+        surplus = [f"text_model.encoder.layers.{self.config.layers}."] + ["text_projection."] * (
+            not self.config.projection
+        )
         return {name for name in names if name.startswith(tuple(surplus))}
 
 
@@ -111,7 +148,9 @@ class Text(nn.Module):
         if layer not in ("last", "penultimate"):
             raise OptionError(f"layer = {layer!r}: choose last or penultimate")
         if not encoders or not all(isinstance(c, TextConfig) for c in encoders):
-            raise OptionError(f"encoders = {encoders!r}: pass a tuple of TextConfig, one for each encoder")
+            raise OptionError(
+                f"encoders = {encoders!r}: pass a tuple of TextConfig, one for each encoder"
+            )
         self.layer, self.tokenizer = layer, tokenizer or tokenize
         self.encoders = nn.ModuleList(TextEncoder(c) for c in encoders)
 
@@ -130,10 +169,13 @@ class Text(nn.Module):
         if self.layer == "last":
             return hidden.last
         raw = self.encoders[-1].config.projection
-        return hidden.penultimate if raw else encoder.text_model.final_layer_norm(hidden.penultimate)
+        return (
+            hidden.penultimate if raw else encoder.text_model.final_layer_norm(hidden.penultimate)
+        )
 
 
 # ---------------------------------------------------------------- the tokenizer
+
 
 class Tokenizer:
     """Text to ids by byte pair encoding (Sennrich et al. 2016): a start token, the words' pieces (see `clean`), an end token, padding.
@@ -142,12 +184,16 @@ class Tokenizer:
     id, by which encoders find it.  length: of every row of ids.
     """
 
-    def __init__(self, bpe, start: str = "<|startoftext|>", end: str = "<|endoftext|>", length: int = 77):
+    def __init__(
+        self, bpe, start: str = "<|startoftext|>", end: str = "<|endoftext|>", length: int = 77
+    ):
         self.bpe, self.length = _load_bpe(bpe), length
         self.start, self.end = (self.bpe.token_to_id(token) for token in (start, end))
         self.special = {start: self.start, end: self.end}
         if None in self.special.values() or self.end != self.bpe.get_vocab_size() - 1:
-            raise OptionError(f"this tokenizer must know {start!r} and {end!r}, and {end!r} must have its highest id: add them last")
+            raise OptionError(
+                f"this tokenizer must know {start!r} and {end!r}, and {end!r} must have its highest id: add them last"
+            )
 
     def __call__(self, prompts: list[str], pad: str = "eot") -> Tensor:
         """Prompts to ids (B, length) long. What does not fit is left out with a warning that quotes it.
@@ -163,16 +209,25 @@ class Tokenizer:
             ids, places = self._pieces(text, special=pad == "eot")
             room = self.length - 2
             if len(ids) > room:
-                left_out = text[text.rfind(" ", 0, places[room] + 1) + 1:]  # a word cut in two is quoted whole
+                left_out = text[
+                    text.rfind(" ", 0, places[room] + 1) + 1 :
+                ]  # a word cut in two is quoted whole
                 left_out = left_out if len(left_out) <= 300 else left_out[:300] + " ..."
-                warnings.warn(f"the prompt is {len(ids)} tokens long and only {room} fit; left out: {left_out!r}", stacklevel=3)
+                warnings.warn(
+                    f"the prompt is {len(ids)} tokens long and only {room} fit; left out: {left_out!r}",
+                    stacklevel=3,
+                )
             rows.append([self.start, *ids[:room], self.end] + [fill] * (room - len(ids)))
         return torch.tensor(rows)
 
     def _pieces(self, text, special):
         """Ids of a cleaned text, and where in it each begins."""
         ids, places, at = [], [], 0
-        for part in re.split("(" + "|".join(map(re.escape, self.special)) + ")", text) if special else [text]:
+        for part in (
+            re.split("(" + "|".join(map(re.escape, self.special)) + ")", text)
+            if special
+            else [text]
+        ):
             if special and part in self.special:
                 ids.append(self.special[part])
                 places.append(at)
@@ -193,17 +248,21 @@ def checked_prompts(prompts) -> list[str]:
     """A list of prompts, from a list or one string. Raises OptionError naming what is no text."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(prompts, (list, tuple)):
-        raise OptionError(f"prompts = {prompts!r:.80}: pass a list of strings, [\"\"] for no words")
+        raise OptionError(f'prompts = {prompts!r:.80}: pass a list of strings, [""] for no words')
     if not 0 < len(prompts) <= MOST_PROMPTS:
         raise OptionError(f"{len(prompts)} prompts: pass 1 to {MOST_PROMPTS} at a time")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise OptionError(f"prompt {i} is {prompt!r:.80}, a {type(prompt).__name__}: pass a string, \"\" for no words")
+            raise OptionError(
+                f'prompt {i} is {prompt!r:.80}, a {type(prompt).__name__}: pass a string, "" for no words'
+            )
     return list(prompts)
 
 
 STRAIGHT = str.maketrans(dict.fromkeys("ʼ‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))
-SPLIT = re.compile("[ĲĳŉǄ-ǌǱ-ǳﬀ-ﬄﬆ\u3000\uff01-\uffee]")  # Latin ligatures; wide and half-wide forms
+SPLIT = re.compile(
+    "[ĲĳŉǄ-ǌǱ-ǳﬀ-ﬄﬆ\u3000\uff01-\uffee]"
+)  # Latin ligatures; wide and half-wide forms
 CONTROL = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
 
 
@@ -217,8 +276,12 @@ def clean(text: str) -> str:
         text = html.unescape(html.unescape(text))
     except ValueError:  # an entity of thousands of digits
         pass
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone half of an emoji
-    text = SPLIT.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text).translate(STRAIGHT)
+    text = text.encode("utf-16", "surrogatepass").decode(
+        "utf-16", "replace"
+    )  # a lone half of an emoji
+    text = SPLIT.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text).translate(
+        STRAIGHT
+    )
     text = unicodedata.normalize("NFC", CONTROL.sub("", text))
     return " ".join(text.split()).lower()
 
@@ -233,17 +296,31 @@ def clip_tokenizer() -> Tokenizer:
         if len(merges) != 48894 or any(len(pair) != 2 for pair in merges):
             raise ValueError(f"{len(merges)} merges")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; it ships with the course: `git checkout -- data/tokenizer`") from None
+        raise DataError(
+            f"{path}: no such file; it ships with the course: `git checkout -- data/tokenizer`"
+        ) from None
     except (OSError, EOFError, ValueError) as e:
-        raise DataError(f"{path}: damaged ({e!r}); get it again: `git checkout -- data/tokenizer`") from e
+        raise DataError(
+            f"{path}: damaged ({e!r}); get it again: `git checkout -- data/tokenizer`"
+        ) from e
     return Tokenizer(_clip_bpe(clip_vocab(merges), merges))
 
 
 def clip_vocab(merges) -> dict[str, int]:
     """{token: id}: 256 bytes, the same at a word's end, one token a merge, start and end."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that are a visible Latin-1 character stand for themselves
+    shown = [
+        *range(33, 127),
+        *range(161, 173),
+        *range(174, 256),
+    ]  # bytes that are a visible Latin-1 character stand for themselves
     bytes_ = [chr(b) for b in shown] + [chr(256 + i) for i in range(256 - len(shown))]
-    tokens = [*bytes_, *(b + "</w>" for b in bytes_), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *bytes_,
+        *(b + "</w>" for b in bytes_),
+        *map("".join, merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     return {token: i for i, token in enumerate(tokens)}
 
 
@@ -251,9 +328,12 @@ def _clip_bpe(vocab, merges):
     t = _tokenizers()
     bpe = t.Tokenizer(t.models.BPE(vocab, merges, end_of_word_suffix="</w>"))
     words = t.Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")  # a digit is a word
-    bpe.pre_tokenizer = t.pre_tokenizers.Sequence([
-        t.pre_tokenizers.Split(words, "removed", invert=True),
-        t.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = t.pre_tokenizers.Sequence(
+        [
+            t.pre_tokenizers.Split(words, "removed", invert=True),
+            t.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     return bpe
 
 
@@ -262,14 +342,22 @@ def _load_bpe(bpe):
     if isinstance(bpe, t.Tokenizer):
         return bpe
     try:
-        return t.Tokenizer.from_str(bpe) if str(bpe).startswith("{") else t.Tokenizer.from_file(str(bpe))
+        return (
+            t.Tokenizer.from_str(bpe)
+            if str(bpe).startswith("{")
+            else t.Tokenizer.from_file(str(bpe))
+        )
     except Exception as e:  # the package raises nothing more specific
-        raise DataError(f"{str(bpe)[:200]}: not a file of the `tokenizers` package ({e}); write one with its save()") from e
+        raise DataError(
+            f"{str(bpe)[:200]}: not a file of the `tokenizers` package ({e}); write one with its save()"
+        ) from e
 
 
 def _tokenizers():
     try:
         import tokenizers
     except ImportError as e:
-        raise OptionError(f"prompts need the package tokenizers, which is not installed: {INSTALL}") from e
+        raise OptionError(
+            f"prompts need the package tokenizers, which is not installed: {INSTALL}"
+        ) from e
     return tokenizers

@@ -1,4 +1,5 @@
 """Words of one's own: a tokenizer trained on the captions of a small dataset, and which words of a prompt it never saw."""
+
 from collections import Counter, defaultdict
 
 from ..errors import OptionError
@@ -13,15 +14,21 @@ def train_tokenizer(captions: list[str], vocab: int = 1024, length: int = 16) ->
     """
     basic = list(clip_vocab([]))  # bytes, bytes at a word's end, start, end
     if isinstance(vocab, bool) or not isinstance(vocab, int) or vocab < len(basic):
-        raise OptionError(f"vocab = {vocab!r}: pass at least {len(basic)}, of which {len(basic)} are bytes, start and end")
+        raise OptionError(
+            f"vocab = {vocab!r}: pass at least {len(basic)}, of which {len(basic)} are bytes, start and end"
+        )
     if isinstance(length, bool) or not isinstance(length, int) or length < 3:
         raise OptionError(f"length = {length!r}: pass at least 3, for a start, a piece and an end")
     if isinstance(captions, str) or not (captions := list(captions)):
         raise OptionError(f"captions = {captions!r:.80}: pass a list of texts, at least one")
     split = _clip_bpe({}, []).pre_tokenizer
-    words = Counter(word for caption in captions for word, _ in split.pre_tokenize_str(clean(caption)))
+    words = Counter(
+        word for caption in captions for word, _ in split.pre_tokenize_str(clean(caption))
+    )
     merges = learn_merges(words, vocab - len(basic))
-    tokens = dict.fromkeys([*basic[:-2], *map("".join, merges), *basic[-2:]])  # two merges may spell the same
+    tokens = dict.fromkeys(
+        [*basic[:-2], *map("".join, merges), *basic[-2:]]
+    )  # two merges may spell the same
     return Tokenizer(_clip_bpe({token: i for i, token in enumerate(tokens)}, merges), length=length)
 
 
@@ -32,7 +39,11 @@ def learn_merges(words: Counter, most: int) -> list[tuple[str, str]]:
     so that the same captions always give the same ids (the trainer of the `tokenizers` package does not promise that).
     """
     spelt = [([*word[:-1], word[-1] + "</w>"], n) for word, n in words.items()]
-    count, where, merges = Counter(), defaultdict(set), []  # of each pair: how often, and in which words
+    count, where, merges = (
+        Counter(),
+        defaultdict(set),
+        [],
+    )  # of each pair: how often, and in which words
 
     def note(i, sign):
         symbols, n = spelt[i]
@@ -69,7 +80,12 @@ def split_words(text: str) -> list[str]:
     """The words of a text as CLIP cleans it: runs of letters, single digits, runs of other signs, single Chinese characters."""
     tokenizers = _tokenizers()
     words = tokenizers.Regex(r"\p{Han}|(?:(?!\p{Han})\p{L})+|\p{N}|[^\s\p{L}\p{N}]+")
-    return [word for word, _ in tokenizers.pre_tokenizers.Split(words, "removed", invert=True).pre_tokenize_str(clean(text))]
+    return [
+        word
+        for word, _ in tokenizers.pre_tokenizers.Split(
+            words, "removed", invert=True
+        ).pre_tokenize_str(clean(text))
+    ]
 
 
 def known_words(captions) -> frozenset[str]:
@@ -79,4 +95,6 @@ def known_words(captions) -> frozenset[str]:
 
 def unseen(prompt: str, words) -> list[str]:
     """The words of a prompt that are not in `words`, in their order, each once: those that a model trained on `words` never saw."""
-    return [word for word in dict.fromkeys(split_words(checked_prompts(prompt)[0])) if word not in words]
+    return [
+        word for word in dict.fromkeys(split_words(checked_prompts(prompt)[0])) if word not in words
+    ]

@@ -3,6 +3,7 @@
 Original topology and arithmetic of Rombach et al. 2022 (latent diffusion) and Podell et al. 2023 (SDXL).
 `down`, `mid` and `up` are flat lists of small lists of blocks; every output of `down` is a skip for `up`.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class UNetConfig:
     cond.context (0: self-attention only).  vector: width V of cond.vector (0: none).  blocks: ResBlocks a level.
     groups: of every GroupNorm.
     """
+
     in_channels: int = 4
     out_channels: int = 0
     channels: int = 320
@@ -38,31 +40,56 @@ class UNetConfig:
 
     def __post_init__(self):
         levels = len(self.mult)
-        for name, least in (("in_channels", 1), ("out_channels", 0), ("middle", 0), ("context", 0), ("vector", 0), ("blocks", 1)):
+        for name, least in (
+            ("in_channels", 1),
+            ("out_channels", 0),
+            ("middle", 0),
+            ("context", 0),
+            ("vector", 0),
+            ("blocks", 1),
+        ):
             size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= 2 ** 16:
-                raise OptionError(f"{name} = {size!r:.40} is not a whole number from {least} to {2 ** 16}")
-        if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= 2 ** 10 for n in self.depth):
-            raise OptionError(f"depth = {self.depth!r:.80}: whole numbers of at least 0, one a level")
+            if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= 2**16:
+                raise OptionError(
+                    f"{name} = {size!r:.40} is not a whole number from {least} to {2**16}"
+                )
+        if any(
+            isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= 2**10 for n in self.depth
+        ):
+            raise OptionError(
+                f"depth = {self.depth!r:.80}: whole numbers of at least 0, one a level"
+            )
         for size in (self.channels, self.groups, *self.mult, *self.heads):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise OptionError(f"{size!r} in {self}: channels, groups and every mult and heads are whole numbers of at least 1")
+                raise OptionError(
+                    f"{size!r} in {self}: channels, groups and every mult and heads are whole numbers of at least 1"
+                )
         for name in ("mult", "depth", "heads"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists come out of JSON
             if len(getattr(self, name)) != levels or levels == 0:
-                raise OptionError(f"{name} = {getattr(self, name)} needs one entry a level, as mult = {self.mult} has")
+                raise OptionError(
+                    f"{name} = {getattr(self, name)} needs one entry a level, as mult = {self.mult} has"
+                )
         for level, m in enumerate(self.mult):
             width = self.channels * m
             if width % self.groups:
-                raise OptionError(f"level {level} has {width} channels, not a multiple of groups = {self.groups}: change one of them")
+                raise OptionError(
+                    f"level {level} has {width} channels, not a multiple of groups = {self.groups}: change one of them"
+                )
             if width % self.heads[level]:
-                raise OptionError(f"level {level} has {width} channels, not a multiple of heads = {self.heads[level]}: change one of them")
+                raise OptionError(
+                    f"level {level} has {width} channels, not a multiple of heads = {self.heads[level]}: change one of them"
+                )
 
 
 SD15 = UNetConfig(context=768)
 SD21 = UNetConfig(heads=(5, 10, 20, 20), context=1024)  # the 768-pixel model predicts v
-SDXL_BASE = UNetConfig(mult=(1, 2, 4), depth=(0, 2, 10), middle=10, heads=(5, 10, 20), context=2048, vector=2816)
-SDXL_REFINER = UNetConfig(channels=384, depth=(0, 4, 4, 0), middle=4, heads=(6, 12, 24, 24), context=1280, vector=2560)
+SDXL_BASE = UNetConfig(
+    mult=(1, 2, 4), depth=(0, 2, 10), middle=10, heads=(5, 10, 20), context=2048, vector=2816
+)
+SDXL_REFINER = UNetConfig(
+    channels=384, depth=(0, 4, 4, 0), middle=4, heads=(6, 12, 24, 24), context=1280, vector=2560
+)
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -71,9 +98,13 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     As in Transformers (Vaswani et al. 2017, section 3.5), but all cosines first, as the original checkpoints expect.
     """
     half = dim // 2
-    w = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    w = torch.exp(
+        -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
     angle = t.float()[:, None] * w
-    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))  # an odd dim ends in a 0
+    return F.pad(
+        torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2)
+    )  # an odd dim ends in a 0
 
 
 class ResBlock(nn.Module):
@@ -107,8 +138,10 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None):
         context = x if context is None else context
-        q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2)             # (B, heads, N or L, d)
-                   for z in (self.q(x), self.k(context), self.v(context)))
+        q, k, v = (
+            z.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N or L, d)
+            for z in (self.q(x), self.k(context), self.v(context))
+        )
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -153,10 +186,10 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(dim, dim)
 
     def forward(self, x, emb, context):
-        h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))                # (B, H*W, C)
+        h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B, H*W, C)
         for block in self.blocks:
             h = block(h, context)
-        return x + self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])    # (B, C, H, W)
+        return x + self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
 
 
 class Downsample(nn.Module):
@@ -200,7 +233,9 @@ class UNet(nn.Module):
         def stage(c_in, c_out, level):
             blocks = [ResBlock(c_in, c_out, emb, c.groups)]
             if c.depth[level]:
-                blocks.append(SpatialTransformer(c_out, c.context, c.heads[level], c.depth[level], c.groups))
+                blocks.append(
+                    SpatialTransformer(c_out, c.context, c.heads[level], c.depth[level], c.groups)
+                )
             return nn.ModuleList(blocks)
 
         self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
@@ -255,15 +290,28 @@ class UNet(nn.Module):
     def _check(self, x_t, t, cond):
         c, b = self.config, len(x_t)
         if x_t.ndim != 4 or x_t.shape[1] != c.in_channels:
-            raise ShapeError(f"x_t has shape {tuple(x_t.shape)}: this UNet takes (B, {c.in_channels}, H, W)")
+            raise ShapeError(
+                f"x_t has shape {tuple(x_t.shape)}: this UNet takes (B, {c.in_channels}, H, W)"
+            )
         if t.shape != (b,):
             raise ShapeError(f"t has shape {tuple(t.shape)}: pass one time a picture, ({b},)")
         if c.vector and (cond.vector is None or cond.vector.shape != (b, c.vector)):
-            raise ShapeError(f"cond.vector has shape {_shape(cond.vector)}: this UNet takes ({b}, {c.vector}), zeros for no condition")
-        if c.context and (cond.context is None or cond.context.ndim != 3 or len(cond.context) != b or cond.context.shape[2] != c.context):
-            raise ShapeError(f"cond.context has shape {_shape(cond.context)}: this UNet takes ({b}, tokens, {c.context})")
+            raise ShapeError(
+                f"cond.vector has shape {_shape(cond.vector)}: this UNet takes ({b}, {c.vector}), zeros for no condition"
+            )
+        if c.context and (
+            cond.context is None
+            or cond.context.ndim != 3
+            or len(cond.context) != b
+            or cond.context.shape[2] != c.context
+        ):
+            raise ShapeError(
+                f"cond.context has shape {_shape(cond.context)}: this UNet takes ({b}, tokens, {c.context})"
+            )
         if not c.context and cond.context is not None:
-            raise ShapeError(f"cond.context has shape {_shape(cond.context)}, but this UNet reads no text (context = 0): pass none, or build it with context")
+            raise ShapeError(
+                f"cond.context has shape {_shape(cond.context)}, but this UNet reads no text (context = 0): pass none, or build it with context"
+            )
 
 
 class SpaceToDepth(nn.Module):
@@ -280,7 +328,9 @@ class SpaceToDepth(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         f = self.factor
         if x_t.ndim != 4 or x_t.shape[2] % f or x_t.shape[3] % f:
-            raise ShapeError(f"x_t has shape {tuple(x_t.shape)}: SpaceToDepth({f}) takes (B, C, H, W), H and W multiples of {f}")
+            raise ShapeError(
+                f"x_t has shape {tuple(x_t.shape)}: SpaceToDepth({f}) takes (B, C, H, W), H and W multiples of {f}"
+            )
         return F.pixel_shuffle(self.model(F.pixel_unshuffle(x_t, f), t, cond), f)
 
 
@@ -289,7 +339,9 @@ def _two_layers(width: int, emb: int) -> nn.Sequential:
 
 
 def _run(blocks, h, emb, context, size=None):
-    for block in blocks:  # an odd size halves and doubles to another one: the skip it must fit says which
+    for (
+        block
+    ) in blocks:  # an odd size halves and doubles to another one: the skip it must fit says which
         h = block(h, size) if isinstance(block, Upsample) else block(h, emb, context)
     return h
 

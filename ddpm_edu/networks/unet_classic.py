@@ -2,6 +2,7 @@
 
 Kept beside `unet.py` to compare. Same inputs and outputs, so the same loss and samplers run it.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +17,13 @@ class DoubleConv(nn.Module):
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.GroupNorm(1, c_out), nn.GELU(),
-                                    nn.Conv2d(c_out, c_out, 3, padding=1, bias=False), nn.GroupNorm(1, c_out))
+        self.layers = nn.Sequential(
+            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
+            nn.GroupNorm(1, c_out),
+            nn.GELU(),
+            nn.Conv2d(c_out, c_out, 3, padding=1, bias=False),
+            nn.GroupNorm(1, c_out),
+        )
 
     def forward(self, x):
         return self.layers(x)
@@ -30,14 +36,16 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
 
     def forward(self, x):
-        h = x.flatten(2).transpose(1, 2)                                         # (B, H*W, C)
+        h = x.flatten(2).transpose(1, 2)  # (B, H*W, C)
         n = self.norm(h)
         h = h + self.attention(n, n, n, need_weights=False)[0]
         h = h + self.mlp(h)
-        return h.transpose(1, 2).unflatten(2, x.shape[2:])                       # (B, C, H, W)
+        return h.transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
 
 
 class Level(nn.Module):
@@ -64,20 +72,30 @@ class ClassicUNet(nn.Module):
         self.in_channels, self.n_vector, self.emb = in_channels, vector, emb
         self.vector = nn.Linear(vector, emb) if vector else None
         self.first = DoubleConv(in_channels, c)
-        self.down = nn.ModuleList([Level(c, 2 * c, emb), Level(2 * c, 4 * c, emb), Level(4 * c, 4 * c, emb)])
+        self.down = nn.ModuleList(
+            [Level(c, 2 * c, emb), Level(2 * c, 4 * c, emb), Level(4 * c, 4 * c, emb)]
+        )
         self.middle = DoubleConv(4 * c, 4 * c)
-        self.up = nn.ModuleList([Level(8 * c, 2 * c, emb), Level(4 * c, c, emb), Level(2 * c, c, emb)])
+        self.up = nn.ModuleList(
+            [Level(8 * c, 2 * c, emb), Level(4 * c, c, emb), Level(2 * c, c, emb)]
+        )
         self.last = nn.Conv2d(c, in_channels, 1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or min(x_t.shape[2:]) < 8:
-            raise ShapeError(f"x_t has shape {tuple(x_t.shape)}: this UNet takes (B, {self.in_channels}, H, W), H and W at least 8")
+            raise ShapeError(
+                f"x_t has shape {tuple(x_t.shape)}: this UNet takes (B, {self.in_channels}, H, W), H and W at least 8"
+            )
         if t.shape != (len(x_t),):
-            raise ShapeError(f"t has shape {tuple(t.shape)}: pass one time a picture, ({len(x_t)},)")
+            raise ShapeError(
+                f"t has shape {tuple(t.shape)}: pass one time a picture, ({len(x_t)},)"
+            )
         emb = timestep_embedding(t, self.emb).to(x_t.dtype)
         if self.vector is not None:
             if cond.vector is None or cond.vector.shape != (len(x_t), self.n_vector):
-                raise ShapeError(f"cond.vector must have shape ({len(x_t)}, {self.n_vector}), zeros for no condition")
+                raise ShapeError(
+                    f"cond.vector must have shape ({len(x_t)}, {self.n_vector}), zeros for no condition"
+                )
             emb = emb + self.vector(cond.vector)
         h = self.first(x_t)
         skips = []

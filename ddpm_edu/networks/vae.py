@@ -3,6 +3,7 @@
 Original arithmetic of Rombach et al. 2022 (section 3.1 and appendix G): a convolutional encoder that halves the
 size at every level but the last, one attention in the middle, and a decoder that mirrors it.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ class VAEConfig:
     scale: what z is multiplied by to have a standard deviation near 1, as diffusion wants it: it belongs to the
     weights, and SDXL's differs from SD's.
     """
+
     in_channels: int = 3
     channels: int = 128
     mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -33,16 +35,33 @@ class VAEConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "mult", tuple(self.mult))  # lists come out of JSON
-        for size in (self.in_channels, self.channels, *self.mult, self.blocks, self.latent, self.groups):
+        for size in (
+            self.in_channels,
+            self.channels,
+            *self.mult,
+            self.blocks,
+            self.latent,
+            self.groups,
+        ):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise OptionError(f"{size!r} in {self}: every size and every mult is a whole number of at least 1")
+                raise OptionError(
+                    f"{size!r} in {self}: every size and every mult is a whole number of at least 1"
+                )
         if not self.mult:
             raise OptionError("mult = () needs at least one level, for example (1, 2, 4, 4)")
         for level, m in enumerate(self.mult):
             if self.channels * m % self.groups:
-                raise OptionError(f"level {level} has {self.channels * m} channels, not a multiple of groups = {self.groups}: change one of them")
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not 0 < self.scale < math.inf:
-            raise OptionError(f"scale = {self.scale!r} must be a positive number, 1 / (standard deviation of z); SD has 0.18215, SDXL 0.13025")
+                raise OptionError(
+                    f"level {level} has {self.channels * m} channels, not a multiple of groups = {self.groups}: change one of them"
+                )
+        if (
+            isinstance(self.scale, bool)
+            or not isinstance(self.scale, (int, float))
+            or not 0 < self.scale < math.inf
+        ):
+            raise OptionError(
+                f"scale = {self.scale!r} must be a positive number, 1 / (standard deviation of z); SD has 0.18215, SDXL 0.13025"
+            )
 
 
 SD_VAE = VAEConfig(scale=0.18215)
@@ -74,8 +93,8 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, x):
-        h = self.norm(x).flatten(2).transpose(1, 2)                              # (B, H*W, C)
-        q, k, v = (z.unsqueeze(1) for z in (self.q(h), self.k(h), self.v(h)))    # (B, 1, H*W, C)
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (B, H*W, C)
+        q, k, v = (z.unsqueeze(1) for z in (self.q(h), self.k(h), self.v(h)))  # (B, 1, H*W, C)
         h = self.out(F.scaled_dot_product_attention(q, k, v).squeeze(1))
         return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -107,7 +126,9 @@ def _level(c_in, c_out, blocks, groups):
 
 
 def _middle(dim, groups):
-    return nn.Sequential(ResBlock(dim, dim, groups), Attention(dim, groups), ResBlock(dim, dim, groups))
+    return nn.Sequential(
+        ResBlock(dim, dim, groups), Attention(dim, groups), ResBlock(dim, dim, groups)
+    )
 
 
 class Encoder(nn.Module):
@@ -178,7 +199,9 @@ class VAE(nn.Module):
         """x -> (mean, logvar) of q(z | x), both (B, latent, H/factor, W/factor); logvar clamped to [-30, 20]."""
         c, f = self.config.in_channels, self.factor
         if x.ndim != 4 or x.shape[1] != c or 0 in x.shape or x.shape[2] % f or x.shape[3] % f:
-            raise ShapeError(f"x has shape {tuple(x.shape)}: this VAE encodes (B, {c}, H, W), H and W multiples of {f}; resize, crop or pad the picture")
+            raise ShapeError(
+                f"x has shape {tuple(x.shape)}: this VAE encodes (B, {c}, H, W), H and W multiples of {f}; resize, crop or pad the picture"
+            )
         mean, logvar = self.quant(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
@@ -210,8 +233,10 @@ def kl(mean: Tensor, logvar: Tensor) -> Tensor:
     Kingma and Welling 2013, appendix B. Raises ShapeError if the two shapes differ.
     """
     if mean.shape != logvar.shape or mean.ndim < 1:
-        raise ShapeError(f"mean has shape {tuple(mean.shape)} and logvar {tuple(logvar.shape)}: they must be the same (B, ...)")
-    return 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+        raise ShapeError(
+            f"mean has shape {tuple(mean.shape)} and logvar {tuple(logvar.shape)}: they must be the same (B, ...)"
+        )
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
 
 def decode_tiled(vae: VAE, z: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
@@ -224,27 +249,43 @@ def decode_tiled(vae: VAE, z: Tensor, tile: int = 64, overlap: int = 16) -> Tens
     """
     for name, size in (("tile", tile), ("overlap", overlap)):
         if isinstance(size, bool) or not isinstance(size, int):
-            raise OptionError(f"{name} = {size!r} must be a whole number of latent pixels, {vae.factor} pixels each")
+            raise OptionError(
+                f"{name} = {size!r} must be a whole number of latent pixels, {vae.factor} pixels each"
+            )
     if not 0 <= overlap < tile:
         raise OptionError(f"tile = {tile} and overlap = {overlap}: needed is 0 <= overlap < tile")
     if z.ndim != 4 or 0 in z.shape:
-        raise ShapeError(f"z has shape {tuple(z.shape)}: this VAE decodes (B, {vae.config.latent}, h, w)")
+        raise ShapeError(
+            f"z has shape {tuple(z.shape)}: this VAE decodes (B, {vae.config.latent}, h, w)"
+        )
     f, (h, w) = vae.factor, z.shape[2:]
-    x = torch.zeros(len(z), vae.config.in_channels, f * h, f * w, device=z.device, dtype=torch.promote_types(z.dtype, torch.float32))
+    x = torch.zeros(
+        len(z),
+        vae.config.in_channels,
+        f * h,
+        f * w,
+        device=z.device,
+        dtype=torch.promote_types(z.dtype, torch.float32),
+    )
     for top, weight_y in _tiles(h, tile, overlap, f, x):
         for left, weight_x in _tiles(w, tile, overlap, f, x):
-            part = vae.from_latent(z[:, :, top:top + tile, left:left + tile])
-            x[:, :, f * top:f * top + part.shape[2], f * left:f * left + part.shape[3]] += part * weight_y[:, None] * weight_x
+            part = vae.from_latent(z[:, :, top : top + tile, left : left + tile])
+            x[:, :, f * top : f * top + part.shape[2], f * left : f * left + part.shape[3]] += (
+                part * weight_y[:, None] * weight_x
+            )
     return x.to(z.dtype)
 
 
 def _tiles(size, tile, overlap, f, like):
     """[(start, weight of each of its f * tile pixels)] along one side; at every pixel the weights add up to 1."""
     tile = min(tile, size)
-    starts = [*range(0, size - tile, max(tile - overlap, 1)), size - tile]  # the last one ends flush
+    starts = [
+        *range(0, size - tile, max(tile - overlap, 1)),
+        size - tile,
+    ]  # the last one ends flush
     away = torch.arange(f * tile, device=like.device, dtype=like.dtype) + 0.5
     ramp = (torch.minimum(away, f * tile - away) / max(f * overlap, 0.5)).clamp(max=1)
     total = torch.zeros(f * size, device=like.device, dtype=like.dtype)
     for start in starts:
-        total[f * start:f * (start + tile)] += ramp
-    return [(start, ramp / total[f * start:f * (start + tile)]) for start in starts]
+        total[f * start : f * (start + tile)] += ramp
+    return [(start, ramp / total[f * start : f * (start + tile)]) for start in starts]

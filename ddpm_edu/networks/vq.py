@@ -1,16 +1,17 @@
 """Vector quantization: latents as words of a learned codebook, the other way to keep them in order (DALL-E's and VQGAN's)."""
+
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import whole
-from ..errors import OptionError, ShapeError
+from ..errors import OptionError, ShapeError, whole
 
 
 class Quantized(NamedTuple):
     """What VectorQuantizer makes of z: the codes in its place, their numbers (B, h, w), and two scalar losses."""
+
     z: Tensor
     indices: Tensor
     codebook: Tensor
@@ -30,26 +31,37 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, codes: int, dim: int, beta: float = 0.25, patience: int = 20):
         super().__init__()
-        whole("codes", codes, 1, 2 ** 20, "the size of the codebook")
-        whole("dim", dim, 1, 2 ** 20, "the channels of z")
-        whole("patience", patience, 1, 2 ** 31, "batches after which an unused code starts anew")
+        whole("codes", codes, 1, 2**20, "the size of the codebook")
+        whole("dim", dim, 1, 2**20, "the channels of z")
+        whole("patience", patience, 1, 2**31, "batches after which an unused code starts anew")
         self.beta, self.patience, self.codes = beta, patience, nn.Parameter(torch.randn(codes, dim))
-        self.register_buffer("idle", torch.full((codes,), patience))  # batches since each code was last used
+        self.register_buffer(
+            "idle", torch.full((codes,), patience)
+        )  # batches since each code was last used
 
     def forward(self, z: Tensor, generator=None) -> Quantized:
         if z.ndim != 4 or z.shape[1] != self.codes.shape[1]:
-            raise ShapeError(f"z has shape {tuple(z.shape)}: this codebook takes (B, {self.codes.shape[1]}, h, w)")
+            raise ShapeError(
+                f"z has shape {tuple(z.shape)}: this codebook takes (B, {self.codes.shape[1]}, h, w)"
+            )
         with torch.no_grad():
-            rows = z.movedim(1, -1).flatten(0, 2)                                     # (B*h*w, dim)
+            rows = z.movedim(1, -1).flatten(0, 2)  # (B*h*w, dim)
             revive = self.training and generator is not None
             if revive:
                 self._revive(rows, generator)
-            distance = self.codes.square().sum(1) - 2 * rows @ self.codes.T           # |z - e|^2 without |z|^2
+            distance = (
+                self.codes.square().sum(1) - 2 * rows @ self.codes.T
+            )  # |z - e|^2 without |z|^2
             indices = distance.argmin(1).view(len(z), *z.shape[2:])
             if revive:
                 self.idle.add_(1)[indices.unique()] = 0
         e = self.lookup(indices)
-        return Quantized(z + (e - z).detach(), indices, F.mse_loss(e, z.detach()), self.beta * F.mse_loss(z, e.detach()))
+        return Quantized(
+            z + (e - z).detach(),
+            indices,
+            F.mse_loss(e, z.detach()),
+            self.beta * F.mse_loss(z, e.detach()),
+        )
 
     def _revive(self, rows, generator):
         dead = (self.idle >= self.patience).nonzero().flatten()
@@ -60,9 +72,13 @@ class VectorQuantizer(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """The codes of these numbers: (B, h, w) -> (B, dim, h, w)."""
         if indices.ndim != 3 or indices.is_floating_point():
-            raise ShapeError(f"indices are {tuple(indices.shape)} of {indices.dtype}: needed are whole numbers (B, h, w)")
+            raise ShapeError(
+                f"indices are {tuple(indices.shape)} of {indices.dtype}: needed are whole numbers (B, h, w)"
+            )
         if indices.numel() and not (0 <= indices.min() and indices.max() < len(self.codes)):
-            raise OptionError(f"indices run from {indices.min()} to {indices.max()}: this codebook has codes 0 to {len(self.codes) - 1}")
+            raise OptionError(
+                f"indices run from {indices.min()} to {indices.max()}: this codebook has codes 0 to {len(self.codes) - 1}"
+            )
         return F.embedding(indices, self.codes).movedim(-1, 1)
 
     def perplexity(self, indices: Tensor) -> float:

@@ -1,9 +1,10 @@
 """Where each word looks: the cross-attention of a UNet's own forward passes, recorded (Hertz et al. 2022; Tang et al. 2022, DAAM).
 
-    with recording(unet) as maps:
-        ...                                        # any number of forward passes, such as a whole sampling
-    heat = word_maps(maps, (64, 64))               # (L, 64, 64): how much each token was looked at from each place
+with recording(unet) as maps:
+    ...                                        # any number of forward passes, such as a whole sampling
+heat = word_maps(maps, (64, 64))               # (L, 64, 64): how much each token was looked at from each place
 """
+
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,15 +19,19 @@ from ..networks.unet import Attention, SpatialTransformer
 
 class AttentionMap(NamedTuple):
     """One cross-attention in one forward pass."""
-    layer: str              # its name in the UNet
-    size: tuple[int, int]   # (h, w) of its grid; its pixels are numbered row by row
-    weights: Tensor         # (B, N = h w, L), mean over the heads; the L of a pixel sum to 1
+
+    layer: str  # its name in the UNet
+    size: tuple[int, int]  # (h, w) of its grid; its pixels are numbered row by row
+    weights: Tensor  # (B, N = h w, L), mean over the heads; the L of a pixel sum to 1
 
 
 @torch.no_grad()
 def attention_weights(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) of each head: x (B, N, C), context (B, L, D) -> (B, heads, N, L), float32."""
-    q, k = (z.float().unflatten(-1, (attention.heads, -1)).transpose(1, 2) for z in (attention.q(x), attention.k(context)))
+    q, k = (
+        z.float().unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for z in (attention.q(x), attention.k(context))
+    )
     return (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1)
 
 
@@ -44,16 +49,28 @@ def recording(unet: nn.Module):
 
     def note_map(layer, transformer):
         def hook(attention, args):
-            maps.append(AttentionMap(layer, sizes[transformer], attention_weights(attention, *args).mean(1).cpu()))
+            maps.append(
+                AttentionMap(
+                    layer, sizes[transformer], attention_weights(attention, *args).mean(1).cpu()
+                )
+            )
+
         return hook
 
     for name, module in unet.named_modules():
         if isinstance(module, SpatialTransformer):
-            blocks = [(i, block.attn2) for i, block in enumerate(module.blocks) if hasattr(block, "attn2")]
+            blocks = [
+                (i, block.attn2) for i, block in enumerate(module.blocks) if hasattr(block, "attn2")
+            ]
             handles += [module.register_forward_pre_hook(note_size) for _ in blocks[:1]]
-            handles += [attn.register_forward_pre_hook(note_map(f"{name}.blocks.{i}.attn2", module)) for i, attn in blocks]
+            handles += [
+                attn.register_forward_pre_hook(note_map(f"{name}.blocks.{i}.attn2", module))
+                for i, attn in blocks
+            ]
     if not handles:
-        raise OptionError(f"this {type(unet).__name__} has no cross-attention to record: pass a UNet that reads text (context above 0)")
+        raise OptionError(
+            f"this {type(unet).__name__} has no cross-attention to record: pass a UNet that reads text (context above 0)"
+        )
     try:
         yield maps
     finally:
@@ -71,15 +88,19 @@ def word_maps(maps: list[AttentionMap], size, row: int = 0) -> Tensor:
     if not maps:
         raise OptionError("there are no maps: run the UNet inside `with recording(unet) as maps`")
     if not all(0 <= row < len(m.weights) for m in maps):
-        raise OptionError(f"row = {row}: the batches have {min(len(m.weights) for m in maps)} rows, the first is 0")
+        raise OptionError(
+            f"row = {row}: the batches have {min(len(m.weights) for m in maps)} rows, the first is 0"
+        )
     total = 0
     for m in maps:
-        grid = m.weights[row].T.unflatten(1, m.size)                                   # (L, h, w)
+        grid = m.weights[row].T.unflatten(1, m.size)  # (L, h, w)
         total = total + F.interpolate(grid[None], size, mode="bilinear", antialias=True)[0]
     return total / len(maps)
 
 
-def token_words(prompt: str, tokenizer: Tokenizer | None = None, pad: str = "eot") -> list[tuple[str, list[int]]]:
+def token_words(
+    prompt: str, tokenizer: Tokenizer | None = None, pad: str = "eot"
+) -> list[tuple[str, list[int]]]:
     """[(word, its places among the L tokens)], in order: first the start token's, last the end token's and the padding's.
 
     tokenizer: None for CLIP's own.  pad: as in `Tokenizer.__call__`. What does not fit is left out.
@@ -90,7 +111,12 @@ def token_words(prompt: str, tokenizer: Tokenizer | None = None, pad: str = "eot
     pieces = list(map(tokenizer.bpe.id_to_token, ids))
     words = []
     for i, begin in enumerate(begins):
-        fresh = not i or pieces[i - 1].endswith("</w>") or ids[i - 1] in tokenizer.special.values() or (begin > begins[i - 1] and text[begin - 1].isspace())
+        fresh = (
+            not i
+            or pieces[i - 1].endswith("</w>")
+            or ids[i - 1] in tokenizer.special.values()
+            or (begin > begins[i - 1] and text[begin - 1].isspace())
+        )
         words += [(begin, [])] if fresh else []
         words[-1][1].append(i + 1)
     starts = [begin for begin, _ in words] + [len(text)]

@@ -1,4 +1,5 @@
 """When a run cannot go on: memory that ends, and steps that are no numbers any more. Each becomes one plain error."""
+
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -10,13 +11,18 @@ from ..files.load import StableDiffusion, memory_needed
 
 WAYS_OUT = "choose a smaller size, fewer pictures at a time, bfloat16 instead of float32, or decode with tiled=True"
 
-PLENTY = 16 * 1024  # bytes a pixel, several times what drawing with SDXL takes: no need then for an estimate, which takes seconds
+PLENTY = (
+    16 * 1024
+)  # bytes a pixel, several times what drawing with SDXL takes: no need then for an estimate, which takes seconds
 
 
 def make_room(sd: StableDiffusion, size: tuple[int, int], pictures: int, guidance: bool) -> None:
     """On a GPU that is short of memory, move the text encoders to the CPU, where they then work; warn if that is too little."""
     weight = next(sd.unet.parameters())
-    if weight.device.type != "cuda" or free_memory(weight.device) > PLENTY * pictures * size[0] * size[1]:
+    if (
+        weight.device.type != "cuda"
+        or free_memory(weight.device) > PLENTY * pictures * size[0] * size[1]
+    ):
         return
     held = sum(p.numel() * p.element_size() for p in sd.parameters())
     needed = memory_needed(sd.config, weight.dtype, size, pictures, guidance) - held
@@ -24,12 +30,19 @@ def make_room(sd: StableDiffusion, size: tuple[int, int], pictures: int, guidanc
         sd.text.to("cpu")
         torch.cuda.empty_cache()
     if needed > (free := free_memory(weight.device)):
-        warnings.warn(f"about {needed / 2**30:.1f} GiB will be needed and {free / 2**30:.1f} GiB are free: {WAYS_OUT}", stacklevel=4)
+        warnings.warn(
+            f"about {needed / 2**30:.1f} GiB will be needed and {free / 2**30:.1f} GiB are free: {WAYS_OUT}",
+            stacklevel=4,
+        )
 
 
 def free_memory(device) -> int:
     """Bytes that can still be allocated on a GPU, those included that torch keeps but does not use."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (
+        torch.cuda.mem_get_info(device)[0]
+        + torch.cuda.memory_reserved(device)
+        - torch.cuda.memory_allocated(device)
+    )
 
 
 def within_memory(call: Callable):
@@ -41,7 +54,9 @@ def within_memory(call: Callable):
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in said:
             raise
     torch.cuda.empty_cache()  # outside of `except`: the error itself holds on to the tensors of its frames
-    raise ResourceError(f"out of memory ({said}): {WAYS_OUT}. The models are still loaded and can be used")
+    raise ResourceError(
+        f"out of memory ({said}): {WAYS_OUT}. The models are still loaded and can be used"
+    )
 
 
 def watched(steps: Iterator[Step], total: int) -> Iterator[Step]:
@@ -59,7 +74,10 @@ def watched(steps: Iterator[Step], total: int) -> Iterator[Step]:
 
 def _finite(x):
     """(answer, event): whether x is finite, once the event has come; a GPU works on meanwhile."""
-    answer, event = x.isfinite().all().to("cpu", non_blocking=True), torch.cuda.Event() if x.is_cuda else None
+    answer, event = (
+        x.isfinite().all().to("cpu", non_blocking=True),
+        torch.cuda.Event() if x.is_cuda else None,
+    )
     if event:
         event.record()
     return answer, event
@@ -69,5 +87,7 @@ def _require(where, answer, event):
     if event:
         event.synchronize()
     if not answer:
-        raise SamplingError(f"NaN or infinity came up in {where}: float16 overflows easily, use bfloat16 or float32; "
-                            "in float32 the weights are broken or guidance is far too large")
+        raise SamplingError(
+            f"NaN or infinity came up in {where}: float16 overflows easily, use bfloat16 or float32; "
+            "in float32 the weights are broken or guidance is far too large"
+        )

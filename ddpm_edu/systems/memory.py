@@ -3,6 +3,7 @@
 Tensors on the meta device have shapes and no numbers, so a pass over them costs next to nothing; it allocates what
 the real one would, in the same order, and somebody only has to count.
 """
+
 import weakref
 
 import torch
@@ -32,7 +33,9 @@ def widest_moment(sd, size, batch: int) -> int:
     """
     h, w = (side // sd.vae.factor for side in size)
     c, like = sd.config.unet, next(sd.unet.parameters())
-    cond = Cond(like.new_empty(batch, 77, c.context), like.new_empty(batch, c.vector) if c.vector else None)
+    cond = Cond(
+        like.new_empty(batch, 77, c.context), like.new_empty(batch, c.vector) if c.vector else None
+    )
     x_t, t = like.new_empty(batch, c.in_channels, h, w), like.new_empty(batch)
     z = next(sd.vae.parameters()).new_empty(1, sd.config.vae.latent, h, w)
     return max(peak_bytes(lambda: sd.unet(x_t, t, cond)), peak_bytes(lambda: sd.vae.decode(z)))
@@ -47,12 +50,18 @@ class _Count(TorchDispatchMode):
         self.seen = weakref.WeakSet()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {
+            id(t.untyped_storage())
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
             if isinstance(t, torch.Tensor) and t.is_meta:
                 storage = t.untyped_storage()
-                if id(storage) not in given and storage not in self.seen:  # a view shares its source's storage
+                if (
+                    id(storage) not in given and storage not in self.seen
+                ):  # a view shares its source's storage
                     self.seen.add(storage)
                     self._add(storage.nbytes())
                     weakref.finalize(storage, self._add, -storage.nbytes()).atexit = False

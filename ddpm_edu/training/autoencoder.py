@@ -6,6 +6,7 @@
 Stable Diffusion's recipe (Rombach et al. 2022, section 3.1) is that of VQGAN (Esser et al. 2021), with a KL term or a
 codebook to keep the latents in order.
 """
+
 import copy
 import math
 from collections.abc import Callable
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..diffusion import randn_like
-from ..errors import whole
-from ..errors import DataError, OptionError, ShapeError
+from ..errors import DataError, OptionError, ShapeError, whole
 from ..metrics.frechet import Judge, load_judge
 from ..networks.vae import VAE, kl
 from ..networks.vq import VectorQuantizer
 
-Features = Callable[[Tensor], list[Tensor]]  # pictures (B, C, H, W) in [-1, 1] -> feature maps, each (B, C_i, H_i, W_i)
+Features = Callable[
+    [Tensor], list[Tensor]
+]  # pictures (B, C, H, W) in [-1, 1] -> feature maps, each (B, C_i, H_i, W_i)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class LossWeights:
     adversarial: of the critic's verdict on the reconstruction.  codebook: of both losses of `VectorQuantizer`.
     Raises OptionError for a weight that is negative or no number, and if all of them are 0.
     """
+
     mse: float = 1.0
     l1: float = 0.0
     perceptual: float = 0.0
@@ -47,13 +50,22 @@ class LossWeights:
     def __post_init__(self):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise OptionError(f"LossWeights.{name} = {value!r} must be a finite number of at least 0; 0 switches the loss off")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 <= value < math.inf
+            ):
+                raise OptionError(
+                    f"LossWeights.{name} = {value!r} must be a finite number of at least 0; 0 switches the loss off"
+                )
         if not any(values.values()):
-            raise OptionError(f"every weight in {self} is 0: there is nothing to train for, give at least one a number")
+            raise OptionError(
+                f"every weight in {self} is 0: there is nothing to train for, give at least one a number"
+            )
 
 
 # ---------------------------------------------------------------- what is trained
+
 
 class Autoencoder(nn.Module):
     """A VAE with the helpers that only its training needs: a critic, or a codebook in place of the noise.
@@ -72,14 +84,24 @@ class Autoencoder(nn.Module):
     neither trained nor saved nor averaged. Raises OptionError where weights ask for a part that is missing.
     """
 
-    def __init__(self, vae: VAE, weights: LossWeights | None = None, features: Features | None = None, codes: int = 0):
+    def __init__(
+        self,
+        vae: VAE,
+        weights: LossWeights | None = None,
+        features: Features | None = None,
+        codes: int = 0,
+    ):
         super().__init__()
         weights = weights or LossWeights()
-        whole("codes", codes, 0, 2 ** 20, "the size of the codebook, 0 for none")
+        whole("codes", codes, 0, 2**20, "the size of the codebook, 0 for none")
         if weights.perceptual and features is None:
-            raise OptionError(f"perceptual = {weights.perceptual:g} needs features: pass features=judge_features(), or switch it off")
+            raise OptionError(
+                f"perceptual = {weights.perceptual:g} needs features: pass features=judge_features(), or switch it off"
+            )
         if bool(weights.codebook) != bool(codes):
-            raise OptionError(f"codes = {codes} and codebook = {weights.codebook:g}: give both, for example 256 and 1.0, or leave both 0")
+            raise OptionError(
+                f"codes = {codes} and codebook = {weights.codebook:g}: give both, for example 256 and 1.0, or leave both 0"
+            )
         self.vae, self.weights = vae, weights
         self.critic = PatchDiscriminator(vae.config.in_channels) if weights.adversarial else None
         self.codebook = VectorQuantizer(codes, vae.config.latent) if codes else None
@@ -107,7 +129,9 @@ class Autoencoder(nn.Module):
         if w.adversarial:
             frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
             found["adversarial"] = -functional_call(self.critic, frozen, (y,)).mean()
-            found["critic"] = F.relu(1 - self.critic(x)).mean() + F.relu(1 + self.critic(y.detach())).mean()
+            found["critic"] = (
+                F.relu(1 - self.critic(x)).mean() + F.relu(1 + self.critic(y.detach())).mean()
+            )
         return found
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -127,6 +151,7 @@ def objective(model: nn.Module, batch: tuple, generator=None) -> Tensor:
 
 # ---------------------------------------------------------------- its parts
 
+
 class PatchDiscriminator(nn.Module):
     """Real or not, patch by patch (Isola et al. 2017): (B, channels, H, W) -> logits (B, 1, H/8, W/8), sizes rounded down.
 
@@ -138,7 +163,9 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         whole("width", width, 1, 4096, "channels after the first convolution")
         if width % groups:
-            raise OptionError(f"width = {width} is not a multiple of groups = {groups}: change one of them")
+            raise OptionError(
+                f"width = {width} is not a multiple of groups = {groups}: change one of them"
+            )
         self.channels = channels
         self.conv_in = nn.Conv2d(channels, width, 4, stride=2, padding=1)
         self.conv1 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
@@ -149,7 +176,9 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 8:
-            raise ShapeError(f"x has shape {tuple(x.shape)}: this critic takes (B, {self.channels}, H, W), H and W at least 8")
+            raise ShapeError(
+                f"x has shape {tuple(x.shape)}: this critic takes (B, {self.channels}, H, W), H and W at least 8"
+            )
         h = F.leaky_relu(self.conv_in(x), 0.2)
         h = F.leaky_relu(self.norm1(self.conv1(h)), 0.2)
         h = F.leaky_relu(self.norm2(self.conv2(h)), 0.2)
@@ -158,17 +187,25 @@ class PatchDiscriminator(nn.Module):
 
 # ---------------------------------------------------------------- pictures compared by features
 
+
 def perceptual(features: Features, x: Tensor, y: Tensor) -> Tensor:
     """Mean over feature maps and their pixels of |f(x) - f(y)|^2, each pixel's f scaled to length 1: a scalar, 0 to 4.
 
     LPIPS (Zhang et al. 2018, eq. 1) without its learned weights. Gradients go to y only.
     """
     if x.shape != y.shape:
-        raise ShapeError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: they must be the same")
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: they must be the same"
+        )
     with torch.no_grad():
         real = features(x)
     pairs = zip(real, features(y), strict=True)
-    return torch.stack([(F.normalize(a, eps=1e-6) - F.normalize(b, eps=1e-6)).square().sum(1).mean() for a, b in pairs]).mean()
+    return torch.stack(
+        [
+            (F.normalize(a, eps=1e-6) - F.normalize(b, eps=1e-6)).square().sum(1).mean()
+            for a, b in pairs
+        ]
+    ).mean()
 
 
 def judge_features(judge: Judge | None = None) -> Features:
@@ -183,6 +220,7 @@ def judge_features(judge: Judge | None = None) -> Features:
         for block in judge.blocks:
             maps.append(block(F.max_pool2d(maps[-1], 2)))
         return maps
+
     return features
 
 
@@ -201,15 +239,23 @@ def vgg_features(path=None) -> Features:
         raise DataError(f"there are no weights of VGG16 at {path}: {instead}")
     net, width = nn.Sequential(), 3
     for size in VGG16:
-        net.extend([nn.MaxPool2d(2)] if size == "pool" else [nn.Conv2d(width, size, 3, padding=1), nn.ReLU()])
+        net.extend(
+            [nn.MaxPool2d(2)]
+            if size == "pool"
+            else [nn.Conv2d(width, size, 3, padding=1), nn.ReLU()]
+        )
         width = width if size == "pool" else size
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         net.load_state_dict({name: state[f"features.{name}"].float() for name in net.state_dict()})
     except Exception as e:  # whatever a damaged file makes of torch.load
-        raise DataError(f"{path} does not hold torchvision's VGG16 ({type(e).__name__}): remove it, then {instead}") from e
+        raise DataError(
+            f"{path} does not hold torchvision's VGG16 ({type(e).__name__}): remove it, then {instead}"
+        ) from e
     net.eval().requires_grad_(False)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet's, of [0, 1]
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )  # ImageNet's, of [0, 1]
 
     def features(x: Tensor) -> list[Tensor]:
         _check_pictures(x, 3, 8)
@@ -220,15 +266,19 @@ def vgg_features(path=None) -> Features:
                 maps.append(h)  # the last ReLU before each pooling
             h = layer(h)
         return [*maps, h]
+
     return features
 
 
 def _check_pictures(x, channels, least):
     if x.ndim != 4 or x.shape[1] != channels or min(x.shape[2:]) < least:
-        raise ShapeError(f"pictures have shape {tuple(x.shape)}: these features take (B, {channels}, H, W), H and W at least {least}")
+        raise ShapeError(
+            f"pictures have shape {tuple(x.shape)}: these features take (B, {channels}, H, W), H and W at least {least}"
+        )
 
 
 # ---------------------------------------------------------------- the scale of the latents
+
 
 @torch.no_grad()
 def measure_scale(vae: VAE, dataset, n: int = 1024, batch_size: int = 64) -> float:
@@ -236,14 +286,25 @@ def measure_scale(vae: VAE, dataset, n: int = 1024, batch_size: int = 64) -> flo
 
     Rombach et al. 2022, appendix G. dataset[indices] -> (x_0, ...). DataError if it is empty, or the latents are constant.
     """
-    whole("n", n, 1, 10 ** 9, "the pictures to measure over")
+    whole("n", n, 1, 10**9, "the pictures to measure over")
     if len(dataset) == 0:
         raise DataError("the dataset is empty: the scale is measured over at least one picture")
     index = torch.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().long()
     device = next(vae.parameters()).device
-    std = torch.cat([vae.encode(dataset[part][0].to(device))[0].flatten().float().cpu() for part in index.split(batch_size)]).std().item()
+    std = (
+        torch.cat(
+            [
+                vae.encode(dataset[part][0].to(device))[0].flatten().float().cpu()
+                for part in index.split(batch_size)
+            ]
+        )
+        .std()
+        .item()
+    )
     if not 1e-8 < std < math.inf:
-        raise DataError(f"the latents have standard deviation {std:g}: this VAE tells no pictures apart, train it first")
+        raise DataError(
+            f"the latents have standard deviation {std:g}: this VAE tells no pictures apart, train it first"
+        )
     return 1 / std
 
 

@@ -1,4 +1,5 @@
 """The averaged copy of a model that samples better than the model itself."""
+
 import copy
 
 import torch

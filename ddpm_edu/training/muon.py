@@ -4,12 +4,17 @@ A gradient step in a weight matrix is usually dominated by a few directions; Muo
 (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Vectors, codebooks, and the first and last layer, take AdamW steps
 (Kingma & Ba 2014, Loshchilov & Hutter 2017). PyTorch's own torch.optim.Muon takes plain matrices only, no convolutions.
 """
+
 from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
 
-OUTSIDE = ("conv_in", "conv_out", "codes")  # in the names of weights that AdamW takes: a codebook is a list of vectors, no map
+OUTSIDE = (
+    "conv_in",
+    "conv_out",
+    "codes",
+)  # in the names of weights that AdamW takes: a codebook is a list of vectors, no map
 
 
 class Muon(torch.optim.Optimizer):
@@ -20,13 +25,27 @@ class Muon(torch.optim.Optimizer):
     matrix (O, I h w).
     """
 
-    def __init__(self, model: nn.Module, lr: float, momentum: float = 0.95, betas=(0.9, 0.99), weight_decay: float = 0.0):
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        momentum: float = 0.95,
+        betas=(0.9, 0.99),
+        weight_decay: float = 0.0,
+    ):
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        inner = [p for name, p in trained if p.ndim >= 2 and not any(part in name for part in OUTSIDE)]
+        inner = [
+            p for name, p in trained if p.ndim >= 2 and not any(part in name for part in OUTSIDE)
+        ]
         ids = {id(p) for p in inner}
-        groups = [{"params": inner, "matrix": True}, {"params": [p for _, p in trained if id(p) not in ids], "matrix": False}]
-        super().__init__([g for g in groups if g["params"]],
-                         {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay})
+        groups = [
+            {"params": inner, "matrix": True},
+            {"params": [p for _, p in trained if id(p) not in ids], "matrix": False},
+        ]
+        super().__init__(
+            [g for g in groups if g["params"]],
+            {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay},
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -47,7 +66,9 @@ class Muon(torch.optim.Optimizer):
         for i, g in enumerate(ahead):
             sizes[len(g), g.numel() // len(g)].append(i)
         for (rows, columns), same in sizes.items():
-            steps = orthogonal(torch.stack([ahead[i].reshape(rows, columns) for i in same])) * (0.2 * max(rows, columns) ** 0.5)
+            steps = orthogonal(torch.stack([ahead[i].reshape(rows, columns) for i in same])) * (
+                0.2 * max(rows, columns) ** 0.5
+            )
             change |= {i: step.reshape(params[i].shape) for i, step in zip(same, steps)}
         return [change[i] for i in range(len(params))]
 
@@ -57,9 +78,9 @@ class Muon(torch.optim.Optimizer):
         mean, square = ([self._kept(p, name) for p in params] for name in ("mean", "square"))
         torch._foreach_lerp_(mean, grads, 1 - b1)
         torch._foreach_lerp_(square, torch._foreach_mul(grads, grads), 1 - b2)
-        scale = torch._foreach_sqrt(torch._foreach_div(square, [1 - b2 ** k for k in n]))
+        scale = torch._foreach_sqrt(torch._foreach_div(square, [1 - b2**k for k in n]))
         torch._foreach_add_(scale, 1e-8)
-        return torch._foreach_div(torch._foreach_div(mean, [1 - b1 ** k for k in n]), scale)
+        return torch._foreach_div(torch._foreach_div(mean, [1 - b1**k for k in n]), scale)
 
     def _kept(self, p, name, shape=None):
         """A tensor that is kept from step to step, zeros at first."""

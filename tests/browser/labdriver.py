@@ -13,8 +13,20 @@ from pathlib import Path
 
 import nbformat
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--force-color-profile=srgb", "--disable-background-networking", "--no-first-run"]
+CHROMIUM = (
+    os.environ.get("CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--force-color-profile=srgb",
+    "--disable-background-networking",
+    "--no-first-run",
+]
 SETTINGS = {  # no news pop-up; every cell in the page, not only the visible ones
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -38,18 +50,43 @@ def jupyterlab(folder: Path):
         file.write_text(json.dumps(value))
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environment = dict(os.environ, JUPYTER_CONFIG_DIR=str(config), JUPYTERLAB_SETTINGS_DIR=str(config / "settings"), IPYTHONDIR=str(folder / "ipython"),
-                       JUPYTERLAB_WORKSPACES_DIR=str(config / "workspaces"), JUPYTER_RUNTIME_DIR=str(folder / "runtime"))
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-               "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}", "--IdentityProvider.token=", "--ServerApp.password=",
-               "--ServerApp.disable_check_xsrf=True", "--expose-app-in-browser", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    environment = dict(
+        os.environ,
+        JUPYTER_CONFIG_DIR=str(config),
+        JUPYTERLAB_SETTINGS_DIR=str(config / "settings"),
+        IPYTHONDIR=str(folder / "ipython"),
+        JUPYTERLAB_WORKSPACES_DIR=str(config / "workspaces"),
+        JUPYTER_RUNTIME_DIR=str(folder / "runtime"),
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={root}",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--ServerApp.disable_check_xsrf=True",
+        "--expose-app-in-browser",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     with open(folder / "lab.log", "w") as log:
-        server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
         try:
             wait_until_up(server, url, folder / "lab.log")
             yield url
             for kernel in json.load(urllib.request.urlopen(url + "/api/kernels", timeout=10)):
-                urllib.request.urlopen(urllib.request.Request(f"{url}/api/kernels/{kernel['id']}", method="DELETE"), timeout=20)
+                urllib.request.urlopen(
+                    urllib.request.Request(f"{url}/api/kernels/{kernel['id']}", method="DELETE"),
+                    timeout=20,
+                )
         finally:
             server.terminate()
             server.wait(20)
@@ -64,7 +101,9 @@ def wait_until_up(server, url: str, log: Path, seconds: float = 60) -> None:
             urllib.request.urlopen(url + "/api/status", timeout=1)
             return
         time.sleep(0.1)
-    raise RuntimeError(f"JupyterLab did not answer within {seconds:g} s:\n{log.read_text()[-3000:]}")
+    raise RuntimeError(
+        f"JupyterLab did not answer within {seconds:g} s:\n{log.read_text()[-3000:]}"
+    )
 
 
 @contextlib.contextmanager
@@ -100,17 +139,26 @@ def new_page(browser, **options):
 
 def write_notebook(path: Path, *cells: str) -> Path:
     """A notebook of code cells, not executed."""
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata={
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+            metadata={
+                "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+            },
+        ),
+        path,
+    )
     return path
 
 
 def open_and_run(page, url: str, name: str, seconds: float = 120) -> None:
     """Open a notebook in JupyterLab and run all cells; AssertionError with the message of every cell that failed."""
     page.goto(f"{url}/lab/tree/{name}?reset")
-    page.wait_for_function("""() => { const panel = window.jupyterapp?.shell.currentWidget;
+    page.wait_for_function(
+        """() => { const panel = window.jupyterapp?.shell.currentWidget;
         return panel?.context?.isReady && panel.sessionContext?.isReady && panel.sessionContext.session?.kernel?.status === 'idle'; }""",
-                           timeout=seconds * 1000)
+        timeout=seconds * 1000,
+    )
     page.set_default_timeout(seconds * 1000)
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function("""() => { const panel = window.jupyterapp.shell.currentWidget;
@@ -144,9 +192,12 @@ def after(root, action, seconds: float = 30):
     count, alert = drawn(root), root.locator(".ddpm-error")
     failed_before = alert.is_visible()
     action()
-    root.page.wait_for_function("""([root, count, failedBefore]) => !root.hasAttribute('aria-busy')
+    root.page.wait_for_function(
+        """([root, count, failedBefore]) => !root.hasAttribute('aria-busy')
         && (+root.dataset.drawn > count || !failedBefore && !root.querySelector('.ddpm-error').hidden)""",
-                                arg=[root.element_handle(), count, failed_before], timeout=seconds * 1000)
+        arg=[root.element_handle(), count, failed_before],
+        timeout=seconds * 1000,
+    )
     assert failed_before or not alert.is_visible(), f"the widget reports: {alert.inner_text()}"
     return picture(root)
 
@@ -175,7 +226,10 @@ def film_rate(root, seconds: float = 2) -> float:
     """Press play and count the frames shown in a second."""
     root.locator(".ddpm-play").click()
     root.page.wait_for_timeout(200)
-    rate = root.page.evaluate("""([root, seconds]) => new Promise(done => { const first = +root.dataset.drawn, start = performance.now();
-        setTimeout(() => done((+root.dataset.drawn - first) * 1000 / (performance.now() - start)), seconds * 1000); })""", [root.element_handle(), seconds])
+    rate = root.page.evaluate(
+        """([root, seconds]) => new Promise(done => { const first = +root.dataset.drawn, start = performance.now();
+        setTimeout(() => done((+root.dataset.drawn - first) * 1000 / (performance.now() - start)), seconds * 1000); })""",
+        [root.element_handle(), seconds],
+    )
     root.locator(".ddpm-play").click()
     return rate

@@ -86,4 +86,15 @@ ax.plot(x)
 plot.figure(fig, alt="A rising line", caption="It rises.")
 """
 
-ALL = [SETUP, SLIDER_PICTURE, SLIDER_REDRAW, SLIDER_IMAGE, FILM, FILM_RGB, DRAG_POINT, BROKEN, TEXT, STILL]
+ALL = [
+    SETUP,
+    SLIDER_PICTURE,
+    SLIDER_REDRAW,
+    SLIDER_IMAGE,
+    FILM,
+    FILM_RGB,
+    DRAG_POINT,
+    BROKEN,
+    TEXT,
+    STILL,
+]

@@ -20,7 +20,9 @@ def test_every_widget_of_the_notebook_moves(notebook, lab, page):
     url, root = lab
     shutil.copy(notebook, root)
     open_and_run(page, url, notebook.name, seconds=600)
-    assert page.locator(FOREIGN).count() == 0, "a plain ipywidgets control: use the widgets of ddpm_edu.show.widgets"
+    assert page.locator(FOREIGN).count() == 0, (
+        "a plain ipywidgets control: use the widgets of ddpm_edu.show.widgets"
+    )
     widgets = page.locator(".ddpm-widget")
     widgets.first.wait_for()  # every notebook has something to move
     kinds = []
@@ -29,7 +31,9 @@ def test_every_widget_of_the_notebook_moves(notebook, lab, page):
         root.scroll_into_view_if_needed()
         kinds.append(root.get_attribute("data-kind"))
         MOVES[kinds[-1]](page, root, f"{notebook.name}, widget {i + 1} ({kinds[-1]})")
-        assert root.get_by_role("alert").count() == 0, f"{notebook.name}, widget {i + 1}: {root.get_by_role('alert').inner_text()}"
+        assert root.get_by_role("alert").count() == 0, (
+            f"{notebook.name}, widget {i + 1}: {root.get_by_role('alert').inner_text()}"
+        )
         assert len(root.locator("figcaption").inner_text()) > 10
     print(f"{notebook.name}: moved {', '.join(kinds)}")
 
@@ -40,31 +44,50 @@ def move_panel(page, root, where: str) -> None:
         shown, at = picture(root), menu.evaluate("menu => menu.selectedIndex")
         for k in range(menu.locator("option").count()):
             if k != at:
-                assert after(root, lambda: menu.select_option(index=k)) != shown, f"{where}: option {k} of the menu changes nothing"
+                assert after(root, lambda: menu.select_option(index=k)) != shown, (
+                    f"{where}: option {k} of the menu changes nothing"
+                )
         after(root, lambda: menu.select_option(index=at))
     for field in root.locator("input[type=text]").all():
         shown, at = picture(root), field.input_value()
         other = field.get_attribute("placeholder") or f"{at} !"  # the author's second text
         field.fill(other)
-        assert after(root, lambda: field.press("Enter"), 120) != shown, f"{where}: the text {field.get_attribute('data-name')} changes nothing when it becomes {other!r}"
+        assert after(root, lambda: field.press("Enter"), 120) != shown, (
+            f"{where}: the text {field.get_attribute('data-name')} changes nothing when it becomes {other!r}"
+        )
         field.fill(at)
         after(root, lambda: field.press("Enter"), 120)
     for switch in root.locator("input[type=checkbox]").all():
         shown = picture(root)
-        assert after(root, switch.click) != shown, f"{where}: the switch {switch.get_attribute('data-name')} changes nothing"
+        assert after(root, switch.click) != shown, (
+            f"{where}: the switch {switch.get_attribute('data-name')} changes nothing"
+        )
         after(root, switch.click)
     for slider in root.locator("input[type=range]").all():
         name, at = slider.get_attribute("data-name"), slider.input_value()
         shown = picture(root)
         slider.focus()
-        ends = [after(root, lambda: page.keyboard.press(key)) for key in (("End", "Home") if at != slider.get_attribute("max") else ("Home", "End"))]
-        assert len({shown, *ends}) > 1 and ends[0] != ends[1], f"{where}: the slider {name} changes nothing by keyboard"
+        ends = [
+            after(root, lambda: page.keyboard.press(key))
+            for key in (("End", "Home") if at != slider.get_attribute("max") else ("Home", "End"))
+        ]
+        assert len({shown, *ends}) > 1 and ends[0] != ends[1], (
+            f"{where}: the slider {name} changes nothing by keyboard"
+        )
         box = slider.bounding_box()
         page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
-        clicked = after(root, lambda: page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + box["height"] / 2))
+        clicked = after(
+            root,
+            lambda: page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + box["height"] / 2),
+        )
         assert clicked != ends[1], f"{where}: the slider {name} changes nothing by mouse"
         if slider.input_value() != at:
-            after(root, lambda: slider.evaluate("(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", at))
+            after(
+                root,
+                lambda: slider.evaluate(
+                    "(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", at
+                ),
+            )
 
 
 def move_film(page, root, where: str) -> None:
@@ -87,16 +110,25 @@ def move_film(page, root, where: str) -> None:
 
 
 def move_drag_point(page, root, where: str) -> None:
-    lines = lambda: root.locator(".ddpm-path").evaluate_all("nodes => nodes.map(n => n.getAttribute('d'))")
+    lines = lambda: root.locator(".ddpm-path").evaluate_all(
+        "nodes => nodes.map(n => n.getAttribute('d'))"
+    )
     dot, plane = root.locator(".ddpm-dot"), root.locator(".ddpm-plane")
     before, shown = lines(), picture(root)
     assert before, f"{where}: no path to see"
     dot.focus()
-    assert after(root, lambda: page.keyboard.press("Shift+ArrowLeft")) != shown and lines() != before, f"{where}: the arrow keys change no path"
+    assert (
+        after(root, lambda: page.keyboard.press("Shift+ArrowLeft")) != shown and lines() != before
+    ), f"{where}: the arrow keys change no path"
     before, at, box = lines(), dot.bounding_box(), plane.bounding_box()
     page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
     page.mouse.down()
-    after(root, lambda: page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"], steps=5))
+    after(
+        root,
+        lambda: page.mouse.move(
+            box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"], steps=5
+        ),
+    )
     page.mouse.up()
     assert lines() != before, f"{where}: dragging changes no path"
     for name in root.locator("input[type=checkbox]").all():
@@ -106,4 +138,9 @@ def move_drag_point(page, root, where: str) -> None:
         assert len(lines()) == len(before)
 
 
-MOVES = {"slider-picture": move_panel, "slider-image": move_panel, "film": move_film, "drag-point": move_drag_point}
+MOVES = {
+    "slider-picture": move_panel,
+    "slider-image": move_panel,
+    "film": move_film,
+    "drag-point": move_drag_point,
+}

@@ -7,7 +7,16 @@ import statistics
 import numpy as np
 import pytest
 import samples
-from labdriver import after, drawn, film_rate, latencies, new_page, open_and_run, picture, write_notebook
+from labdriver import (
+    after,
+    drawn,
+    film_rate,
+    latencies,
+    new_page,
+    open_and_run,
+    picture,
+    write_notebook,
+)
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -33,7 +42,9 @@ def widget(page, kind: str, nth: int = 0):
 
 def test_lab_shows_the_live_widget_instead_of_its_still_picture(opened):
     assert opened.locator(".ddpm-widget").count() == 8
-    assert opened.locator('.jp-OutputArea-output img[src^="data:"]').count() == 1  # only the plain figure
+    assert (
+        opened.locator('.jp-OutputArea-output img[src^="data:"]').count() == 1
+    )  # only the plain figure
 
 
 def test_a_still_figure_keeps_its_alt_text_and_caption(opened):
@@ -42,7 +53,10 @@ def test_a_still_figure_keeps_its_alt_text_and_caption(opened):
     assert figure.inner_text().strip() == "It rises."
 
 
-@pytest.mark.parametrize("kind, nth, name", [("slider-picture", 0, "t"), ("slider-picture", 1, "sigma"), ("slider-image", 0, "t")])
+@pytest.mark.parametrize(
+    "kind, nth, name",
+    [("slider-picture", 0, "t"), ("slider-picture", 1, "sigma"), ("slider-image", 0, "t")],
+)
 def test_a_slider_by_keyboard_and_by_mouse(opened, kind, nth, name):
     root = widget(opened, kind, nth)
     slider = root.locator(f'input[type=range][data-name="{name}"]')
@@ -50,18 +64,31 @@ def test_a_slider_by_keyboard_and_by_mouse(opened, kind, nth, name):
     slider.focus()
     for key in "PageUp", "ArrowRight", "End", "Home":
         seen.append(after(root, lambda: opened.keyboard.press(key)))
-        assert root.evaluate("root => root.contains(document.activeElement)"), f"{key} took the focus away"
+        assert root.evaluate("root => root.contains(document.activeElement)"), (
+            f"{key} took the focus away"
+        )
     box = slider.bounding_box()
     opened.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
     opened.mouse.down()
-    seen.append(after(root, lambda: opened.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + box["height"] / 2, steps=4)))
+    seen.append(
+        after(
+            root,
+            lambda: opened.mouse.move(
+                box["x"] + 0.7 * box["width"], box["y"] + box["height"] / 2, steps=4
+            ),
+        )
+    )
     opened.mouse.up()
     assert len(set(seen)) == len(seen), "two positions of the slider show the same picture"
 
 
 def test_menu_and_switch_redraw_too(opened):
     root = widget(opened, "slider-picture")
-    seen = [picture(root), after(root, lambda: root.locator("select").select_option("straight")), after(root, lambda: root.locator("[type=checkbox]").click())]
+    seen = [
+        picture(root),
+        after(root, lambda: root.locator("select").select_option("straight")),
+        after(root, lambda: root.locator("[type=checkbox]").click()),
+    ]
     assert len(set(seen)) == 3
     assert "straight" in root.locator("figcaption").inner_text()
 
@@ -76,7 +103,11 @@ def test_alt_text_and_names_follow_the_slider(opened):
     image = widget(opened, "slider-image")
     assert image.get_by_role("img").get_attribute("aria-label").startswith("Forty squares at t = ")
     for root in opened.locator(".ddpm-widget").all():
-        assert all(root.locator("[role=img], img, svg.ddpm-plane").evaluate_all("nodes => nodes.map(n => (n.alt || n.getAttribute('aria-label') || '').length > 5)"))
+        assert all(
+            root.locator("[role=img], img, svg.ddpm-plane").evaluate_all(
+                "nodes => nodes.map(n => (n.alt || n.getAttribute('aria-label') || '').length > 5)"
+            )
+        )
 
 
 def test_focus_can_be_seen(opened):
@@ -90,29 +121,41 @@ def test_events_that_pile_up_end_with_the_last_one(opened):
     root = widget(opened, "slider-picture", 1)
     moves = 40
     count = drawn(root)
-    root.evaluate("""(root, moves) => { const input = root.querySelector('input');
-        for (let i = 0; i <= moves; i++) { input.value = i; input.dispatchEvent(new Event('input')); } }""", moves)
+    root.evaluate(
+        """(root, moves) => { const input = root.querySelector('input');
+        for (let i = 0; i <= moves; i++) { input.value = i; input.dispatchEvent(new Event('input')); } }""",
+        moves,
+    )
     opened.wait_for_timeout(1500)
     shown = root.locator("output").inner_text()
     assert root.locator("img").get_attribute("alt") == f"Curves at sigma = {shown}"
     assert drawn(root) - count < moves / 2, "old positions were drawn although newer ones waited"
 
 
-@pytest.mark.parametrize("kind, nth, name", [("slider-picture", 0, "t"), ("slider-picture", 1, "sigma"), ("slider-image", 0, "t")])
+@pytest.mark.parametrize(
+    "kind, nth, name",
+    [("slider-picture", 0, "t"), ("slider-picture", 1, "sigma"), ("slider-image", 0, "t")],
+)
 def test_slider_to_picture_is_quick(opened, kind, nth, name):
     root = widget(opened, kind, nth)
     latencies(root, name, 3)
     busy = max(1.0, os.getloadavg()[0] / os.cpu_count())  # others may be using this machine too
     median = statistics.median(latencies(root, name, 20))
-    print(f"{kind} {nth}: median {median:.0f} ms from slider to picture, {busy:.1f} processes a core")
-    assert median <= 250 * busy  # a guard; the goal, 100 ms on a quiet machine, is measured by benchmarks/widget_latency.py
+    print(
+        f"{kind} {nth}: median {median:.0f} ms from slider to picture, {busy:.1f} processes a core"
+    )
+    assert (
+        median <= 250 * busy
+    )  # a guard; the goal, 100 ms on a quiet machine, is measured by benchmarks/widget_latency.py
 
 
 def test_an_error_while_drawing_is_shown_and_goes_away(opened):
     root = widget(opened, "slider-image", 1)
     root.locator("input").focus()
     opened.keyboard.press("End")
-    root.get_by_role("alert").filter(has_text="RuntimeError: t is too large for this picture").wait_for()
+    root.get_by_role("alert").filter(
+        has_text="RuntimeError: t is too large for this picture"
+    ).wait_for()
     after(root, lambda: opened.keyboard.press("Home"))
     assert root.get_by_role("alert").count() == 0
 
@@ -120,7 +163,10 @@ def test_an_error_while_drawing_is_shown_and_goes_away(opened):
 def test_a_text_is_drawn_on_enter_and_on_leaving(opened):
     root = widget(opened, "slider-image", 2)
     field = root.get_by_role("textbox", name="what to draw")  # found by its label
-    assert (field.get_attribute("maxlength"), field.get_attribute("placeholder")) == ("300", "a green two")
+    assert (field.get_attribute("maxlength"), field.get_attribute("placeholder")) == (
+        "300",
+        "a green two",
+    )
     seen, count = [picture(root)], drawn(root)
     field.fill("")
     field.press_sequentially("a dozen j's")  # letters that are shortcuts of JupyterLab
@@ -128,7 +174,9 @@ def test_a_text_is_drawn_on_enter_and_on_leaving(opened):
     assert drawn(root) == count and field.input_value() == "a dozen j's", "drawn before Enter"
     assert field.evaluate("n => getComputedStyle(n).outlineWidth") == "3px"
     seen.append(after(root, lambda: field.press("Enter")))
-    assert root.get_by_role("img").get_attribute("aria-label") == "a dozen j's, 0" and field.evaluate("n => n === document.activeElement")
+    assert root.get_by_role("img").get_attribute(
+        "aria-label"
+    ) == "a dozen j's, 0" and field.evaluate("n => n === document.activeElement")
     field.fill("left")
     seen.append(after(root, lambda: field.press("Tab")))
     seen.append(after(root, lambda: opened.keyboard.press("End")))  # the slider, and the text stays
@@ -147,7 +195,10 @@ def test_a_text_that_takes_long_that_warns_and_that_fails(opened):
     root.get_by_text("drawing ...").wait_for(state="hidden")
     field.fill("a zebra")
     after(root, lambda: field.press("Enter"))
-    assert note.inner_text() == "words never seen in training: 'zebra'" and root.get_by_role("alert").count() == 0
+    assert (
+        note.inner_text() == "words never seen in training: 'zebra'"
+        and root.get_by_role("alert").count() == 0
+    )
     field.fill("fail")
     field.press("Enter")
     root.get_by_role("alert").filter(has_text="RuntimeError: no picture of that").wait_for()
@@ -164,7 +215,12 @@ def test_a_film_by_keyboard_mouse_and_play(opened):
     seen = [picture(root), after(root, lambda: opened.keyboard.press("ArrowRight"))]
     assert root.locator(".ddpm-legend").inner_text() == "t = 1"
     box = slider.bounding_box()
-    seen.append(after(root, lambda: opened.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + box["height"] / 2)))
+    seen.append(
+        after(
+            root,
+            lambda: opened.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + box["height"] / 2),
+        )
+    )
     button = root.get_by_role("button", name="Play: a ramp that moves")
     button.focus()
     seen.append(after(root, lambda: opened.keyboard.press("Space")))
@@ -184,7 +240,9 @@ def test_films_play_at_thirty_frames_a_second(opened):
 
 def test_a_coloured_film_loops(opened):
     root = widget(opened, "film", 1)
-    assert after(root, lambda: (root.get_by_role("slider").focus(), opened.keyboard.press("End"))) != after(root, lambda: opened.keyboard.press("Home"))
+    assert after(
+        root, lambda: (root.get_by_role("slider").focus(), opened.keyboard.press("End"))
+    ) != after(root, lambda: opened.keyboard.press("Home"))
     opened.keyboard.press("End")
     root.locator(".ddpm-play").click()
     opened.wait_for_timeout(400)
@@ -193,7 +251,11 @@ def test_a_coloured_film_loops(opened):
 
 
 def paths(root) -> dict:
-    return dict(root.locator(".ddpm-path").evaluate_all("nodes => nodes.map(n => [n.dataset.name, n.getAttribute('d')])"))
+    return dict(
+        root.locator(".ddpm-path").evaluate_all(
+            "nodes => nodes.map(n => [n.dataset.name, n.getAttribute('d')])"
+        )
+    )
 
 
 def test_a_drag_point_by_keyboard_and_mouse(opened):
@@ -210,9 +272,17 @@ def test_a_drag_point_by_keyboard_and_mouse(opened):
     at = dot.bounding_box()
     opened.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
     opened.mouse.down()
-    after(root, lambda: opened.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4, steps=6))
+    after(
+        root,
+        lambda: opened.mouse.move(
+            box["x"] + box["width"] / 4, box["y"] + box["height"] / 4, steps=6
+        ),
+    )
     opened.mouse.up()
-    opened.wait_for_function("root => /x -1.5., y 1.5|x -1.49, y 1.5|x -1.50, y 1.49/.test(root.querySelector('.ddpm-dot').getAttribute('aria-valuetext'))", arg=root.element_handle())
+    opened.wait_for_function(
+        "root => /x -1.5., y 1.5|x -1.49, y 1.5|x -1.50, y 1.49/.test(root.querySelector('.ddpm-dot').getAttribute('aria-valuetext'))",
+        arg=root.element_handle(),
+    )
     root.locator(".ddpm-legend").filter(has_text="straight ends at (0.00, 0.00)").wait_for()
     assert paths(root)["straight"] not in (first["straight"], second["straight"])
 
@@ -253,8 +323,27 @@ def test_a_film_needs_no_kernel(page):
     """The film's page code on a stand-in for the saved state: no server, no kernel."""
     from ddpm_edu.show.widgets import Film
 
-    film = Film((np.arange(60)[:, None, None] * 4 + np.zeros((60, 8, 8))).astype(np.uint8), label="brighter", caption="Up.", loop=True)
-    state = {name: getattr(film, name) for name in ("shape", "captions", "label", "index", "fps", "scale", "loop", "caption", "error", "alt")}
+    film = Film(
+        (np.arange(60)[:, None, None] * 4 + np.zeros((60, 8, 8))).astype(np.uint8),
+        label="brighter",
+        caption="Up.",
+        loop=True,
+    )
+    state = {
+        name: getattr(film, name)
+        for name in (
+            "shape",
+            "captions",
+            "label",
+            "index",
+            "fps",
+            "scale",
+            "loop",
+            "caption",
+            "error",
+            "alt",
+        )
+    }
     page.goto("about:blank")
     page.evaluate(STATIC, [film._esm, state, base64.b64encode(film.frames).decode()])
     root = page.locator(".ddpm-widget")

@@ -1,8 +1,8 @@
 """Wrong answers of notebook 00 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import math
 
 import torch
-
 from common import answers
 
 
@@ -18,12 +18,16 @@ def right_modes(x, centres):
 
 
 def right_cosines(images, texts):
-    return torch.tensor([[(i * t).sum() / math.sqrt((i * i).sum() * (t * t).sum()) for t in texts] for i in images])
+    return torch.tensor(
+        [[(i * t).sum() / math.sqrt((i * i).sum() * (t * t).sum()) for t in texts] for i in images]
+    )
 
 
 RIGHT = {
     "00.1": right_modes,
-    "00.2": lambda mu_a, s_a, mu_b, s_b: mu_a ** 2 - 2 * mu_a * mu_b + mu_b ** 2 + s_a ** 2 + s_b ** 2 - 2 * s_a * s_b,
+    "00.2": lambda mu_a, s_a, mu_b, s_b: (
+        mu_a**2 - 2 * mu_a * mu_b + mu_b**2 + s_a**2 + s_b**2 - 2 * s_a * s_b
+    ),
     "00.3": right_cosines,
 }
 
@@ -48,7 +52,9 @@ def counts_points(x, centres):
 
 def stops_at_shares(x, centres):
     distance, which = torch.cdist(x, centres).min(1)
-    return torch.stack([((which == k) & (distance < 0.4)).float().mean() for k in range(len(centres))])
+    return torch.stack(
+        [((which == k) & (distance < 0.4)).float().mean() for k in range(len(centres))]
+    )
 
 
 def variances_compared(mu_a, s_a, mu_b, s_b):
@@ -64,11 +70,11 @@ def root_taken(mu_a, s_a, mu_b, s_b):
 
 
 def stds_as_covariances(mu_a, s_a, mu_b, s_b):
-    return (mu_b - mu_a) ** 2 + (s_a ** 0.5 - s_b ** 0.5) ** 2
+    return (mu_b - mu_a) ** 2 + (s_a**0.5 - s_b**0.5) ** 2
 
 
 def no_cross_term(mu_a, s_a, mu_b, s_b):
-    return (mu_a - mu_b) ** 2 + (s_a ** 2 + s_b ** 2)
+    return (mu_a - mu_b) ** 2 + (s_a**2 + s_b**2)
 
 
 def dot_products(images, texts):
@@ -76,7 +82,9 @@ def dot_products(images, texts):
 
 
 def normalised_columns(images, texts):
-    return torch.nn.functional.normalize(images, dim=0) @ torch.nn.functional.normalize(texts, dim=0).T
+    return (
+        torch.nn.functional.normalize(images, dim=0) @ torch.nn.functional.normalize(texts, dim=0).T
+    )
 
 
 def pictures_only(images, texts):
@@ -84,7 +92,7 @@ def pictures_only(images, texts):
 
 
 def no_root(images, texts):
-    return images @ texts.T / torch.outer((images ** 2).sum(1), (texts ** 2).sum(1))
+    return images @ texts.T / torch.outer((images**2).sum(1), (texts**2).sum(1))
 
 
 def transposed(images, texts):
@@ -96,12 +104,22 @@ def a_distance(images, texts):
 
 
 WRONG = [
-    ("00.1", one_point_is_enough, "as soon as one point"), ("00.1", forgot_the_radius, "however far away"),
-    ("00.1", counts_the_lost, "missing"), ("00.1", counts_points, "count points"), ("00.1", stops_at_shares, "return the share"),
-    ("00.2", variances_compared, "compare the variances"), ("00.2", means_only, "widths matter"), ("00.2", root_taken, "square root at the end"),
-    ("00.2", stds_as_covariances, "where the covariances stand"), ("00.2", no_cross_term, "2 s_a s_b is missing"),
-    ("00.3", dot_products, "dot products"), ("00.3", normalised_columns, "columns"), ("00.3", pictures_only, "Only the pictures"),
-    ("00.3", no_root, "squared lengths"), ("00.3", transposed, "swapped"), ("00.3", a_distance, "1 minus the cosine"),
+    ("00.1", one_point_is_enough, "as soon as one point"),
+    ("00.1", forgot_the_radius, "however far away"),
+    ("00.1", counts_the_lost, "missing"),
+    ("00.1", counts_points, "count points"),
+    ("00.1", stops_at_shares, "return the share"),
+    ("00.2", variances_compared, "compare the variances"),
+    ("00.2", means_only, "widths matter"),
+    ("00.2", root_taken, "square root at the end"),
+    ("00.2", stds_as_covariances, "where the covariances stand"),
+    ("00.2", no_cross_term, "2 s_a s_b is missing"),
+    ("00.3", dot_products, "dot products"),
+    ("00.3", normalised_columns, "columns"),
+    ("00.3", pictures_only, "Only the pictures"),
+    ("00.3", no_root, "squared lengths"),
+    ("00.3", transposed, "swapped"),
+    ("00.3", a_distance, "1 minus the cosine"),
 ]
 
 TestAnswers = answers(RIGHT, WRONG)

@@ -1,15 +1,21 @@
 """Wrong answers of notebook 02 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import math
 
 import torch
-
 from common import answers
 
 RIGHT = {
-    "02.1": lambda x_t, eps, b, ab: (x_t - (1 - (1 - b)) * eps / math.sqrt(1 - ab)) / math.sqrt(1 - b),
-    "02.2": lambda mq, vq, mp, vp: sum(0.5 * (vq / vp - 1 - math.log(vq / vp) + (a - b) ** 2 / vp) for a, b in zip(mq, mp)),
-    "02.3": lambda eps, ab: eps * -(1 - ab) ** -0.5,
-    "02.4": lambda x, e, z, b, ab, last: (x - b * e / math.sqrt(1 - ab)) / math.sqrt(1 - b) + (0 if last else math.sqrt(b)) * z,
+    "02.1": lambda x_t, eps, b, ab: (
+        (x_t - (1 - (1 - b)) * eps / math.sqrt(1 - ab)) / math.sqrt(1 - b)
+    ),
+    "02.2": lambda mq, vq, mp, vp: sum(
+        0.5 * (vq / vp - 1 - math.log(vq / vp) + (a - b) ** 2 / vp) for a, b in zip(mq, mp)
+    ),
+    "02.3": lambda eps, ab: eps * -((1 - ab) ** -0.5),
+    "02.4": lambda x, e, z, b, ab, last: (
+        (x - b * e / math.sqrt(1 - ab)) / math.sqrt(1 - b) + (0 if last else math.sqrt(b)) * z
+    ),
 }
 
 
@@ -31,12 +37,17 @@ def variance_under_eps(x_t, eps, beta_t, alpha_bar_t):
 
 
 def other_direction(mean_q, var_q, mean_p, var_p):
-    return sum(0.5 * math.log(var_q / var_p) + (var_p + (a - b) ** 2) / (2 * var_q) - 0.5 for a, b in zip(mean_q, mean_p))
+    return sum(
+        0.5 * math.log(var_q / var_p) + (var_p + (a - b) ** 2) / (2 * var_q) - 0.5
+        for a, b in zip(mean_q, mean_p)
+    )
 
 
 def took_stds(mean_q, var_q, mean_p, var_p):
     s, r = var_q, var_p
-    return sum(math.log(r / s) + (s ** 2 + (a - b) ** 2) / (2 * r ** 2) - 0.5 for a, b in zip(mean_q, mean_p))
+    return sum(
+        math.log(r / s) + (s**2 + (a - b) ** 2) / (2 * r**2) - 0.5 for a, b in zip(mean_q, mean_p)
+    )
 
 
 def only_one_dimension(mean_q, var_q, mean_p, var_p):
@@ -49,7 +60,10 @@ def one_number_a_direction(mean_q, var_q, mean_p, var_p):
 
 
 def no_minus_one(mean_q, var_q, mean_p, var_p):
-    return sum(0.5 * (math.log(var_p / var_q) + (var_q + (a - b) ** 2) / var_p) for a, b in zip(mean_q, mean_p))
+    return sum(
+        0.5 * (math.log(var_p / var_q) + (var_q + (a - b) ** 2) / var_p)
+        for a, b in zip(mean_q, mean_p)
+    )
 
 
 def std_is_variance(x_t, eps, z, beta_t, alpha_bar_t, last):

@@ -1,8 +1,8 @@
 """Wrong answers of notebook 03 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import math
 
 import torch
-
 from common import answers
 
 
@@ -39,7 +39,12 @@ def right_attention(q, k, v):
     return torch.einsum("bhij,bhjd->bhid", weights / weights.sum(3, keepdim=True), v)
 
 
-RIGHT = {"03.1": right_distance, "03.2": right_parameters, "03.3": right_channels, "03.4": right_attention}
+RIGHT = {
+    "03.1": right_distance,
+    "03.2": right_parameters,
+    "03.3": right_channels,
+    "03.4": right_attention,
+}
 
 
 def factor_two_lost(g, d):
@@ -60,7 +65,11 @@ def root_taken(g, d):
 
 
 def averaged(g, d):
-    return torch.tensor([2 - 2 * math.cos(10000 ** (-2 * k / d) * g) for k in range(d // 2)]).mean().item()
+    return (
+        torch.tensor([2 - 2 * math.cos(10000 ** (-2 * k / d) * g) for k in range(d // 2)])
+        .mean()
+        .item()
+    )
 
 
 def norms_forgotten(c_in, c_out, emb):
@@ -80,7 +89,12 @@ def time_forgotten(c_in, c_out, emb):
 
 
 def no_biases(c_in, c_out, emb):
-    return 2 * c_in + 2 * c_out + c_out * (9 * c_in + 9 * c_out + emb) + (c_in * c_out if c_in != c_out else 0)
+    return (
+        2 * c_in
+        + 2 * c_out
+        + c_out * (9 * c_in + 9 * c_out + emb)
+        + (c_in * c_out if c_in != c_out else 0)
+    )
 
 
 def a_queue(channels, mult, blocks):

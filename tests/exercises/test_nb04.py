@@ -1,21 +1,27 @@
 """Wrong answers of notebook 04 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import math
 
 import torch
 import torch.nn.functional as F
-
 from common import answers
 
 
 def noisy(x_0, t, eps, alpha_bar):
     signal = torch.sqrt(alpha_bar)[t][:, None, None, None]
-    return signal * x_0 + torch.sqrt(1 - signal ** 2) * eps
+    return signal * x_0 + torch.sqrt(1 - signal**2) * eps
 
 
 RIGHT = {
     "04.1": lambda model, x_0, t, eps, ab: F.mse_loss(model(noisy(x_0, t, eps, ab), t), eps),
-    "04.2": lambda average, weights, decay, k: torch.lerp(weights, average, decay if decay * (10 + k) < 1 + k else (1 + k) / (10 + k)),
-    "04.3": lambda k, steps, peak, warmup: peak * (1.0 if k + 1 >= warmup else (k + 1) / warmup) * math.cos(math.pi * k / steps / 2) ** 2,
+    "04.2": lambda average, weights, decay, k: torch.lerp(
+        weights, average, decay if decay * (10 + k) < 1 + k else (1 + k) / (10 + k)
+    ),
+    "04.3": lambda k, steps, peak, warmup: (
+        peak
+        * (1.0 if k + 1 >= warmup else (k + 1) / warmup)
+        * math.cos(math.pi * k / steps / 2) ** 2
+    ),
     "04.4": {"D": "healthy", "C": "fast", "B": "0 to 1", "A": "mix-up"},
 }
 

@@ -1,13 +1,13 @@
 """Wrong answers of notebook 05 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import math
 
 import torch
-
 from common import answers
 
 
 def ddim_step(x0_hat, eps, z, ab_t, ab_s, eta):
-    sigma2 = eta ** 2 * (1 - ab_s) / (1 - ab_t) * (ab_s - ab_t) / ab_s
+    sigma2 = eta**2 * (1 - ab_s) / (1 - ab_t) * (ab_s - ab_t) / ab_s
     return math.sqrt(ab_s) * x0_hat + math.sqrt(1 - ab_s - sigma2) * eps + math.sqrt(sigma2) * z
 
 
@@ -41,13 +41,13 @@ def large_variance(x0_hat, eps, z, ab_t, ab_s, eta):
 
 
 def landed_at_t(x0_hat, eps, z, ab_t, ab_s, eta):
-    s2 = eta ** 2 * (1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)
-    return ab_t ** 0.5 * x0_hat + (1 - ab_s - s2) ** 0.5 * eps + s2 ** 0.5 * z
+    s2 = eta**2 * (1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)
+    return ab_t**0.5 * x0_hat + (1 - ab_s - s2) ** 0.5 * eps + s2**0.5 * z
 
 
 def took_the_variance(x0_hat, eps, z, ab_t, ab_s, eta):
-    s = eta ** 2 * (1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)
-    return ab_s ** 0.5 * x0_hat + (1 - ab_s - s ** 2) ** 0.5 * eps + s * z
+    s = eta**2 * (1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)
+    return ab_s**0.5 * x0_hat + (1 - ab_s - s**2) ** 0.5 * eps + s * z
 
 
 def only_euler(f, x_bar, a, b):

@@ -1,4 +1,5 @@
 """Wrong answers of notebook 06 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import torch
 from common import answers
 from torch.distributions import Normal, kl_divergence
@@ -9,7 +10,9 @@ def count_both(height, width, f, latent, channels=3):
 
 
 def from_torch(mean, logvar):
-    each = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(torch.zeros_like(mean), torch.ones_like(mean)))
+    each = kl_divergence(
+        Normal(mean, (logvar / 2).exp()), Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    )
     return each.reshape(len(mean), -1).sum(dim=1)
 
 
@@ -47,15 +50,17 @@ def whole_batch(mean, logvar):
 
 
 def took_it_for_log_sigma(mean, logvar):
-    return ((mean.pow(2) + torch.exp(logvar) ** 2 - 2 * logvar - 1) / 2).reshape(len(mean), -1).sum(-1)
+    return (
+        ((mean.pow(2) + torch.exp(logvar) ** 2 - 2 * logvar - 1) / 2).reshape(len(mean), -1).sum(-1)
+    )
 
 
 def sign_turned(mean, logvar):
-    return 0.5 * (1 + logvar - mean ** 2 - logvar.exp()).reshape(len(mean), -1).sum(-1)
+    return 0.5 * (1 + logvar - mean**2 - logvar.exp()).reshape(len(mean), -1).sum(-1)
 
 
 def no_half(mean, logvar):
-    return (mean ** 2 + logvar.exp() - 1 - logvar).reshape(len(mean), -1).sum(-1)
+    return (mean**2 + logvar.exp() - 1 - logvar).reshape(len(mean), -1).sum(-1)
 
 
 def farthest(z, codes):

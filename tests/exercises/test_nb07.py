@@ -1,4 +1,5 @@
 """Wrong answers of notebook 07 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import torch
 import torch.nn.functional as F
 from common import answers
@@ -9,27 +10,32 @@ def layers(points, C):
 
 
 def cheaper(n, f, C):
-    return layers(n ** 2, C) / layers((n / f) ** 2, C)
+    return layers(n**2, C) / layers((n / f) ** 2, C)
 
 
 def pair(encode, scale, x_0, t, eps, alpha_bar):
     mean, _ = encode(x_0)
     signal = alpha_bar[t].sqrt()[:, None, None, None]
-    noise = torch.sqrt(1 - signal ** 2)
+    noise = torch.sqrt(1 - signal**2)
     z_0 = mean * scale
     return noise * eps + signal * z_0, signal * eps - noise * z_0
 
 
 def preview(z_t, v, a, decode, scale):
-    signal = a ** 0.5
-    return decode((signal * z_t - (1 - signal ** 2) ** 0.5 * v) * (1 / scale))
+    signal = a**0.5
+    return decode((signal * z_t - (1 - signal**2) ** 0.5 * v) * (1 / scale))
 
 
-RIGHT = {"07.1": cheaper, "07.2": lambda raw: 1 / (raw - raw.mean()).square().sum().div(raw.numel() - 1).sqrt(), "07.3": pair, "07.4": preview}
+RIGHT = {
+    "07.1": cheaper,
+    "07.2": lambda raw: 1 / (raw - raw.mean()).square().sum().div(raw.numel() - 1).sqrt(),
+    "07.3": pair,
+    "07.4": preview,
+}
 
 
 def area_only(n, f, C):
-    return f ** 2
+    return f**2
 
 
 def side_for_area(n, f, C):
@@ -37,11 +43,11 @@ def side_for_area(n, f, C):
 
 
 def upside_down(n, f, C):
-    return layers((n / f) ** 2, C) / layers(n ** 2, C)
+    return layers((n / f) ** 2, C) / layers(n**2, C)
 
 
 def forgot_the_kernel(n, f, C):
-    work = lambda side: 2 * C * C * side ** 2 + 4 * C * side ** 4
+    work = lambda side: 2 * C * C * side**2 + 4 * C * side**4
     return work(n) / work(n / f)
 
 
@@ -81,7 +87,7 @@ def decoded_the_noise(z_t, v, a, decode, scale):
 
 
 def as_if_eps(z_t, v, a, decode, scale):
-    return decode((z_t - (1 - a) ** 0.5 * v) / (a ** 0.5 * scale))
+    return decode((z_t - (1 - a) ** 0.5 * v) / (a**0.5 * scale))
 
 
 def times_the_scale(z_t, v, a, decode, scale):
@@ -90,7 +96,7 @@ def times_the_scale(z_t, v, a, decode, scale):
 
 WRONG = [
     ("07.1", area_only, "convolution alone"),
-    ("07.1", lambda n, f, C: f ** 4, "attention alone"),
+    ("07.1", lambda n, f, C: f**4, "attention alone"),
     ("07.1", side_for_area, "n * n points"),
     ("07.1", upside_down, "Upside down"),
     ("07.1", forgot_the_kernel, "the 9 is missing"),

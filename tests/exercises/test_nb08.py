@@ -1,8 +1,8 @@
 """Wrong answers of notebook 08 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import math
 
 import torch
-
 from common import answers
 
 
@@ -15,7 +15,7 @@ def spell(word, merges):
         a, b = min(pairs, key=rank.get)
         i, out = 0, []
         while i < len(symbols):
-            both = symbols[i:i + 2] == [a, b]
+            both = symbols[i : i + 2] == [a, b]
             out.append(a + b if both else symbols[i])
             i += 1 + both
         symbols = out
@@ -52,17 +52,17 @@ def latest_first(word, merges):
     symbols = [*word[:-1], word[-1] + "</w>"]
     for a, b in reversed(merges):
         for i in reversed(range(len(symbols) - 1)):
-            if symbols[i:i + 2] == [a, b]:
-                symbols[i:i + 2] = [a + b]
+            if symbols[i : i + 2] == [a, b]:
+                symbols[i : i + 2] = [a + b]
     return symbols
 
 
 def only_the_first_place(word, merges):
     symbols = [*word[:-1], word[-1] + "</w>"]
     for a, b in merges:
-        at = next((i for i in range(len(symbols) - 1) if symbols[i:i + 2] == [a, b]), None)
+        at = next((i for i in range(len(symbols) - 1) if symbols[i : i + 2] == [a, b]), None)
         if at is not None:
-            symbols = symbols[:at] + [a + b] + symbols[at + 2:]
+            symbols = symbols[:at] + [a + b] + symbols[at + 2 :]
     return symbols
 
 

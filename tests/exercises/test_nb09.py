@@ -1,16 +1,24 @@
 """Wrong answers of notebook 09 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import torch
 import torch.nn.functional as F
 from common import answers
 
 
 def drop_in_a_loop(context, empty, u, p):
-    return torch.stack([empty[0] if chance < p else row for row, chance in zip(context, u.tolist())])
+    return torch.stack(
+        [empty[0] if chance < p else row for row, chance in zip(context, u.tolist())]
+    )
 
 
 RIGHT = {
-    "09.1": lambda z, c, W_Q, W_K, W_V: F.scaled_dot_product_attention((z @ W_Q)[None], (c @ W_K)[None], (c @ W_V)[None])[0],
-    "09.2": lambda x, W, bias: F.linear(x, W.T, bias)[:, :len(bias) // 2] * F.gelu(F.linear(x, W.T, bias)[:, len(bias) // 2:]),
+    "09.1": lambda z, c, W_Q, W_K, W_V: F.scaled_dot_product_attention(
+        (z @ W_Q)[None], (c @ W_K)[None], (c @ W_V)[None]
+    )[0],
+    "09.2": lambda x, W, bias: (
+        F.linear(x, W.T, bias)[:, : len(bias) // 2]
+        * F.gelu(F.linear(x, W.T, bias)[:, len(bias) // 2 :])
+    ),
     "09.3": drop_in_a_loop,
     "09.4": lambda A, places, h, w: sum(A[:, :, j] for j in places).sum(0).view(h, w) / len(A),
 }

@@ -1,4 +1,5 @@
 """Wrong answers of notebook 11 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import torch
 from common import answers
 
@@ -16,7 +17,11 @@ def unit_spread(latents):
 
 
 def multiples(T, steps, offset=1):
-    return list(range(0, T // steps * steps, T // steps))[::-1] if offset == 0 else [t + offset for t in multiples(T, steps, 0)]
+    return (
+        list(range(0, T // steps * steps, T // steps))[::-1]
+        if offset == 0
+        else [t + offset for t in multiples(T, steps, 0)]
+    )
 
 
 RIGHT = {"11.1": counted, "11.2": unit_spread, "11.3": multiples}

@@ -1,4 +1,5 @@
 """Wrong answers of notebook 12 as a student would write them: each must be caught, with the hint that names the mistake."""
+
 import math
 
 import torch
@@ -55,12 +56,17 @@ def raw_numbers(pooled, original_size, crop, target_size):
 
 
 def sin_cos(pooled, original_size, crop, target_size):
-    six = vector(pooled, original_size, crop, target_size)[:, 1280:].unflatten(1, (6, 2, 128)).flip(2).flatten(1)
+    six = (
+        vector(pooled, original_size, crop, target_size)[:, 1280:]
+        .unflatten(1, (6, 2, 128))
+        .flip(2)
+        .flatten(1)
+    )
     return torch.cat((pooled, six), 1)
 
 
 def no_target(pooled, original_size, crop, target_size):
-    return vector(pooled, original_size, crop, target_size)[:, :1280 + 4 * 256]
+    return vector(pooled, original_size, crop, target_size)[:, : 1280 + 4 * 256]
 
 
 def share_of_steps(times, T, handover):

@@ -13,4 +13,15 @@ from .drag import DragPoint
 from .film import Film
 from .panel import SliderImage, SliderPicture
 
-__all__ = ["SliderPicture", "SliderImage", "Slider", "Choice", "Toggle", "Text", "Film", "DragPoint", "Widget", "freeze"]
+__all__ = [
+    "SliderPicture",
+    "SliderImage",
+    "Slider",
+    "Choice",
+    "Toggle",
+    "Text",
+    "Film",
+    "DragPoint",
+    "Widget",
+    "freeze",
+]

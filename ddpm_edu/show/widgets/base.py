@@ -11,8 +11,8 @@ import anywidget
 import numpy as np
 import traitlets as tr
 
-from .. import plot
 from ...errors import OptionError, ShapeError
+from .. import plot
 
 
 def static(name: str) -> str:
@@ -37,7 +37,11 @@ class Widget(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {**data, "text/html": plot.figure_html(self.still(), self.alt, self.caption), "text/plain": f"[widget: {self.alt}]"}, metadata
+        return {
+            **data,
+            "text/html": plot.figure_html(self.still(), self.alt, self.caption),
+            "text/plain": f"[widget: {self.alt}]",
+        }, metadata
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -61,9 +65,16 @@ class Widget(anywidget.AnyWidget):
 def uint8(array, what: str, dims: tuple[int, int]) -> np.ndarray:
     """A contiguous uint8 array of `dims[0]` axes (grey) or `dims[1]` with 3 at the end (RGB); else ShapeError."""
     array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
-    if array.dtype != np.uint8 or array.ndim not in dims or (array.ndim == dims[1] and array.shape[-1] != 3) or 0 in array.shape:
-        raise ShapeError(f"{what}: {array.dtype} of shape {array.shape}. Needed: uint8, {'(N, H, W) or (N, H, W, 3)' if dims[0] == 3 else '(H, W) or (H, W, 3)'}, "
-                         "nothing empty; plot.tile(x) makes it from images in [-1, 1]")
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in dims
+        or (array.ndim == dims[1] and array.shape[-1] != 3)
+        or 0 in array.shape
+    ):
+        raise ShapeError(
+            f"{what}: {array.dtype} of shape {array.shape}. Needed: uint8, {'(N, H, W) or (N, H, W, 3)' if dims[0] == 3 else '(H, W) or (H, W, 3)'}, "
+            "nothing empty; plot.tile(x) makes it from images in [-1, 1]"
+        )
     return np.ascontiguousarray(array)
 
 
@@ -92,5 +103,7 @@ def freeze(notebook: dict) -> dict:
             if "text/html" in output.get("data", {}):
                 output["data"].pop(VIEW, None)
         if "outputs" in cell:
-            cell["outputs"] = [output for output in cell["outputs"] if VIEW not in output.get("data", {})]
+            cell["outputs"] = [
+                output for output in cell["outputs"] if VIEW not in output.get("data", {})
+            ]
     return notebook

@@ -31,14 +31,18 @@ class Slider:
     def options(self) -> tuple:
         options = tuple(v.item() if hasattr(v, "item") else v for v in self.values)
         if len(options) < 2 or not all(a < b for a, b in zip(options, options[1:])):
-            raise OptionError(f"slider {self.name!r}: its values must increase and be at least two; got {len(options)} "
-                              f"({', '.join(map(str, options[:4]))} ...). Use range, np.linspace or np.geomspace")
+            raise OptionError(
+                f"slider {self.name!r}: its values must increase and be at least two; got {len(options)} "
+                f"({', '.join(map(str, options[:4]))} ...). Use range, np.linspace or np.geomspace"
+            )
         return options
 
     def start(self, options: tuple) -> int:
         value = options[0] if self.value is None else self.value
         if not options[0] <= value <= options[-1]:
-            raise OptionError(f"slider {self.name!r} starts at {value}, outside {options[0]} ... {options[-1]}: choose a start inside")
+            raise OptionError(
+                f"slider {self.name!r} starts at {value}, outside {options[0]} ... {options[-1]}: choose a start inside"
+            )
         return int(np.argmin(np.abs(np.asarray(options, dtype=float) - value)))
 
 
@@ -59,12 +63,16 @@ class Choice:
 
     def options(self) -> tuple:
         if len(self.values) < 2:
-            raise OptionError(f"choice {self.name!r} has {len(self.values)} option: give at least two")
+            raise OptionError(
+                f"choice {self.name!r} has {len(self.values)} option: give at least two"
+            )
         return tuple(self.values)
 
     def start(self, options: tuple) -> int:
         if self.value is not None and self.value not in options:
-            raise OptionError(f"choice {self.name!r} starts at {self.value!r}, which is not one of {', '.join(map(str, options))}")
+            raise OptionError(
+                f"choice {self.name!r} starts at {self.value!r}, which is not one of {', '.join(map(str, options))}"
+            )
         return 0 if self.value is None else options.index(self.value)
 
 
@@ -108,7 +116,9 @@ class Text:
     def options(self) -> AnyText:
         options = AnyText(self.name, self.limit)
         if self.other is not None and options.require(self.other) == self.value:
-            raise OptionError(f"text {self.name!r}: other is the same as the start. Give a second text, with another picture")
+            raise OptionError(
+                f"text {self.name!r}: other is the same as the start. Give a second text, with another picture"
+            )
         return options
 
     def start(self, options: AnyText) -> str:
@@ -126,9 +136,13 @@ class AnyText:
         if not isinstance(text, str):
             raise OptionError(f"text {self.name!r}: got {text!r}, needed a string")
         if len(text) > self.limit:
-            raise OptionError(f"text {self.name!r}: {len(text)} characters, at most {self.limit} are allowed: shorten it")
+            raise OptionError(
+                f"text {self.name!r}: {len(text)} characters, at most {self.limit} are allowed: shorten it"
+            )
         if len(text.splitlines()) > 1:
-            raise OptionError(f"text {self.name!r}: {len(text.splitlines())} lines, the field holds one: join them")
+            raise OptionError(
+                f"text {self.name!r}: {len(text.splitlines())} lines, the field holds one: join them"
+            )
         return text
 
     __getitem__ = index = require

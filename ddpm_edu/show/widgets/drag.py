@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import traitlets as tr
 
-from .. import plot
 from ...errors import OptionError, ShapeError
+from .. import plot
 from .base import Widget, static
 
 
@@ -35,29 +35,57 @@ class DragPoint(Widget):
     label = tr.Unicode().tag(sync=True)
     summary = tr.Unicode().tag(sync=True)
 
-    def __init__(self, points, trace: Callable[[np.ndarray], Mapping], *, alt: str, caption: str, limits: tuple[float, float] = (-3, 3),
-                 start: tuple[float, float] = (1, 1), label: str = "start point", size: int = 420):
+    def __init__(
+        self,
+        points,
+        trace: Callable[[np.ndarray], Mapping],
+        *,
+        alt: str,
+        caption: str,
+        limits: tuple[float, float] = (-3, 3),
+        start: tuple[float, float] = (1, 1),
+        label: str = "start point",
+        size: int = 420,
+    ):
         for name, text in ("alt", alt), ("caption", caption), ("label", label):
             plot.require_text(name, text)
         low, high = map(float, limits)
         if not low < high:
             raise OptionError(f"limits are ({low:g}, {high:g}): the first must be below the second")
         if not all(low <= v <= high for v in start):
-            raise OptionError(f"start {tuple(start)} lies outside the plane {low:g} ... {high:g}: move it inside or widen limits")
+            raise OptionError(
+                f"start {tuple(start)} lies outside the plane {low:g} ... {high:g}: move it inside or widen limits"
+            )
         self._trace = trace
         cloud = [] if points is None else _pairs(points, "points")
-        super().__init__(alt=alt, caption=caption, points=cloud, limits=[low, high], xy=[float(v) for v in start], label=label, size=size)
+        super().__init__(
+            alt=alt,
+            caption=caption,
+            points=cloud,
+            limits=[low, high],
+            xy=[float(v) for v in start],
+            label=label,
+            size=size,
+        )
         self._redraw()
         self.observe(lambda change: self._live(self._redraw), "xy")
 
     def _redraw(self) -> None:
         with self._noting():
-            paths = {name: _pairs(path, f"path {name!r}") for name, path in self._trace(np.array(self.xy)).items()}
+            paths = {
+                name: _pairs(path, f"path {name!r}")
+                for name, path in self._trace(np.array(self.xy)).items()
+            }
         if not paths:
             raise OptionError("trace returned no path: it must give {name: (n, 2) array}")
         with self.hold_sync():
             if not self.styles:
-                self.styles = {name: {"color": color, "dash": dash} for name, (color, dash) in zip(paths, _SVG_STYLES * (1 + len(paths) // len(_SVG_STYLES)))}
+                self.styles = {
+                    name: {"color": color, "dash": dash}
+                    for name, (color, dash) in zip(
+                        paths, _SVG_STYLES * (1 + len(paths) // len(_SVG_STYLES))
+                    )
+                }
             ends = [f"{name} ends at {_spoken(path[-1])}" for name, path in paths.items()]
             self.summary = "\n".join([f"start {_spoken(self.xy)}", *ends])
             self.paths = paths
@@ -74,7 +102,12 @@ class DragPoint(Widget):
         return plot.small_png(plot.pixels(fig))
 
 
-_SVG_STYLES = list(zip(plot.OKABE_ITO.values(), ["none", "7 4", "9 3 2 3", "2 3", "14 4", "1 4", "9 3 2 3 2 3", "4 7"]))
+_SVG_STYLES = list(
+    zip(
+        plot.OKABE_ITO.values(),
+        ["none", "7 4", "9 3 2 3", "2 3", "14 4", "1 4", "9 3 2 3 2 3", "4 7"],
+    )
+)
 
 
 def _spoken(point) -> str:

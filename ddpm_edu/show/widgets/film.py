@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import traitlets as tr
 
-from .. import plot
 from ...errors import OptionError, ShapeError
+from .. import plot
 from .base import Widget, static, uint8, zoom
 
 
@@ -36,8 +36,18 @@ class Film(Widget):
     scale = tr.Int(1).tag(sync=True)
     loop = tr.Bool(False).tag(sync=True)
 
-    def __init__(self, frames, captions: Sequence[str] | None = None, *, label: str, caption: str, fps: float = 30,
-                 scale: int | None = None, loop: bool = False, start: int = 0):
+    def __init__(
+        self,
+        frames,
+        captions: Sequence[str] | None = None,
+        *,
+        label: str,
+        caption: str,
+        fps: float = 30,
+        scale: int | None = None,
+        loop: bool = False,
+        start: int = 0,
+    ):
         plot.require_text("label", label)
         plot.require_text("caption", caption)
         if len(frames) == 0:
@@ -46,7 +56,9 @@ class Film(Widget):
             frames = [np.asarray(frame) for frame in frames]
             sizes = {frame.shape for frame in frames}
             if len(sizes) > 1:
-                raise ShapeError(f"frames have different shapes ({', '.join(map(str, sorted(sizes)))}): all must be of one size")
+                raise ShapeError(
+                    f"frames have different shapes ({', '.join(map(str, sorted(sizes)))}): all must be of one size"
+                )
             frames = np.stack(frames)
         frames = uint8(frames, "frames", (3, 4))
         n, h, w = frames.shape[:3]
@@ -56,8 +68,18 @@ class Film(Widget):
             raise OptionError(f"fps is {fps}: choose 1 to 60 frames a second")
         if not 0 <= start < n:
             raise OptionError(f"start is {start}: the frames are 0 ... {n - 1}")
-        super().__init__(frames=frames.tobytes(), shape=[n, h, w, 3 if frames.ndim == 4 else 1], captions=list(captions or ()), label=label,
-                         caption=caption, alt=f"{label}: a film of {n} frames", fps=fps, scale=zoom(scale, h, w), loop=loop, index=start)
+        super().__init__(
+            frames=frames.tobytes(),
+            shape=[n, h, w, 3 if frames.ndim == 4 else 1],
+            captions=list(captions or ()),
+            label=label,
+            caption=caption,
+            alt=f"{label}: a film of {n} frames",
+            fps=fps,
+            scale=zoom(scale, h, w),
+            loop=loop,
+            index=start,
+        )
 
     def still(self, count: int = 6) -> bytes:
         """A strip of frames from first to last, as a PNG."""
@@ -66,5 +88,13 @@ class Film(Widget):
         count = max(1, min(n, count, 860 // w))
         zoom = max(1, min(self.scale, 860 // (count * w)))
         gap = np.full((h * zoom, 4, channels), 255, np.uint8)
-        strip = [part for k in np.linspace(0, n - 1, count).round().astype(int) for part in (gap, plot.enlarge(frames[k], zoom))][1:]
-        return plot.small_png(np.concatenate(strip, axis=1).squeeze(-1) if channels == 1 else np.concatenate(strip, axis=1))
+        strip = [
+            part
+            for k in np.linspace(0, n - 1, count).round().astype(int)
+            for part in (gap, plot.enlarge(frames[k], zoom))
+        ][1:]
+        return plot.small_png(
+            np.concatenate(strip, axis=1).squeeze(-1)
+            if channels == 1
+            else np.concatenate(strip, axis=1)
+        )

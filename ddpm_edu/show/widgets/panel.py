@@ -10,8 +10,8 @@ import numpy as np
 import traitlets as tr
 from PIL import Image
 
-from .. import plot
 from ...errors import OptionError
+from .. import plot
 from .base import Widget, static, uint8, zoom
 from .controls import Choice, Slider, Text, Toggle, show  # noqa: F401 (the doctests use them)
 
@@ -33,15 +33,27 @@ class _Panel(Widget):
             raise OptionError("no control: give at least one Slider, Choice, Toggle or Text")
         names = [c.name for c in controls]
         if len(set(names)) < len(names):
-            raise OptionError(f"two controls share a name: {', '.join(names)}. Each name is an argument of your function, so they must differ")
+            raise OptionError(
+                f"two controls share a name: {', '.join(names)}. Each name is an argument of your function, so they must differ"
+            )
         for name, text in ("alt", alt), ("caption", caption):
             if not callable(text):
                 plot.require_text(name, text)
         self._options = {c.name: c.options() for c in controls}
         self._words = {"alt": alt, "caption": caption}
         super().__init__(
-            controls=[{"name": c.name, "label": c.label or c.name, "kind": c.kind, **_page(c, self._options[c.name])} for c in controls],
-            position={c.name: c.start(self._options[c.name]) for c in controls}, **traits)
+            controls=[
+                {
+                    "name": c.name,
+                    "label": c.label or c.name,
+                    "kind": c.kind,
+                    **_page(c, self._options[c.name]),
+                }
+                for c in controls
+            ],
+            position={c.name: c.start(self._options[c.name]) for c in controls},
+            **traits,
+        )
         self._redraw()
         self.observe(lambda change: self._live(self._redraw), "position")
 
@@ -54,14 +66,24 @@ class _Panel(Widget):
         """Set controls from Python; OptionError for an unknown name or a value that is not one of the control's."""
         for name, value in values.items():
             if name not in self._options or value not in self._options[name]:
-                raise OptionError(f"cannot set {name} to {value!r}: the controls are {', '.join(self._options)}, each with its own list of values")
-        self.position = {**self.position, **{name: self._options[name].index(value) for name, value in values.items()}}
+                raise OptionError(
+                    f"cannot set {name} to {value!r}: the controls are {', '.join(self._options)}, each with its own list of values"
+                )
+        self.position = {
+            **self.position,
+            **{name: self._options[name].index(value) for name, value in values.items()},
+        }
 
     def _redraw(self) -> None:
         values = self.values
         with self._noting():
             picture = self._picture(values)
-            words = {name: text(**values) if callable(text) else text.format(**{k: show(v) for k, v in values.items()}) for name, text in self._words.items()}
+            words = {
+                name: text(**values)
+                if callable(text)
+                else text.format(**{k: show(v) for k, v in values.items()})
+                for name, text in self._words.items()
+            }
         with self.hold_sync():  # picture, alt text and caption reach the page in one message
             self.set_trait("picture", picture)
             self.alt, self.caption = words["alt"], words["caption"]
@@ -80,7 +102,9 @@ def _require_arguments(function, leading: tuple, names) -> None:
         inspect.signature(function).bind(*leading, **dict.fromkeys(names))
     except TypeError as problem:
         expected = ", ".join([*("ax" for _ in leading), *names])
-        raise OptionError(f"{getattr(function, '__name__', 'the function')} cannot be called as ({expected}): {problem}. Name its arguments after the controls") from None
+        raise OptionError(
+            f"{getattr(function, '__name__', 'the function')} cannot be called as ({expected}): {problem}. Name its arguments after the controls"
+        ) from None
 
 
 class SliderPicture(_Panel):
@@ -102,7 +126,18 @@ class SliderPicture(_Panel):
     'A line rising to 3'
     """
 
-    def __init__(self, draw: Callable, *controls, alt, caption, width: float = 7, height: float = 3, rows: int = 1, columns: int = 1, **subplots):
+    def __init__(
+        self,
+        draw: Callable,
+        *controls,
+        alt,
+        caption,
+        width: float = 7,
+        height: float = 3,
+        rows: int = 1,
+        columns: int = 1,
+        **subplots,
+    ):
         _require_arguments(draw, (None,), [c.name for c in controls])
         self._draw, self._update = draw, None
         self._fig, self._ax = plot.axes(width, height, rows=rows, columns=columns, **subplots)
@@ -118,7 +153,9 @@ class SliderPicture(_Panel):
             update = self._draw(self._ax, **values)
             self._update = update if callable(update) else None
         image = plot.pixels(self._fig)
-        self._fig.set_layout_engine("none")  # the layout stays as it is now: working it out again costs 30 ms a picture
+        self._fig.set_layout_engine(
+            "none"
+        )  # the layout stays as it is now: working it out again costs 30 ms a picture
         return plot.png(image)
 
     def still(self) -> bytes:
@@ -138,7 +175,14 @@ class SliderImage(_Panel):
     def __init__(self, render: Callable, *controls, alt, caption, scale: int | None = None):
         _require_arguments(render, (), [c.name for c in controls])
         self._render = render
-        super().__init__(controls, alt=alt, caption=caption, kind="slider-image", raw=True, scale=zoom(scale, 1, 1))
+        super().__init__(
+            controls,
+            alt=alt,
+            caption=caption,
+            kind="slider-image",
+            raw=True,
+            scale=zoom(scale, 1, 1),
+        )
         self.scale = zoom(scale, *self.shape[:2])
 
     def _picture(self, values: dict) -> bytes:
@@ -148,4 +192,11 @@ class SliderImage(_Panel):
 
     def still(self) -> bytes:
         h, w, channels = self.shape
-        return plot.small_png(plot.enlarge(np.frombuffer(self.picture, np.uint8).reshape((h, w, 3) if channels == 3 else (h, w)), self.scale))
+        return plot.small_png(
+            plot.enlarge(
+                np.frombuffer(self.picture, np.uint8).reshape(
+                    (h, w, 3) if channels == 3 else (h, w)
+                ),
+                self.scale,
+            )
+        )

@@ -5,6 +5,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 # Two tests at a time, half of the cores each (tests/conftest.py).
 PYTEST := MPLBACKEND=Agg $(PY) -m pytest -n 2 --dist worksteal
+NOTEBOOKS := tests/browser/test_notebooks_run.py
 # Written last, so a broken-off install is taken up again. The folder is part of the name: an environment
 # that was moved or copied would still import the package from its old place.
 STAMP  := $(VENV)/installed-$(shell pwd | cksum | cut -d ' ' -f 1)
@@ -13,7 +14,7 @@ BROWSER := $(shell if [ -n "$$SSH_CONNECTION" ]; then echo --no-browser; \
     elif [ "$$(uname)" != Darwin ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY" ]; then echo --no-browser; fi)
 ROOT    := $(shell [ "$$(id -u)" != 0 ] || echo --allow-root)
 
-.PHONY: help install lab test test-package test-notebooks quick clean
+.PHONY: help install lab test test-full test-package test-notebooks quick lint clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -26,21 +27,30 @@ install: $(STAMP)  ## make .venv and install the pinned environment (lab and tes
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab; with no display, print the address
 	@echo "Starting JupyterLab on notebooks/. Control-C, twice, stops it."
-	@$(PY) -m jupyterlab $(BROWSER) $(ROOT) --ServerApp.log_level=ERROR --LabApp.log_level=ERROR $(ARGS) notebooks
+	@# PASSIVE: PyTorch's threads sleep while they wait, or anything else that runs would stop them
+	@OMP_WAIT_POLICY=PASSIVE $(PY) -m jupyterlab $(BROWSER) $(ROOT) --ServerApp.log_level=ERROR --LabApp.log_level=ERROR $(ARGS) notebooks
 
-test: test-package test-notebooks  ## run every test, then every notebook
+test: $(STAMP)  ## run every test and, once each, every notebook
+	$(PYTEST) -m "not full" $(ARGS)
 
-test-package: $(STAMP)  ## run the tests of the package only
+test-full: $(STAMP)  ## the same, and full-size models, very large files, compilers
 	$(PYTEST) $(ARGS)
 
+test-package: $(STAMP)  ## run the tests of the package only
+	$(PYTEST) -m "not full" --ignore $(NOTEBOOKS) $(ARGS)
+
 test-notebooks: $(STAMP)  ## run the notebooks only, with seconds and memory; ARGS=03 runs one
-	$(PY) tests/run_notebooks.py $(ARGS)
+	$(PYTEST) $(NOTEBOOKS) $(if $(ARGS),-k "$(ARGS)_")
 
 quick: $(STAMP)  ## run the tests that are not marked slow
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not full" $(ARGS)
+
+lint: $(STAMP)  ## ruff: faults, import order, lines of at most 100 columns, format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 clean:  ## remove the environment and what the tests left
-	rm -rf $(VENV) .pytest_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt Makefile

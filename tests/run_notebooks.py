@@ -1,106 +1,128 @@
-"""Run the notebooks as a learner would, top to bottom, and say what each cost: python tests/run_notebooks.py [00 03 ...]
+"""Run notebooks from top to bottom, without a browser: python tests/run_notebooks.py [00 03 ...] [--save]
 
-They run in a copy, so nothing in notebooks/ changes, and their kernels see an empty IPython profile. Each cell is one
-test (nbval; the cells tagged nbval-check-output must print what is stored). The exit status is pytest's, or 1 where a
-notebook took more memory than a learner may be asked for.
+They run in a copy, so nothing in notebooks/ changes, and their kernels see an empty IPython profile.
+A cell that fails, a cell tagged nbval-check-output that prints something else than what is stored, or a
+notebook that takes more memory than a learner may be asked for: the exit status is 1. With --save the
+new outputs take the place of the stored ones. `make test` runs the same notebooks in a real browser
+(tests/browser/test_notebooks_run.py), where there is one.
 """
 
+import argparse
 import contextlib
 import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import nbformat
 import psutil
-import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from ddpm_edu.show.widgets import freeze
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL_SECONDS = 90  # on two cores; only marked when missed, as machines differ
 LIMIT_MB = 3 * 1024  # enforced
+CELL_SECONDS = 300
 
 
-def peak_mb(pid):
-    """The most memory process `pid` has held so far, in MB; where the system keeps no peak, what it holds now."""
+def peak_mb(pid: int) -> float:
+    """The most memory process `pid` has held so far; where the system keeps no peak, what it holds now."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        return next(
-            int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")
-        )
+        return next(int(s.split()[1]) / 1024 for s in status.splitlines() if s.startswith("VmHWM:"))
     except OSError:
         memory = psutil.Process(pid).memory_info()
         return getattr(memory, "peak_wset", memory.rss) / 2**20
 
 
-class Costs:
-    """pytest plugin: adds up the seconds of each notebook's cells and keeps its kernel's peak memory."""
-
-    def __init__(self):
-        self.seconds, self.mb = {}, {}
-
-    def pytest_runtest_logreport(self, report):
-        notebook = report.nodeid.split("::")[0]
-        self.seconds[notebook] = self.seconds.get(notebook, 0) + report.duration
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_teardown(self, item):
-        try:  # the kernel stops with the last cell's teardown, so look before
-            peak = peak_mb(item.parent.kernel.km.provisioner.pid)
-        except (
-            AttributeError,
-            psutil.Error,
-        ):  # it never started, or it died; the cell has failed by itself
-            return
-        notebook = item.nodeid.split("::")[0]
-        self.mb[notebook] = max(self.mb.get(notebook, 0), peak)
-
-    def too_big(self):
-        return [notebook for notebook, mb in self.mb.items() if mb > LIMIT_MB]
-
-    def pytest_sessionfinish(self, session, exitstatus):
-        if exitstatus == pytest.ExitCode.OK and self.too_big():
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def pytest_terminal_summary(self, terminalreporter):
-        write = terminalreporter.write_line
-        terminalreporter.section("notebooks: seconds, peak MB of the kernel")
-        for notebook, seconds in sorted(self.seconds.items()):
-            slow = f"  (the goal is {GOAL_SECONDS} s)" if seconds > GOAL_SECONDS else ""
-            big = f"  FAILED: the limit is {LIMIT_MB} MB" if notebook in self.too_big() else ""
-            write(f"{seconds:8.1f} s {self.mb.get(notebook, 0):7.0f} MB  {notebook}{slow}{big}")
-        write(f"{sum(self.seconds.values()):8.1f} s in all")
+def execute(notebook, folder: Path) -> tuple[float, float]:
+    """Run a notebook's cells in `folder`, in place; (seconds, peak MB). Raises CellExecutionError."""
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    )
+    started = time.perf_counter()
+    with client.setup_kernel():
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+        return time.perf_counter() - started, peak_mb(client.km.provisioner.pid)
 
 
-def main(wanted, folder=ROOT / "notebooks"):
+def printed(cell) -> str:
+    """What a code cell printed and returned, as text."""
+    parts = []
+    for output in cell["outputs"]:
+        text = output["text"] if output["output_type"] == "stream" else ""
+        if output["output_type"] == "stream" and output["name"] != "stdout":
+            continue  # progress bars and warnings
+        text = text or output.get("data", {}).get("text/plain", "")
+        parts.append("".join(text))
+    return "".join(parts).strip()
+
+
+def differences(stored: list, ran: list) -> list[str]:
+    """The cells tagged nbval-check-output that print something else than what is stored, in words."""
+    found = []
+    for index, (before, now) in enumerate(zip(stored, ran, strict=True)):
+        if "nbval-check-output" in before["metadata"].get("tags", []):
+            if printed(before) != printed(now):
+                found.append(
+                    f"cell {index} prints\n{printed(now)}\nand the notebook says\n{printed(before)}"
+                )
+    return found
+
+
+def line(name: str, seconds: float, mb: float) -> str:
+    """One notebook's cost, with a word where it misses the goals."""
+    slow = f"  (the goal is {GOAL_SECONDS} s)" if seconds > GOAL_SECONDS else ""
+    big = f"  FAILED: the limit is {LIMIT_MB} MB" if mb > LIMIT_MB else ""
+    return f"{seconds:8.1f} s {mb:7.0f} MB  {name}{slow}{big}"
+
+
+def save(path: Path, notebook) -> None:
+    """Store the outputs, without what JupyterLab and GitHub would stumble over."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    freeze(notebook)
+    nbformat.write(notebook, path)
+
+
+def main(wanted, folder: Path = ROOT / "notebooks", store: bool = False) -> int:
+    """Run those that start with one of `wanted` (none: all); the exit status."""
+    names = sorted(p for p in folder.glob("*.ipynb") if p.name.startswith(tuple(wanted or [""])))
+    if not names:
+        print(f"no notebook in {folder} starts with {' or '.join(wanted) or 'anything'}")
+        return 2
+    failed = 0
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch, "notebooks")
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-        notebooks = sorted(
-            path
-            for path in copy.glob("*.ipynb")
-            if not wanted or path.name.startswith(tuple(wanted))
-        )
-        if not notebooks:
-            print(
-                f"no notebook in {folder} starts with {' or '.join(wanted) or 'anything'}",
-                file=sys.stderr,
-            )
-            return pytest.ExitCode.USAGE_ERROR
         os.environ["IPYTHONDIR"] = str(Path(scratch, "ipython"))
-        options = [
-            "--nbval-lax",
-            "--nbval-current-env",
-            "--nbval-cell-timeout=120",
-            "-p",
-            "no:cacheprovider",
-            "-c",
-            str(ROOT / "pyproject.toml"),
-            "--rootdir",
-            scratch,
-        ]
-        with contextlib.chdir(scratch):
-            return pytest.main([*options, *map(str, notebooks)], plugins=[Costs()])
+        copy = shutil.copytree(folder, Path(scratch, "notebooks"), dirs_exist_ok=True)
+        for path in names:
+            stored, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
+            try:
+                seconds, mb = execute(notebook, copy)
+            except CellExecutionError as error:
+                failed += 1
+                print(f"{path.name}: FAILED\n{error}")
+                continue
+            problems = [] if store else differences(stored.cells, notebook.cells)
+            failed += bool(problems) or mb > LIMIT_MB
+            print("\n".join([line(path.name, seconds, mb), *problems]), flush=True)
+            if store:
+                save(path, notebook)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wanted", nargs="*", help="beginnings of names, such as 03; none: all")
+    parser.add_argument("--save", action="store_true", help="store the new outputs")
+    options = parser.parse_args()
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main(options.wanted, store=options.save))

@@ -1,41 +1,95 @@
-"""Every notebook of the course in a real JupyterLab: run all cells, then move every control of every widget and see its picture change.
+"""Every notebook of the course, run once: all cells, then every control of every widget moved and its picture seen to change.
 
-A subset: pytest tests/browser/test_notebooks_in_lab.py -k 02
+In a real JupyterLab where there is a chromium, by nbclient otherwise, which moves no widget. The cells tagged nbval-check-output
+must print what is stored; seconds and memory are reported (tests/conftest.py). A subset: make test-notebooks ARGS=02
 """
 
+import json
 import shutil
+import time
+import urllib.request
 from pathlib import Path
 
+import nbformat
+import psutil
 import pytest
-from labdriver import after, open_and_run, picture
+from labdriver import CHROMIUM, after, new_page, open_and_run, picture
+from run_notebooks import LIMIT_MB, differences, execute, peak_mb
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 
-FOREIGN = ".widget-slider, .widget-dropdown, .widget-checkbox, .widget-toggle-button, .widget-select"  # ipywidgets outside our frame: no alt text, not tested
+# ipywidgets outside our frame: no alt text, not tested
+FOREIGN = ", ".join(
+    f".widget-{kind}" for kind in ("slider", "dropdown", "checkbox", "toggle-button", "select")
+)
+CELLS = (
+    """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].map(c => c.toJSON())"""
+)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[n.stem for n in NOTEBOOKS])
-def test_every_widget_of_the_notebook_moves(notebook, lab, page):
+def test_notebook(notebook, request, tmp_path, record_property):
+    stored = nbformat.read(notebook, as_version=4)
+    if CHROMIUM:
+        lab, browser = request.getfixturevalue("lab"), request.getfixturevalue("browser")
+        with new_page(browser) as page:
+            cells, seconds, mb = run_in_lab(notebook, lab, page)
+            problems = differences(stored.cells, cells)
+            move_widgets(page, notebook.name)
+            close(lab, page)
+            assert page.outside == [], f"the page asked for something outside: {page.outside}"
+            assert page.problems == [], f"errors in the page: {page.problems}"
+    else:
+        ran = nbformat.read(notebook, as_version=4)
+        seconds, mb = execute(ran, tmp_path)
+        problems = differences(stored.cells, ran.cells)
+    record_property("notebook", [notebook.name, seconds, mb])
+    assert not problems, "\n".join(problems)
+    assert mb < LIMIT_MB, f"{notebook.name} took {mb:.0f} MB, the limit is {LIMIT_MB}"
+
+
+def run_in_lab(notebook, lab, page) -> tuple[list, float, float]:
+    """(the cells with their new outputs, seconds, peak MB of the kernel)"""
     url, root = lab
     shutil.copy(notebook, root)
+    started = time.perf_counter()
     open_and_run(page, url, notebook.name, seconds=600)
+    seconds = time.perf_counter() - started
+    (kernel,) = kernels(url)
+    (process,) = (
+        p for p in psutil.process_iter(["cmdline"]) if kernel in " ".join(p.info["cmdline"] or [])
+    )
+    return page.evaluate(CELLS), seconds, peak_mb(process.pid)
+
+
+def kernels(url) -> list[str]:
+    return [k["id"] for k in json.load(urllib.request.urlopen(url + "/api/kernels", timeout=10))]
+
+
+def close(lab, page) -> None:
+    """Leave the page, then end its kernel: the next notebook needs the memory."""
+    page.goto("about:blank")
+    for kernel in kernels(lab[0]):
+        end = urllib.request.Request(f"{lab[0]}/api/kernels/{kernel}", method="DELETE")
+        urllib.request.urlopen(end, timeout=20)
+
+
+def move_widgets(page, name: str) -> None:
     assert page.locator(FOREIGN).count() == 0, (
-        "a plain ipywidgets control: use the widgets of ddpm_edu.show.widgets"
+        "a plain ipywidgets control: use the widgets of ddpm_edu.show"
     )
     widgets = page.locator(".ddpm-widget")
     widgets.first.wait_for()  # every notebook has something to move
-    kinds = []
     for i in range(widgets.count()):
         root = widgets.nth(i)
         root.scroll_into_view_if_needed()
-        kinds.append(root.get_attribute("data-kind"))
-        MOVES[kinds[-1]](page, root, f"{notebook.name}, widget {i + 1} ({kinds[-1]})")
-        assert root.get_by_role("alert").count() == 0, (
-            f"{notebook.name}, widget {i + 1}: {root.get_by_role('alert').inner_text()}"
-        )
+        kind = root.get_attribute("data-kind")
+        where = f"{name}, widget {i + 1} ({kind})"
+        MOVES[kind](page, root, where)
+        alert = root.get_by_role("alert")
+        assert alert.count() == 0, f"{where}: {alert.inner_text()}"
         assert len(root.locator("figcaption").inner_text()) > 10
-    print(f"{notebook.name}: moved {', '.join(kinds)}")
 
 
 def move_panel(page, root, where: str) -> None:

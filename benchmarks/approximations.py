@@ -5,7 +5,7 @@
 The MNIST network that ships draws the same digits (same noise, same classes, guidance 1.7) in each way. `rms` is the root
 mean square difference of pictures in [-1, 1]: "steps" from 250 steps of DDIM; "interval" (guidance at these times t only)
 from the same run with guidance throughout, DPM-Solver++(2M) in 20 steps. `passes` is how often the network sees each
-picture: a guided step is two. `judge` is the share of digits that a classifier takes for the one asked for.
+picture: a guided step is two. `right` is the share of digits that a classifier takes for the one asked for.
 These are errors of this small network; how much a big one minds is for its own pictures to say. The error of 8-bit
 products is in gpu_sampling.py, "throughput": this network has no attention. The last line printed is one JSON object.
 """
@@ -60,7 +60,7 @@ def main(argv=None):
         "--out", type=Path, default=Path(__file__).parent / "results" / "approximations.json"
     )
     args = parser.parse_args(argv)
-    trained, judge = load_pretrained("mnist"), metrics.load_judge("mnist")
+    trained, classifier = load_pretrained("mnist"), metrics.load_classifier("mnist")
     trained.model.eval().requires_grad_(False)
     labels = torch.arange(args.pictures) % 10
     x_T, cond = noise((1, 28, 28), range(args.pictures)), class_cond(labels)
@@ -73,13 +73,13 @@ def main(argv=None):
             results[group][name] = {
                 "rms": round((x - against).square().mean().sqrt().item(), 4),
                 "passes": passes,
-                "judge": round(metrics.accuracy(judge, x, labels), 3),
+                "right": round(metrics.accuracy(classifier, x, labels), 3),
             }
             print(f"{group:9} {name:16}", results[group][name], flush=True)
     result = {
         "benchmark": "approximations",
         "reference": {
-            "judge": round(metrics.accuracy(judge, reference, labels), 3),
+            "right": round(metrics.accuracy(classifier, reference, labels), 3),
             "steps": args.reference,
         },
         "pictures": args.pictures,

@@ -27,7 +27,7 @@ from ddpm_edu import Cond, guided, last, noise
 from ddpm_edu.datasets.painted import painted_digits, prompts
 from ddpm_edu.files import load as stable_diffusion
 from ddpm_edu.gpu.fast import flops
-from ddpm_edu.metrics.frechet import load_judge, psnr
+from ddpm_edu.metrics.frechet import load_classifier, psnr
 from ddpm_edu.networks.unet import UNet
 from ddpm_edu.samplers import dpmpp_2m
 from ddpm_edu.training.latents import encode, encode_texts
@@ -113,13 +113,13 @@ def one_side(side, seconds, batch, pictures, asked, seed, threads):
 
 def ceiling(n=400):
     """What the VAE alone leaves of real test pictures."""
-    vae, judge = stable_diffusion.load("painted").vae, load_judge("mnist")
+    vae, classifier = stable_diffusion.load("painted").vae, load_classifier("mnist")
     x, captions = painted_digits("test", n)[torch.arange(n)]
     y = torch.cat([vae.from_latent(vae.to_latent(part)) for part in x.split(50)]).clamp(-1, 1)
     return {
         "psnr": round(psnr(x, y).mean().item(), 2),
-        "decoded_copies": rounded(fidelity(y, captions, judge)),
-        "real_pictures": rounded(fidelity(x, captions, judge)),
+        "decoded_copies": rounded(fidelity(y, captions, classifier)),
+        "real_pictures": rounded(fidelity(x, captions, classifier)),
     }
 
 

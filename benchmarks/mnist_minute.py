@@ -3,7 +3,7 @@
     python benchmarks/mnist_minute.py --seconds 60 --save digits.npz
     python benchmarks/mnist_minute.py --seconds 0 --save digits.npz       the weights that ship instead
 
-The clock starts before the network is built and stops when training ends; loading the data, the judge and drawing the
+The clock starts before the network is built and stops when training ends; loading the data, the classifier and drawing the
 digits are not part of it. Writes images (uint8, N x 28 x 28) and labels; the last line printed is one JSON object.
 """
 
@@ -100,18 +100,18 @@ if __name__ == "__main__":
     images = to_uint8(x)[:, 0].numpy()
     np.savez_compressed(args.save, images=images, labels=labels.numpy())
 
-    judge = metrics.load_judge("mnist")
-    shown = torch.from_numpy(images).float()[:, None] / 127.5 - 1  # judged as saved, 8 bits a pixel
+    classifier = metrics.load_classifier("mnist")
+    shown = torch.from_numpy(images).float()[:, None] / 127.5 - 1  # as saved, 8 bits a pixel
     test = mnist("test")
     shuffled = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
     drawn = torch.cat([shuffled[test.labels[shuffled] == c][:100] for c in range(10)])
     real = test[drawn][0]
     result |= {
-        "right": metrics.accuracy(judge, shown, labels),
-        "frechet": round(metrics.frechet_to_real(judge, shown), 3),
+        "right": metrics.accuracy(classifier, shown, labels),
+        "frechet": round(metrics.frechet_to_real(classifier, shown), 3),
         "real": {
-            "right": metrics.accuracy(judge, real, test.labels[drawn]),
-            "frechet": round(metrics.frechet_to_real(judge, real), 3),
+            "right": metrics.accuracy(classifier, real, test.labels[drawn]),
+            "frechet": round(metrics.frechet_to_real(classifier, real), 3),
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": args.threads,

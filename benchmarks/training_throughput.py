@@ -94,7 +94,7 @@ def updates(model, optimizer, schedule, dataset, predict, batch_size, count):
 
 
 def quality(name, model, schedule, dataset, seconds):
-    """Train for `seconds` with our loop (rivals: AdamW at 1e-3, eps), draw 200 digits in 20 DDIM steps, ask the judge."""
+    """Train for `seconds` with our loop (rivals: AdamW at 1e-3, eps), draw 200 digits in 20 DDIM steps, ask the classifier."""
     import dataclasses
 
     rival = dict(
@@ -117,11 +117,11 @@ def quality(name, model, schedule, dataset, seconds):
             clip=1.0,
         )
     )
-    judge = metrics.load_judge("mnist")
+    classifier = metrics.load_classifier("mnist")
     return {
         "updates": step.step,
-        "right": None if name.startswith("lucid") else metrics.accuracy(judge, x, labels),
-        "frechet": round(metrics.frechet_to_real(judge, x), 2),
+        "right": None if name.startswith("lucid") else metrics.accuracy(classifier, x, labels),
+        "frechet": round(metrics.frechet_to_real(classifier, x), 2),
     }
 
 
@@ -133,7 +133,7 @@ if __name__ == "__main__":
         "--quality",
         type=float,
         default=0,
-        help="seconds of training each before its digits are judged",
+        help="seconds of training each before its digits are classified",
     )
     args = parser.parse_args()
     torch.set_num_threads(2)

@@ -1,6 +1,8 @@
 """The errors of this package and the checks that raise them: a message names the thing, the cause and the remedy."""
 
 import math
+import sys
+import warnings
 
 PREDICTIONS = ("eps", "x_0", "v")
 
@@ -65,3 +67,34 @@ def known_prediction(predict) -> None:
         raise OptionError(
             f"predict = {predict!r} is not known: choose one of {', '.join(PREDICTIONS)}"
         )
+
+
+def pixels(name, x, beyond=0.0) -> None:
+    """Raise DataError unless x (N, ...) holds floats in [-1, 1], or up to `beyond` outside it; warn
+    if all lie in [0, 1], for what `ToTensor` gives would be learned, or judged, at half contrast."""
+    if len(x) == 0:
+        raise DataError(f"{name}: there are none, the shape is {tuple(x.shape)}; pass at least one")
+    if not x.is_floating_point():
+        raise DataError(
+            f"{name} have type {x.dtype}: pass floats in [-1, 1]; from_uint8 converts bytes"
+        )
+    low, high = (bound.item() for bound in x.detach().aminmax())
+    if not (low >= -1 - beyond and high <= 1 + beyond):  # NaN fails too
+        wrong = ~(x.detach().flatten(1).abs() <= 1 + beyond).all(1)
+        raise DataError(
+            f"{name} run from {low:.4g} to {high:.4g}, first in {name}[{wrong.nonzero()[0, 0]}]: "
+            "pass floats in [-1, 1]; from_uint8 converts bytes"
+        )
+    if low >= 0 and high > low:
+        warn(
+            f"{name} have no number below 0: are they in [0, 1] instead of [-1, 1]? "
+            "Then pass 2 * x - 1"
+        )
+
+
+def warn(message) -> None:
+    """A warning that points at the line outside of this package which led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("ddpm_edu"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level - 1)

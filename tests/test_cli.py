@@ -441,7 +441,7 @@ def test_unknown_recipe_and_device(capsys):
 def test_models_lists_what_ships(capsys):
     assert main(["models"]) == 0
     out = capsys.readouterr().out
-    assert "mnist_judge" in out and "MiB" in out
+    assert "mnist_classifier" in out and "MiB" in out
 
 
 def test_student_refuses_to_overwrite_and_broken_files(tmp_path, capsys):

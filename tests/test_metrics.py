@@ -1,4 +1,4 @@
-"""metrics.py: the Frechet distance against closed forms and scipy; the shipped judges against the real pictures."""
+"""metrics.py: the Frechet distance against closed forms and scipy; the shipped classifiers against the real pictures."""
 
 import math
 
@@ -85,13 +85,13 @@ def test_frechet_of_samples_finds_the_distance_of_their_laws():
             torch.randn(5, 8),
             torch.randn(50, 8),
             DataError,
-            "5 pictures are too few for a covariance of 8 features: use at least 9",
+            "of 5 pictures are too few: use at least 9",
         ),
         (torch.randn(0, 8), torch.randn(50, 8), DataError, "0 pictures are too few"),
         (torch.randn(50, 8), torch.full((50, 8), math.nan), DataError, "NaN"),
         (torch.randn(50, 8), torch.full((50, 8), math.inf), DataError, "infinity"),
-        (torch.randn(50, 8), torch.randn(50, 7), ShapeError, r"must be \(D,\), \(D, D\)"),
-        (torch.randn(50, 8, 1), torch.randn(50, 8), ShapeError, r"must be \(N, D\)"),
+        (torch.randn(50, 8), torch.randn(50, 7), ShapeError, r"pass \(D,\), \(D, D\)"),
+        (torch.randn(50, 8, 1), torch.randn(50, 8), ShapeError, r"pass \(N, D\)"),
     ],
 )
 def test_frechet_refuses(a, b, error, message):
@@ -109,6 +109,64 @@ def test_frechet_distance_refuses():
         frechet_distance(mu, cov, mu, cov * math.nan)
 
 
+# ---------------------------------------------------------------- precision and recall
+
+
+def brute_force(points, among, k):
+    """Kynkaanniemi et al. 2019, eq. 1, pair by pair."""
+    inside = 0
+    for p in points:
+        for j, a in enumerate(among):
+            radius = sorted(math.dist(a, b) for i, b in enumerate(among) if i != j)[k - 1]
+            if math.dist(p, a) <= radius:
+                inside += 1
+                break
+    return inside / len(points)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_precision_and_recall_against_brute_force(k):
+    g = torch.Generator().manual_seed(k)
+    real = torch.randn(60, 3, generator=g, dtype=torch.float64)
+    generated = 0.7 * torch.randn(45, 3, generator=g, dtype=torch.float64) + 1
+    expected = brute_force(generated, real, k), brute_force(real, generated, k)
+    assert metrics.precision_recall(real, generated, k) == pytest.approx(expected)
+    assert metrics.precision_recall(generated, real, k) == pytest.approx(expected[::-1])
+    assert 0.1 < expected[1] < expected[0] < 1
+
+
+def test_precision_and_recall_tell_two_faults_apart():
+    """Sharp but of one kind only: precision. All kinds, but noisy: recall."""
+    data_of = lambda seed, n=2500: data.gaussian_mixture(n, seed=seed)
+    real, one_kind = data_of(0), data_of(1)
+    one_kind = one_kind[one_kind[:, 0] > 1]
+    noisy = data_of(2) + 0.5 * torch.randn(2500, 2, generator=torch.Generator().manual_seed(0))
+    precision, recall = metrics.precision_recall(real, data_of(3))
+    assert min(precision, recall) > 0.95
+    assert metrics.precision_recall(real, real) == (1, 1)
+    precision, recall = metrics.precision_recall(real, one_kind)
+    assert precision > 0.95 and recall < 0.4
+    precision, recall = metrics.precision_recall(real, noisy)
+    assert precision < 0.6 and recall > 0.9
+
+
+@pytest.mark.parametrize(
+    "real, generated, k, error, name",
+    [
+        (torch.randn(3, 2), torch.randn(9, 2), 3, DataError, "features of 3 pictures"),
+        (torch.randn(9, 2), torch.randn(0, 2), 3, DataError, "features of 0 pictures"),
+        (torch.randn(9, 2), torch.randn(9, 2) * math.nan, 3, DataError, "features"),
+        (torch.randn(9, 2), torch.randn(9, 3), 3, ShapeError, "generated"),
+        (torch.randn(9, 2), torch.randn(9), 3, ShapeError, "features"),
+        (torch.randn(9, 2), torch.randn(9, 2), 0, OptionError, "k = 0"),
+        (torch.randn(9, 2), torch.randn(9, 2), 1.5, OptionError, "k = 1.5"),
+    ],
+)
+def test_precision_and_recall_refuse(real, generated, k, error, name):
+    with pytest.raises(error, match=name):
+        metrics.precision_recall(real, generated, k)
+
+
 # ---------------------------------------------------------------- one picture against its copy
 
 
@@ -123,16 +181,16 @@ def test_psnr_of_known_errors():
         metrics.psnr(torch.ones(1, 5), torch.full((1, 5), 7.0)).item() == math.inf
     )  # beyond the range is shown as its end
     for a, b in ((x, x[:1]), (x[0, 0, 0], x[0, 0, 0, :1]), (torch.zeros(4), torch.zeros(4))):
-        with pytest.raises(ShapeError, match="must be the same"):
+        with pytest.raises(ShapeError, match="pass the same"):
             metrics.psnr(a, b)
 
 
-# ---------------------------------------------------------------- judges
+# ---------------------------------------------------------------- classifiers
 
 
 @pytest.fixture(scope="module")
-def judge():
-    return metrics.load_judge("mnist")
+def classifier():
+    return metrics.load_classifier("mnist")
 
 
 @pytest.fixture(scope="module")
@@ -141,88 +199,88 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def features_of_all(judge, digits):
-    return metrics.judge_features(judge, digits[:][0])
+def features_of_all(classifier, digits):
+    return metrics.features(classifier, digits[:][0])
 
 
-def test_shipped_mnist_judge(judge, digits):
+def test_shipped_mnist_classifier(classifier, digits):
     part = digits.subset(2000)
     x_0, _ = part[:]
-    assert metrics.accuracy(judge, x_0, part.labels) >= 0.99
-    assert metrics.accuracy(judge, x_0, (part.labels + 1) % 10) < 0.01
-    assert metrics.judge_features(judge, x_0[:3]).shape == (3, 64)
-    assert judge(x_0[:3]).shape == (3, 10)
+    assert metrics.accuracy(classifier, x_0, part.labels) >= 0.99
+    assert metrics.accuracy(classifier, x_0, (part.labels + 1) % 10) < 0.01
+    assert metrics.features(classifier, x_0[:3]).shape == (3, 64)
+    assert classifier(x_0[:3]).shape == (3, 10)
 
 
-def test_shipped_statistics_are_those_of_the_real_pictures(judge, features_of_all):
+def test_shipped_statistics_are_those_of_the_real_pictures(classifier, features_of_all):
     mean, cov = metrics.moments(features_of_all)
-    assert torch.allclose(mean, judge.reference["test"][0], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(mean, classifier.real_test.mean, rtol=1e-3, atol=1e-4)
     assert torch.allclose(
-        cov, judge.reference["test"][1], rtol=1e-2, atol=1e-4 * cov.diag().max().item()
+        cov, classifier.real_test.cov, rtol=1e-2, atol=1e-4 * cov.diag().max().item()
     )
 
 
-def test_frechet_to_real_tells_good_from_bad(judge, digits, features_of_all):
+def test_frechet_to_real_tells_good_from_bad(classifier, digits, features_of_all):
     x_0, _ = digits.per_class(100)[:]
-    real = metrics.frechet_to_real(judge, x_0)
+    real = metrics.frechet_to_real(classifier, x_0)
     noisy = x_0 + 0.5 * torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     one_class, _ = digits.subset((digits.labels == 3).nonzero()[:1000, 0])[:]
-    assert metrics.frechet_to_real(judge, noisy.clamp(-1, 1)) > 3 * real
-    assert metrics.frechet_to_real(judge, one_class) > 10 * real
-    assert metrics.frechet_to_real(judge, x_0, split="test") == pytest.approx(
-        frechet(metrics.judge_features(judge, x_0), features_of_all), rel=0.01
+    assert metrics.frechet_to_real(classifier, noisy.clamp(-1, 1)) > 3 * real
+    assert metrics.frechet_to_real(classifier, one_class) > 10 * real
+    assert metrics.frechet_to_real(classifier, x_0, split="test") == pytest.approx(
+        frechet(metrics.features(classifier, x_0), features_of_all), rel=0.01
     )
 
 
-def test_a_picture_is_judged_alone(judge, digits):
+def test_a_picture_is_classified_alone(classifier, digits):
     """Neither the batch around it nor training mode changes a score."""
     x_0, _ = digits[:8]
-    alone = torch.cat([metrics.judge_features(judge, x_0[i : i + 1]) for i in range(8)])
-    judge.train()
-    together = metrics.judge_features(judge, x_0)
-    assert judge.training
-    judge.eval()
+    alone = torch.cat([metrics.features(classifier, x_0[i : i + 1]) for i in range(8)])
+    classifier.train()
+    together = metrics.features(classifier, x_0)
+    assert classifier.training
+    classifier.eval()
     assert torch.allclose(alone, together, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        (lambda x: (x + 1) * 127.5, DataError, r"run from 0 to 255: the judge takes \[-1, 1\]"),
+        (lambda x: (x + 1) * 127.5, DataError, "run from 0 to 255.*pictures.0.: pass floats"),
         (lambda x: data.to_uint8(x), DataError, "type torch.uint8: .*from_uint8"),
         (lambda x: x * math.nan, DataError, "run from nan"),
-        (lambda x: x[:0], DataError, "no pictures"),
+        (lambda x: x[:0], DataError, "pictures: there are none"),
         (lambda x: x[:, 0], ShapeError, r"takes \(N, 1, H, W\)"),
         (lambda x: x.expand(-1, 3, -1, -1), ShapeError, r"takes \(N, 1, H, W\)"),
     ],
 )
-def test_the_judge_refuses(judge, digits, change, error, message):
+def test_the_classifier_refuses(classifier, digits, change, error, message):
     with pytest.raises(error, match=message):
-        metrics.judge_features(judge, change(digits[:4][0]))
+        metrics.features(classifier, change(digits[:4][0]))
 
 
-def test_pictures_in_0_1_are_warned_about(judge, digits):
+def test_pictures_in_0_1_are_warned_about(classifier, digits):
     x_0, _ = digits[:4]
     with pytest.warns(UserWarning, match="below 0: are they in .0, 1. instead"):
-        metrics.accuracy(judge, (x_0 + 1) / 2, digits.labels[:4])
+        metrics.accuracy(classifier, (x_0 + 1) / 2, digits.labels[:4])
 
 
-def test_options(judge, digits, monkeypatch, tmp_path):
+def test_options(classifier, digits, monkeypatch, tmp_path):
     x_0, _ = digits[:100]
-    with pytest.raises(OptionError, match="no judge 'imagenet': choose 'mnist' or 'cifar10'"):
-        metrics.load_judge("imagenet")
-    with pytest.raises(OptionError, match="'valid', only of .'test', 'train'"):
-        metrics.frechet_to_real(judge, x_0, split="valid")
+    with pytest.raises(OptionError, match="no classifier 'imagenet': choose 'mnist' or 'cifar10'"):
+        metrics.load_classifier("imagenet")
+    with pytest.raises(OptionError, match="split = 'valid' is not known: choose 'train' or 'test'"):
+        metrics.frechet_to_real(classifier, x_0, split="valid")
     with pytest.raises(ShapeError, match="100 pictures came with 99 labels"):
-        metrics.accuracy(judge, x_0, digits.labels[:99])
+        metrics.accuracy(classifier, x_0, digits.labels[:99])
     monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
-    with pytest.raises(CheckpointError, match="mnist_judge.safetensors"):
-        metrics.load_judge()
+    with pytest.raises(CheckpointError, match="mnist_classifier.safetensors"):
+        metrics.load_classifier()
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_weights_are_small_and_carded(name):
-    path = data.data_folder() / "weights" / f"{name}_judge.safetensors"
+    path = data.data_folder() / "weights" / f"{name}_classifier.safetensors"
     assert path.stat().st_size <= 1.5e6
     card = path.with_suffix(".md").read_text()
     for word in (
@@ -238,13 +296,16 @@ def test_weights_are_small_and_carded(name):
         assert word in card
 
 
-def test_cifar10_judge_loads_and_has_no_pictures():
-    judge = metrics.load_judge("cifar10")
+def test_cifar10_classifier_loads_and_has_no_pictures():
+    classifier = metrics.load_classifier("cifar10")
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert metrics.judge_features(judge, x).shape == (4, 128) and judge.reference["train"][
-        1
-    ].shape == (128, 128)
-    state, _ = checkpoint.load_tensors(data.data_folder() / "weights" / "cifar10_judge.safetensors")
+    assert metrics.features(classifier, x).shape == (
+        4,
+        128,
+    ) and classifier.real_train.cov.shape == (128, 128)
+    state, _ = checkpoint.load_tensors(
+        data.data_folder() / "weights" / "cifar10_classifier.safetensors"
+    )
     assert all(
         t.numel() < 32 * 32 * 3 or name.endswith((".weight", ".cov")) for name, t in state.items()
     )

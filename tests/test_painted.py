@@ -1,4 +1,4 @@
-"""painted.py and oracle.py: captions and pictures determine each other, and nothing held out is ever painted for training."""
+"""painted.py and obedience.py: captions and pictures determine each other, and nothing held out is ever painted for training."""
 
 import itertools
 import subprocess
@@ -25,7 +25,7 @@ from ddpm_edu.datasets.painted import (
     scenes,
 )
 from ddpm_edu.errors import DataError, OptionError, ShapeError
-from ddpm_edu.metrics import obedience as oracle
+from ddpm_edu.metrics import obedience
 
 SCENE = Scene(7, "red", "blue", "large", "top left")
 
@@ -36,10 +36,10 @@ def test_set():
 
 
 @pytest.fixture(scope="module")
-def judge():
-    from ddpm_edu.metrics.frechet import load_judge
+def classifier():
+    from ddpm_edu.metrics.frechet import load_classifier
 
-    return load_judge("mnist")
+    return load_classifier("mnist")
 
 
 # ---------------------------------------------------------------- the grammar
@@ -297,29 +297,31 @@ def test_digits_in_pieces_are_those_listed():
     } == {"small"}
 
 
-# ---------------------------------------------------------------- the oracle
+# ---------------------------------------------------------------- reading back
 
 
-def test_the_oracle_reads_real_painted_digits(test_set, judge):
-    found = oracle.fidelity(test_set.images(slice(1500)), test_set.captions(slice(1500)), judge)
+def test_real_painted_digits_are_read_right(test_set, classifier):
+    found = obedience.fidelity(
+        test_set.images(slice(1500)), test_set.captions(slice(1500)), classifier
+    )
     assert found["digit"] > 0.99 and found["main"] == found["all"] == found["digit"]
     assert (
         found["ink"] == found["ground"] == found["size"] == found["place"] == found["colours"] == 1
     )
 
 
-def test_every_pair_of_colours_is_read(judge):
+def test_every_pair_of_colours_is_read(classifier):
     """The stroke of one MNIST digit, all 560 combinations of colours, sizes and places."""
     wanted = [s for s in scenes() if s.digit == 7]
     seven = data.mnist("test").images[:1].expand(len(wanted), -1, -1, -1)
-    assert oracle.read(paint(seven, wanted), judge) == wanted
+    assert obedience.read(paint(seven, wanted), classifier) == wanted
 
 
-def test_the_oracle_bears_what_generators_do(test_set, judge):
+def test_reading_bears_what_generators_do(test_set, classifier):
     """Noise of 24 dB, the error of a small VAE, and values a little outside [-1, 1]."""
     x_0, captions = test_set[:300]
     noisy = 1.05 * x_0 + 0.126 * torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    found = oracle.fidelity(noisy, captions, judge)
+    found = obedience.fidelity(noisy, captions, classifier)
     assert (
         found["colours"] > 0.99
         and found["digit"] > 0.97
@@ -328,36 +330,38 @@ def test_the_oracle_bears_what_generators_do(test_set, judge):
     )
 
 
-def test_the_oracle_is_not_fooled(test_set, judge):
+def test_reading_is_not_fooled(test_set, classifier):
     """Pictures beside the wrong captions; no digit at all; each word wrong alone."""
     images, captions = test_set.images(slice(100)), test_set.captions(slice(100))
-    assert oracle.fidelity(images, captions[1:] + captions[:1], judge)["all"] <= 0.02
+    assert obedience.fidelity(images, captions[1:] + captions[:1], classifier)["all"] <= 0.02
     plain = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
-    assert all(s.ink == s.ground == "white" for s in oracle.read(plain, judge))
+    assert all(s.ink == s.ground == "white" for s in obedience.read(plain, classifier))
     assert (
-        oracle.fidelity(plain, ["a small red seven on a white ground, centre"] * 2, judge)["main"]
+        obedience.fidelity(plain, ["a small red seven on a white ground, centre"] * 2, classifier)[
+            "main"
+        ]
         == 0
     )
     picture = paint(data.mnist("test").images[:1], [SCENE])
     for field, value in dict(
         digit=1, ink="pink", ground="cyan", size="small", place="centre"
     ).items():
-        found = oracle.fidelity(picture, [caption(SCENE._replace(**{field: value}))], judge)
+        found = obedience.fidelity(picture, [caption(SCENE._replace(**{field: value}))], classifier)
         assert {name for name in Scene._fields if found[name] == 0} == {field} and found["all"] == 0
 
 
-def test_the_oracle_refuses(judge, test_set):
+def test_read_refuses(classifier, test_set):
     x_0, captions = test_set[:2]
-    with refuses(ShapeError, r"\(2, 1, 32, 32\)", "painted digits are"):
-        oracle.read(x_0[:, :1], judge)
+    with refuses(ShapeError, r"images have shape \(2, 1, 32, 32\)"):
+        obedience.read(x_0[:, :1], classifier)
     with refuses(ShapeError, r"\(0, 3, 32, 32\)"):
-        oracle.read(x_0[:0], judge)
+        obedience.read(x_0[:0], classifier)
     with refuses(DataError, "NaN"):
-        oracle.read(x_0 * float("nan"), judge)
-    with refuses(ShapeError, "2 pictures came with 1 captions"):
-        oracle.fidelity(x_0, captions[:1], judge)
+        obedience.read(x_0 * float("nan"), classifier)
+    with refuses(ShapeError, "2 images came with 1 captions"):
+        obedience.fidelity(x_0, captions[:1], classifier)
     with refuses(OptionError, "no caption"):
-        oracle.fidelity(x_0, ["red apple", captions[1]], judge)
+        obedience.fidelity(x_0, ["red apple", captions[1]], classifier)
 
 
 def test_importing_reads_nothing():

@@ -10,7 +10,8 @@ from helpers import refuses
 from torch import nn
 
 from ddpm_edu import DataError, OptionError, ShapeError
-from ddpm_edu.metrics.frechet import Judge, load_judge
+from ddpm_edu.metrics.frechet import load_classifier
+from ddpm_edu.networks.classifier import Classifier, ClassifierConfig
 from ddpm_edu.networks.vae import VAE, VAEConfig, kl
 from ddpm_edu.training.autoencoder import (
     VGG16_FILE,
@@ -18,7 +19,7 @@ from ddpm_edu.training.autoencoder import (
     LossWeights,
     PatchDiscriminator,
     VectorQuantizer,
-    judge_features,
+    classifier_features,
     measure_scale,
     objective,
     perceptual,
@@ -62,7 +63,7 @@ def test_bad_weights(name, value):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"weights": LossWeights(perceptual=1)}, ["perceptual = 1", "judge_features"]),
+        ({"weights": LossWeights(perceptual=1)}, ["perceptual = 1", "classifier_features"]),
         ({"weights": LossWeights(codebook=1)}, ["codes = 0", "both"]),
         ({"codes": 8}, ["codebook = 0", "both"]),
         ({"codes": -1}, ["codes = -1"]),
@@ -336,34 +337,34 @@ def test_perceptual_is_the_mean_of_squared_distances_of_directions():
         perceptual(one, x, y[..., :1])
 
 
-def test_judge_features_are_its_layers():
-    judge, x = load_judge("cifar10"), pictures(2, 20)
+def test_classifier_features_are_its_layers():
+    classifier, x = load_classifier("cifar10"), pictures(2, 20)
     seen = []
-    for layer in (judge.stem, *judge.blocks):
+    for layer in (classifier.stem, *classifier.blocks):
         layer.register_forward_hook(lambda layer, x, y: seen.append(y))
-    judge(x)
-    maps = judge_features()(x)
+    classifier(x)
+    maps = classifier_features()(x)
     assert len(maps) == 4 and all(torch.equal(a, b) for a, b in zip(maps, seen, strict=True))
     assert [m.shape[1:] for m in maps] == [(32, 20, 20), (32, 10, 10), (64, 5, 5), (128, 2, 2)]
 
 
-def test_judge_features_of_another_judge():
-    judge = Judge(channels=1, widths=(4, 4))
-    features = judge_features(judge)
+def test_features_of_another_classifier():
+    classifier = Classifier(ClassifierConfig(1, widths=(4, 4)))
+    features = classifier_features(classifier)
     x = torch.rand(1, 1, 6, 7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.grad(features(x)[-1].sum(), x)[0].any()
     assert (
-        judge.training
-        and next(judge.parameters()).requires_grad
-        and next(judge.parameters()).dtype == torch.float32
+        classifier.training
+        and next(classifier.parameters()).requires_grad
+        and next(classifier.parameters()).dtype == torch.float32
     )  # its own copy
     for shape in ((1, 3, 8, 8), (1, 1, 3, 8), (1, 8, 8)):
         with refuses(ShapeError, "at least 4"):
             features(torch.zeros(shape))
 
 
-def test_judge_features_order_pictures_by_damage():
-    x, features = pictures(4, 32), judge_features()
+def test_classifier_features_order_pictures_by_damage():
+    x, features = pictures(4, 32), classifier_features()
     noise = torch.randn(x.shape, generator=generator())
     near, far = perceptual(features, x, x + 0.05 * noise), perceptual(features, x, x + 0.3 * noise)
     assert 0 < near < far < 4 and perceptual(features, x, x) == 0
@@ -406,11 +407,11 @@ def test_vgg_features_are_torchvisions(tmp_path, monkeypatch):
 
 def test_vgg_without_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with refuses(DataError, str(tmp_path), VGG16_FILE, "judge_features", "528 MB"):
+    with refuses(DataError, str(tmp_path), VGG16_FILE, "classifier_features", "528 MB"):
         vgg_features()
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"no weights")
-    with refuses(DataError, "broken.pth", "does not hold", "judge_features"):
+    with refuses(DataError, "broken.pth", "does not hold", "classifier_features"):
         vgg_features(broken)
     torch.save({"features.0.weight": torch.zeros(1)}, broken)
     with refuses(DataError, "does not hold", "KeyError"):

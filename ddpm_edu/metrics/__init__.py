@@ -1,11 +1,14 @@
-"""How good are the pictures: Frechet distance, accuracy, PSNR; painted digits read back. Notebooks 00, 04, 09."""
+"""How good are the pictures, and do they show what was asked for? Notebooks 00, 04, 09."""
 
 from ..lazy import lazily
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "frechet": "frechet_distance frechet_to_real moments psnr accuracy load_judge",
+        "frechet": (
+            "frechet_distance frechet frechet_to_real moments features precision_recall psnr "
+            "accuracy load_classifier"
+        ),
         "obedience": "fidelity read",
     },
 )

@@ -1,7 +1,7 @@
-"""The oracle of the painted digits: it reads digit, ink, ground, size and place back from the pixels, and counts who obeys.
+"""Is the caption obeyed? Painted digits are read back from the pixels. Notebooks 07 and 09.
 
-On real painted digits the four words about paint are always found right, the digit as often as the MNIST judge finds it
-(`python benchmarks/painted_oracle.py`).
+On real painted digits ink, ground, size and place are always found right, the digit as often as the
+MNIST classifier finds it (`python benchmarks/read_painted.py`).
 """
 
 import torch
@@ -11,86 +11,77 @@ from torch.nn import functional as F
 from ..datasets.images import to_uint8
 from ..datasets.painted import COLOURS, PIXELS, PLACES, SIZES, Scene, extent, parse, scene_of, step
 from ..errors import ShapeError
-from .frechet import Judge, load_judge
+from ..networks.classifier import Classifier
+from .frechet import load_classifier
 
 _FAR = 8  # pixels that tell the ink; at least five of them are pure
 
 
-def read(images: Tensor, judge: Judge | None = None) -> list[Scene]:
+def read(images: Tensor, classifier: Classifier | None = None) -> list[Scene]:
     """What pictures (B, 3, 32, 32) show, bytes or floats in [-1, 1], painted or generated.
 
-    Ground: the named colour nearest to the median of the frame, one pixel wide. Ink: nearest to the median of the 8 pixels
-    that are farthest from the ground. Size and place: the extent of what is more than half ink. Digit: the ink alone,
-    scaled and centred like MNIST, shown to the judge (None: the shipped one). If ink equals ground, there was no digit to be
-    seen. Raises ShapeError, or DataError for NaN.
+    Ground: the named colour nearest to the median of the frame, one pixel wide. Ink: the one nearest
+    to the median of the 8 pixels farthest from the ground. Size and place: the extent of what is more
+    than half ink. Digit: the ink alone, scaled and centred like MNIST, shown to the classifier (None:
+    the shipped one). Ink equals ground where no digit is seen. ShapeError; DataError for NaN.
     """
     if images.ndim != 4 or images.shape[1:] != (3, PIXELS, PIXELS) or not len(images):
         raise ShapeError(
-            f"pictures have shape {tuple(images.shape)}: painted digits are (B, 3, {PIXELS}, {PIXELS})"
+            f"images have shape {tuple(images.shape)}: pass (B, 3, {PIXELS}, {PIXELS})"
         )
     x = (images if images.dtype == torch.uint8 else to_uint8(images)).detach().cpu().float()
     palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
-    frame = torch.cat([x[:, :, 0], x[:, :, -1], x[:, :, :, 0], x[:, :, :, -1]], 2)
-    ground = torch.cdist(frame.median(2).values, palette).argmin(1)
+    nearest = lambda points: torch.cdist(points.median(2).values, palette).argmin(1)
+    ground = nearest(torch.cat([x[:, :, 0], x[:, :, -1], x[:, :, :, 0], x[:, :, :, -1]], 2))
     base = palette[ground][:, :, None, None]
     far = (x - base).square().sum(1).flatten(1).topk(_FAR).indices
-    ink = torch.cdist(
-        x.flatten(2).gather(2, far[:, None].expand(-1, 3, -1)).median(2).values, palette
-    ).argmin(1)
+    ink = nearest(x.flatten(2).gather(2, far[:, None].expand(-1, 3, -1)))
     way = palette[ink][:, :, None, None] - base
-    cover = (((x - base) * way).sum(1) / way.square().sum(1).clamp(min=1)).clamp(
-        0, 1
-    )  # (B, 32, 32)
+    cover = ((x - base) * way).sum(1) / way.square().sum(1).clamp(min=1)
+    cover = cover.clamp(0, 1)  # (B, 32, 32)
     size, place = _size_and_place(cover)
-    digit = _digit(cover, size, judge or load_judge("mnist"))
+    digit = _digit(cover, size, classifier or load_classifier("mnist"))
     return [scene_of(row) for row in torch.stack([digit, ink, ground, size, place], 1).tolist()]
 
 
 def _size_and_place(cover: Tensor) -> tuple[Tensor, Tensor]:
     top, bottom, left, right = extent(cover)
-    size = (
-        torch.maximum(bottom - top, right - left) + 1 > 16
-    ).long()  # painted ones: 8 to 14, and 17 to 22
+    size = (torch.maximum(bottom - top, right - left) + 1 > 16).long()  # painted: 8..14, 17..22
     centre = torch.stack([top + bottom, left + right], 1) / 2 - (PIXELS - 1) / 2
     steps = torch.tensor([step(pixels) for pixels in SIZES.values()])[size, None]
-    return size, torch.cdist(
-        centre / steps, torch.tensor(list(PLACES.values()), dtype=torch.float32)
-    ).argmin(1)
+    places = torch.tensor(list(PLACES.values()), dtype=torch.float32)
+    return size, torch.cdist(centre / steps, places).argmin(1)
 
 
-def _digit(cover: Tensor, size: Tensor, judge: Judge) -> Tensor:
-    """The judge sees the ink as MNIST shows it: in a box of 20 pixels, its centre of mass in the middle of 28."""
-    place, ink = (
-        torch.arange(PIXELS).float(),
-        (cover - 0.25).clamp(min=0),
-    )  # a decoder's faint noise all over moves no centre
-    centre = torch.stack([(ink.sum(1) * place).sum(1), (ink.sum(2) * place).sum(1)], 1)  # x, y
+def _digit(cover: Tensor, size: Tensor, classifier: Classifier) -> Tensor:
+    """The ink as MNIST shows it: in a box of 20 pixels, its centre of mass in the middle of 28."""
+    axis = torch.arange(PIXELS).float()
+    ink = (cover - 0.25).clamp(min=0)  # a decoder's faint noise all over moves no centre
+    centre = torch.stack([(ink.sum(1) * axis).sum(1), (ink.sum(2) * axis).sum(1)], 1)  # x, y
     centre = centre / ink.sum((1, 2)).clamp(min=1e-6)[:, None]
     offset = torch.arange(28) - 13.5
     offset = torch.stack(torch.meshgrid(offset, offset, indexing="xy"), 2)  # (28, 28, 2)
     scale = torch.tensor(list(SIZES.values()))[size] / 20
     where = centre[:, None, None] + scale[:, None, None, None] * offset
     digits = F.grid_sample(cover[:, None], (2 * where + 1) / PIXELS - 1, align_corners=False)
-    device = next(judge.parameters()).device
+    batches = (2 * digits - 1).to(next(classifier.parameters()).device).split(500)
     with torch.no_grad():
-        return torch.cat(
-            [judge(batch.to(device)).argmax(1).cpu() for batch in (2 * digits - 1).split(500)]
-        )
+        return torch.cat([classifier(batch).argmax(1).cpu() for batch in batches])
 
 
-def fidelity(images: Tensor, captions: list[str], judge: Judge | None = None) -> dict[str, float]:
-    """The share, 0 to 1, of pictures whose digit, ink, ground, size, place are what the captions say; "colours": ink and ground;
-    "main": digit, ink and ground; "all": all five. Raises what `read` and `parse` raise, ShapeError for unequal numbers."""
+def fidelity(
+    images: Tensor, captions: list[str], classifier: Classifier | None = None
+) -> dict[str, float]:
+    """The share, 0 to 1, of pictures whose digit, ink, ground, size, place are as the captions say.
+
+    "colours": ink and ground; "main": digit, ink and ground; "all": all five. Raises what `read` and
+    `parse` raise, ShapeError for unequal numbers.
+    """
     if len(images) != len(captions):
-        raise ShapeError(
-            f"{len(images)} pictures came with {len(captions)} captions: pass one caption a picture"
-        )
+        raise ShapeError(f"{len(images)} images came with {len(captions)} captions: pass one each")
     wanted = [parse(text) for text in captions]
-    right = torch.tensor(
-        [[a == b for a, b in zip(*pair)] for pair in zip(wanted, read(images, judge))]
-    ).double()
+    pairs = zip(wanted, read(images, classifier))
+    right = torch.tensor([[a == b for a, b in zip(*pair)] for pair in pairs]).double()
     shares = dict(zip(Scene._fields, right.mean(0).tolist()))
-    return shares | {
-        name: right[:, columns].prod(1).mean().item()
-        for name, columns in (("colours", [1, 2]), ("main", [0, 1, 2]), ("all", [0, 1, 2, 3, 4]))
-    }
+    groups = {"colours": [1, 2], "main": [0, 1, 2], "all": [0, 1, 2, 3, 4]}
+    return shares | {name: right[:, c].prod(1).mean().item() for name, c in groups.items()}

@@ -18,6 +18,7 @@ __getattr__, __dir__ = lazily(
         ),
         "tokenizer": "train_tokenizer learn_merges split_words unseen",
         "clip": "CLIP CLIPConfig contrastive_loss cosines zero_shot retrieval clip_score",
+        "classifier": "Classifier ClassifierConfig",
         "gaussian": "GaussianPrior",
     },
 )

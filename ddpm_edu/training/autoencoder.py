@@ -1,6 +1,6 @@
 """What an autoencoder is trained by: reconstruction, KL or a codebook, features of another network, and a critic.
 
-    model = Autoencoder(VAE(config), LossWeights(perceptual=0.1), features=judge_features())
+    model = Autoencoder(VAE(config), LossWeights(perceptual=0.1), features=classifier_features())
     for step in fit(model, dataset, TrainConfig(...), objective): ...        # train.py; step.ema.vae is the result
 
 Stable Diffusion's recipe (Rombach et al. 2022, section 3.1) is that of VQGAN (Esser et al. 2021), with a KL term or a
@@ -20,7 +20,8 @@ from torch.func import functional_call
 
 from ..diffusion import randn_like
 from ..errors import DataError, OptionError, ShapeError, whole
-from ..metrics.frechet import Judge, load_judge
+from ..metrics.frechet import load_classifier
+from ..networks.classifier import Classifier
 from ..networks.vae import VAE, kl
 from ..networks.vq import VectorQuantizer
 
@@ -80,7 +81,7 @@ class Autoencoder(nn.Module):
     One optimizer trains both on this one sum: in the second term the critic's weights are detached (functional_call
     with other tensors), in the last one y is, so that each of the two losses moves only the weights it is meant for.
 
-    features: a frozen network, for perceptual (`judge_features`, `vgg_features`); it is no submodule, so that it is
+    features: a frozen network, for perceptual (`classifier_features`, `vgg_features`); it is no submodule, so that it is
     neither trained nor saved nor averaged. Raises OptionError where weights ask for a part that is missing.
     """
 
@@ -96,7 +97,7 @@ class Autoencoder(nn.Module):
         whole("codes", codes, 0, 2**20, "the size of the codebook, 0 for none")
         if weights.perceptual and features is None:
             raise OptionError(
-                f"perceptual = {weights.perceptual:g} needs features: pass features=judge_features(), or switch it off"
+                f"perceptual = {weights.perceptual:g} needs features: pass features=classifier_features(), or switch it off"
             )
         if bool(weights.codebook) != bool(codes):
             raise OptionError(
@@ -208,18 +209,17 @@ def perceptual(features: Features, x: Tensor, y: Tensor) -> Tensor:
     ).mean()
 
 
-def judge_features(judge: Judge | None = None) -> Features:
+def classifier_features(classifier: Classifier | None = None) -> Features:
     """Feature maps of our own classifier, that of CIFAR-10 unless another is given: after its stem and after each block."""
-    judge = copy.deepcopy(judge or load_judge("cifar10")).eval().requires_grad_(False)
-    least = 2 ** len(judge.blocks)  # every block halves the size
+    classifier = (
+        copy.deepcopy(classifier or load_classifier("cifar10")).eval().requires_grad_(False)
+    )
+    least = 2 ** len(classifier.blocks)  # every block halves the size
 
     def features(x: Tensor) -> list[Tensor]:
-        _check_pictures(x, judge.channels, least)
-        judge.to(x)
-        maps = [judge.stem(x)]
-        for block in judge.blocks:
-            maps.append(block(F.max_pool2d(maps[-1], 2)))
-        return maps
+        _check_pictures(x, classifier.config.channels, least)
+        classifier.to(x)
+        return classifier.maps(x)
 
     return features
 
@@ -234,7 +234,7 @@ def vgg_features(path=None) -> Features:
     Nothing is downloaded: DataError if the file is not there, or is another one.
     """
     path = Path(path or Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE)
-    instead = "use judge_features(), which needs no download, or fetch it (528 MB): torchvision.models.vgg16(weights='IMAGENET1K_V1')"
+    instead = "use classifier_features(), which needs no download, or fetch it (528 MB): torchvision.models.vgg16(weights='IMAGENET1K_V1')"
     if not path.is_file():
         raise DataError(f"there are no weights of VGG16 at {path}: {instead}")
     net, width = nn.Sequential(), 3

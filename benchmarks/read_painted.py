@@ -1,9 +1,9 @@
-"""How often the oracle reads real painted digits right: those of MNIST's test set, every scene equally likely.
+"""How often real painted digits are read back right: those of MNIST's test set, every scene equally likely.
 
-    python benchmarks/painted_oracle.py [--n 10000] [--split test] [--seed 0]
+    python benchmarks/read_painted.py [--n 10000] [--split test] [--seed 0]
 
 The last line is one JSON object: the shares of digit, ink, ground, size, place found, of all, and of the same MNIST digits,
-unpainted, that the judge takes for what they are. It needs about a millisecond a picture.
+unpainted, that the classifier takes for what they are. It needs about a millisecond a picture.
 """
 
 import argparse
@@ -12,14 +12,14 @@ import json
 from ddpm_edu.datasets import images as data
 from ddpm_edu.datasets import painted
 from ddpm_edu.metrics import frechet as metrics
-from ddpm_edu.metrics import obedience as oracle
+from ddpm_edu.metrics import obedience
 
 
 def measure(n, split, seed):
-    dataset, real, judge = (
+    dataset, real, classifier = (
         painted.painted_digits(split, n, seed, held=None),
         data.mnist(split),
-        metrics.load_judge("mnist"),
+        metrics.load_classifier("mnist"),
     )
     shares = {}
     for start in range(0, n, 500):
@@ -27,14 +27,16 @@ def measure(n, split, seed):
             dataset.images(slice(start, start + 500)),
             dataset.captions(slice(start, start + 500)),
         )
-        for name, share in oracle.fidelity(images, captions, judge).items():
+        for name, share in obedience.fidelity(images, captions, classifier).items():
             shares[name] = shares.get(name, 0) + share * len(images) / n
     unpainted = real.subset(min(n, len(real)))
     return {
         "n": n,
         "split": split,
         **{name: round(share, 6) for name, share in shares.items()},
-        "judge_on_unpainted": round(metrics.accuracy(judge, unpainted[:][0], unpainted.labels), 6),
+        "classifier_on_unpainted": round(
+            metrics.accuracy(classifier, unpainted[:][0], unpainted.labels), 6
+        ),
     }
 
 

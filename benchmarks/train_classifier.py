@@ -1,7 +1,7 @@
-"""Train a judge from random weights, measure it, and save weights and card.
+"""Train a classifier from random weights, measure it, and save weights and card.
 
-    python benchmarks/train_judge.py mnist --save data/weights
-    DDPM_EDU_CIFAR10=FOLDER python benchmarks/train_judge.py cifar10 --save data/weights
+    python benchmarks/train_classifier.py mnist --save data/weights
+    DDPM_EDU_CIFAR10=FOLDER python benchmarks/train_classifier.py cifar10 --save data/weights
 
 Stochastic gradient descent with Nesterov momentum, one linear warm-up and decay, bfloat16 inside the convolutions.
 The weights are rounded to float16 before anything is measured, so that the figures are those of the file.
@@ -18,16 +18,17 @@ from torch.nn import functional as F
 
 from ddpm_edu.datasets import images as data
 from ddpm_edu.files.checkpoint import save_tensors
-from ddpm_edu.metrics.frechet import Judge, accuracy, frechet, judge_features, moments
+from ddpm_edu.metrics.frechet import accuracy, features, frechet, moments
+from ddpm_edu.networks.classifier import Classifier, ClassifierConfig
 
 SETTINGS = {  # epochs, peak learning rate
     "mnist": dict(model=dict(channels=1, widths=(32, 64, 64)), epochs=16, lr=0.2),
     "cifar10": dict(model=dict(channels=3, widths=(32, 64, 128)), epochs=12, lr=0.2),
 }
-CARD = """# {title} judge
+CARD = """# {title} classifier
 
-A small residual classifier (`ddpm_edu.metrics.frechet.Judge`, {parameters:,} parameters, {features} features), float16, with the mean and
-covariance of its features on the real training and test pictures. Load it with `ddpm_edu.metrics.frechet.load_judge("{name}")`.
+A small residual classifier (`ddpm_edu.networks.classifier.Classifier`, {parameters:,} parameters, {features} features), float16, with the mean and
+covariance of its features on the real training and test pictures. Load it with `ddpm_edu.metrics.frechet.load_classifier("{name}")`.
 
 | | |
 |---|---|
@@ -40,7 +41,7 @@ covariance of its features on the real training and test pictures. Load it with 
 | test accuracy | {test_accuracy:.2%} of 10,000 |
 | bytes | {bytes:,} |
 
-**Yardstick.** Frechet distance, in this judge's features, between real pictures; {few_count} are {per_class} of each class at random, mean of {draws} draws:
+**Yardstick.** Frechet distance, in this classifier's features, between real pictures; {few_count} are {per_class} of each class at random, mean of {draws} draws:
 
 | | |
 |---|---|
@@ -50,7 +51,7 @@ covariance of its features on the real training and test pictures. Load it with 
 | all 10,000 test pictures to all training pictures | {test_vs_train:.3f} |
 
 {few_count} perfect samples would score about like the first and third rows. The numbers mean something only beside each other: they scale
-with the features, and are not comparable with the FIDs of other networks, nor of the other judge.
+with the features, and are not comparable with the FIDs of other networks, nor of the other classifier.
 
 Licence of the weights: MIT, like the code. {source}
 """
@@ -89,12 +90,12 @@ def augment_photos(x, generator):
     )
 
 
-def train(judge, dataset, augment, epochs, lr, seed, batch_size=256):
+def train(classifier, dataset, augment, epochs, lr, seed, batch_size=256):
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(dataset) // batch_size)
     ramp = lambda step: min(step / (0.2 * steps), (steps - step) / (0.8 * steps))
     optimizer = torch.optim.SGD(
-        judge.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True
+        classifier.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, ramp)
     started = time.time()
@@ -104,7 +105,9 @@ def train(judge, dataset, augment, epochs, lr, seed, batch_size=256):
         ]:
             x, cond = dataset[index]
             with torch.autocast("cpu", torch.bfloat16):
-                logits = judge(augment(x, generator).contiguous(memory_format=torch.channels_last))
+                logits = classifier(
+                    augment(x, generator).contiguous(memory_format=torch.channels_last)
+                )
             loss = F.cross_entropy(logits.float(), cond.vector)
             optimizer.zero_grad()
             loss.backward()
@@ -117,11 +120,11 @@ def train(judge, dataset, augment, epochs, lr, seed, batch_size=256):
     return time.time() - started
 
 
-def measure(judge, real, test, per_class=100, draws=5):
+def measure(classifier, real, test, per_class=100, draws=5):
     """Test accuracy, reference statistics and the distances of real pictures from each other, small sets drawn at random."""
-    features = {
+    found = {
         name: torch.cat(
-            [judge_features(judge, data.from_uint8(images)) for images in part.images.split(5000)]
+            [features(classifier, data.from_uint8(images)) for images in part.images.split(5000)]
         )
         for name, part in dict(train=real, test=test).items()
     }
@@ -137,22 +140,22 @@ def measure(judge, real, test, per_class=100, draws=5):
             )
             for order in orders
         ]
-        return sum(frechet(features[split][index], features[other]) for index in drawn) / draws
+        return sum(frechet(found[split][index], found[other]) for index in drawn) / draws
 
     figures = dict(
-        test_accuracy=accuracy(judge, data.from_uint8(test.images), test.labels),
+        test_accuracy=accuracy(classifier, data.from_uint8(test.images), test.labels),
         test_few_vs_train=few_vs(test, "test", "train"),
         test_few_vs_test=few_vs(test, "test", "test"),
         train_few_vs_test=few_vs(real, "train", "test"),
-        test_vs_train=frechet(features["test"], features["train"]),
+        test_vs_train=frechet(found["test"], found["train"]),
         per_class=per_class,
         draws=draws,
         few_count=per_class * real.classes,
         train_count=len(real),
     )
     reference = {
-        f"reference.{split}.{key}": value
-        for split, f in features.items()
+        f"real_{split}.{key}": value
+        for split, f in found.items()
         for key, value in zip(("mean", "cov"), moments(f))
     }
     return figures, reference
@@ -189,28 +192,34 @@ def main():
     epochs = args.epochs or settings["epochs"]
     load = data.mnist if args.name == "mnist" else data.cifar10
     real, test = load("train"), load("test")
-    judge = Judge(**settings["model"]).to(memory_format=torch.channels_last)
+    classifier = Classifier(ClassifierConfig(**settings["model"])).to(
+        memory_format=torch.channels_last
+    )
     augment = augment_digits if args.name == "mnist" else augment_photos
-    seconds = train(judge, real, augment, epochs, settings["lr"], args.seed)
-    exact = accuracy(judge, data.from_uint8(test.images), test.labels)
-    judge.half().float()
-    figures, reference = measure(judge, real, test)
+    seconds = train(classifier, real, augment, epochs, settings["lr"], args.seed)
+    exact = accuracy(classifier, data.from_uint8(test.images), test.labels)
+    classifier.half().float()
+    figures, reference = measure(classifier, real, test)
     result = dict(
-        benchmark=f"train_judge {args.name}",
+        benchmark=f"train_classifier {args.name}",
         **figures,
         test_accuracy_float32=exact,
         seconds=seconds,
         epochs=epochs,
         seed=args.seed,
-        parameters=sum(p.numel() for p in judge.parameters()),
+        parameters=sum(p.numel() for p in classifier.parameters()),
         features=settings["model"]["widths"][-1],
         hardware=hardware(args.threads),
         python=platform.python_version(),
         torch=torch.__version__,
     )
     if args.save:
-        path = args.save / f"{args.name}_judge.safetensors"
-        state = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
+        path = args.save / f"{args.name}_classifier.safetensors"
+        state = {
+            k: v.half() if v.is_floating_point() else v
+            for k, v in classifier.state_dict().items()
+            if not k.startswith("real_")
+        }
         save_tensors(path, state | reference, settings["model"])
         result["bytes"] = path.stat().st_size
         source = {
@@ -226,7 +235,7 @@ def main():
             ),
         }
         title, trained_on, source = source[args.name]
-        command = f"python benchmarks/train_judge.py {args.name} --epochs {epochs} --seed {args.seed} --threads {args.threads} --save {args.save}"
+        command = f"python benchmarks/train_classifier.py {args.name} --epochs {epochs} --seed {args.seed} --threads {args.threads} --save {args.save}"
         path.with_suffix(".md").write_text(
             CARD.format(
                 title=title,

@@ -382,7 +382,7 @@ def write_png(path: Path, picture, meta: dict) -> None:
 
 def train(args) -> None:
     """Follow a recipe and write the averaged weights."""
-    from .paths import check_writable
+    from .errors import check_writable
     from .training.minis import MINIS
     from .training.recipes import recipe, run
 
@@ -406,9 +406,9 @@ def train(args) -> None:
 
 
 def _train_mini(mini, out, args) -> None:
+    from .errors import check_writable
     from .files.system_file import save_system
     from .networks.clip import save_clip
-    from .paths import check_writable
     from .training.whole_system import train_mini
 
     clip = out.with_stem(f"{out.stem}_clip")

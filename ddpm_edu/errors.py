@@ -1,10 +1,16 @@
-"""The errors of this package and the checks that raise them: a message names the thing, the cause and the remedy."""
+"""The typed errors, and every check of an argument that raises one. Notebook 00.
 
-import math
+A message names the thing, the cause and the remedy. A check returns what it has checked.
+"""
+
+import os
 import sys
 import warnings
+from pathlib import Path
 
 PREDICTIONS = ("eps", "x_0", "v")
+MOST = 2**16  # of a size, unless a field says otherwise
+MOST_PROMPTS = 1024  # in one call
 
 
 class DdpmEduError(Exception):
@@ -43,30 +49,178 @@ class ResourceError(DdpmEduError):
     """The machine has too little for what was asked: memory, mostly."""
 
 
-def in_range(name, value, low, high, hint) -> None:
-    """Raise OptionError unless value is a finite number in [low, high]."""
+# ---------------------------------------------------------------- one value: OptionError
+
+
+def in_range(name, value, low, high, hint=""):
+    """A number in [low, high]; infinity only where high is infinite."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and low <= value <= high and value not in (math.inf, -math.inf)):
+    if not (number and low <= value <= high):
         raise OptionError(
-            f"{name} = {value!r:.40} is out of range: pass a number from {low} to {high} ({hint})"
+            f"{name} = {value!r:.40} is out of range: pass a number from {low} to {high}"
+            + (hint and f" ({hint})")
         )
+    return value
 
 
-def whole(name, value, low, high, hint) -> None:
-    """Raise OptionError unless value is a whole number in [low, high]."""
+def whole(name, value, low, high=MOST, hint=""):
+    """A whole number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionError(
-            f"{name} = {value!r} is not a whole number: pass {low} to {high} ({hint})"
+            f"{name} = {value!r:.40} is not a whole number: pass one from {low} to {high}"
+            + (hint and f" ({hint})")
         )
-    in_range(name, value, low, high, hint)
+    return in_range(name, value, low, high, hint)
 
 
-def known_prediction(predict) -> None:
-    """Raise OptionError unless `predict` names one of PREDICTIONS."""
-    if predict not in PREDICTIONS:
+def one_of(name, value, choices):
+    """One of these names."""
+    if not isinstance(value, (str, type(None))) or value not in choices:
+        known = ", ".join(str(choice) or "''" for choice in choices)
+        raise OptionError(f"{name} = {value!r:.40} is not known: choose one of {known}")
+    return value
+
+
+def known_prediction(predict):
+    """One of PREDICTIONS."""
+    return one_of("predict", predict, PREDICTIONS)
+
+
+def multiple(name, value, part, of):
+    """A multiple of `of`, which is called `part`: a width of its heads, say."""
+    if value % of:
         raise OptionError(
-            f"predict = {predict!r} is not known: choose one of {', '.join(PREDICTIONS)}"
+            f"{name} = {value} is not a multiple of {part} = {of}: change one of them"
         )
+    return value
+
+
+def checked_prompts(prompts) -> list[str]:
+    """A list of 1 to MOST_PROMPTS texts, out of a list or one string."""
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(prompts, (list, tuple)):
+        raise OptionError(f'prompts = {prompts!r:.80}: pass a list of strings, [""] for no words')
+    if not 0 < len(prompts) <= MOST_PROMPTS:
+        raise OptionError(f"{len(prompts)} prompts: pass 1 to {MOST_PROMPTS} at a time")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            kind = type(prompt).__name__
+            raise OptionError(f'prompt {i} is {prompt!r:.80}, a {kind}: pass a string, "" for none')
+    return list(prompts)
+
+
+def check_device(device):
+    """A device that this PyTorch has."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as e:  # AssertionError: built without CUDA
+        cause = str(e).splitlines()[0]
+        raise OptionError(f"device = {device!r} is not here ({cause:.100}): use 'cpu'") from None
+    return device
+
+
+def check_writable(path) -> Path:
+    """A place where a file can be written: asked before the hours of training, not after."""
+    path = Path(path)
+    folder = path.absolute().parent
+    if path.is_dir():
+        cause = "is a folder"
+    elif not folder.is_dir():
+        cause = f"lies in {folder}, which does not exist"
+    elif not os.access(folder, os.W_OK):
+        cause = f"lies in {folder}, which cannot be written to"
+    else:
+        return path
+    raise OptionError(f"{path} {cause}: name another file, or make the folder first")
+
+
+# ---------------------------------------------------------------- the fields of a config: OptionError
+
+
+def sizes(config, **limits) -> None:
+    """Fields of a frozen dataclass: whole numbers, or tuples of them, from `least` or (least, most).
+
+    sizes(self, channels=1, mult=(1, 64)). Lists, as JSON has them, become tuples; None passes
+    where the field's type says so. Without `most` a size is at most MOST.
+    """
+    _each(config, whole, limits)
+
+
+def numbers(config, **limits) -> None:
+    """The same for fields that hold any number: numbers(self, lr=(0, 10), scale=(1e-6, 1e6))."""
+    _each(config, in_range, limits)
+
+
+def choices(config, **known) -> None:
+    """Fields that hold one of some names: choices(self, act=("gelu", "quick_gelu"))."""
+    for name, names in known.items():
+        one_of(f"{type(config).__name__}.{name}", getattr(config, name), names)
+
+
+def parts(config, **kinds) -> None:
+    """Fields that hold a config, or a tuple of them; a dict, as JSON has it, becomes one.
+
+    parts(self, unet=UNetConfig, text=TextConfig).
+    """
+    for name, kind in kinds.items():
+        made = [_part(field, value, kind) for field, value in _entries(config, name)]
+        object.__setattr__(config, name, tuple(made) if _is_tuple(config, name) else made[0])
+
+
+def _part(field, value, kind):
+    if isinstance(value, dict):
+        try:
+            value = kind(**value)
+        except TypeError as e:
+            raise OptionError(f"{field} is no {kind.__name__} ({e})") from None
+    if not isinstance(value, kind):
+        raise OptionError(f"{field} = {value!r:.80} is no {kind.__name__}: pass one")
+    return value
+
+
+def _each(config, check, limits):
+    for name, limit in limits.items():
+        for field, value in _entries(config, name):
+            check(field, value, *(limit if isinstance(limit, tuple) else (limit,)))
+
+
+def _is_tuple(config, name) -> bool:
+    return str(config.__dataclass_fields__[name].type).startswith("tuple")
+
+
+def _entries(config, name) -> list[tuple]:
+    """[(what a message calls it, value)] of one field; several where it is a tuple."""
+    field, value = f"{type(config).__name__}.{name}", getattr(config, name)
+    if value is None and "None" in str(config.__dataclass_fields__[name].type):
+        return []
+    if not _is_tuple(config, name):
+        return [(field, value)]
+    if not isinstance(value, (tuple, list)) or not value:
+        raise OptionError(f"{field} = {value!r:.40}: pass a tuple of at least one, such as (1, 2)")
+    object.__setattr__(config, name, tuple(value))
+    return [(f"{field}[{i}]", entry) for i, entry in enumerate(value)]
+
+
+# ---------------------------------------------------------------- tensors: ShapeError, DataError
+
+
+def fits(name, x, shape, whose, hint="") -> None:
+    """ShapeError unless the tensor x has `shape`: numbers must agree, names stand for any size.
+
+    fits("x_t", x_t, ("B", 4, "H", "W"), "this UNet takes").
+    """
+    if not hasattr(x, "is_floating_point"):
+        got = f"is {'missing' if x is None else 'no tensor but a ' + type(x).__name__}"
+    elif len(x.shape) == len(shape) and all(
+        isinstance(want, str) or n == want for n, want in zip(x.shape, shape)
+    ):
+        return
+    else:
+        got = f"has shape {tuple(x.shape)}"
+    wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+    raise ShapeError(f"{name} {got}: {whose} {wanted}" + (hint and f", {hint}"))
 
 
 def pixels(name, x, beyond=0.0) -> None:
@@ -98,3 +252,21 @@ def warn(message) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("ddpm_edu"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level - 1)
+
+
+def token_ids(ids, vocab, length) -> None:
+    """ShapeError unless ids are (B, up to length) long; DataError unless they lie in 0..vocab-1."""
+    fits("ids", ids, ("B", "L"), "this encoder takes")
+    if ids.shape[1] > length or "int64" not in str(ids.dtype):
+        raise ShapeError(
+            f"ids have shape {tuple(ids.shape)} and type {ids.dtype}: this encoder takes "
+            f"(B, up to {length}) of torch.int64"
+        )
+    if ids.is_meta or not ids.numel():
+        return
+    outside = ids[(ids < 0) | (ids >= vocab)]
+    if len(outside):
+        raise DataError(
+            f"token id {outside[0].item()} is not in the vocabulary of this encoder, 0 to "
+            f"{vocab - 1}: is the tokenizer another model's?"
+        )

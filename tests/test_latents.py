@@ -10,11 +10,10 @@ from tiny_mini import CAPTIONS, TINY, Dots
 from torch import nn
 
 from ddpm_edu import Cond
-from ddpm_edu.errors import DataError, OptionError, ShapeError
+from ddpm_edu.errors import MOST_PROMPTS, DataError, OptionError, ShapeError
 from ddpm_edu.files.load import save_folder
 from ddpm_edu.files.system_file import load_system, save_system
 from ddpm_edu.networks.clip import CLIP, CLIPConfig
-from ddpm_edu.networks.text import MOST_PROMPTS
 from ddpm_edu.networks.tokenizer import train_tokenizer
 from ddpm_edu.networks.vae import VAE
 from ddpm_edu.schedule import Schedule

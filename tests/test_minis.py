@@ -9,8 +9,7 @@ from helpers import refuses
 
 from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.datasets.painted import caption, held_out, parse, scenes
-from ddpm_edu.errors import OptionError
-from ddpm_edu.networks.text import MOST_PROMPTS
+from ddpm_edu.errors import MOST_PROMPTS, OptionError
 from ddpm_edu.networks.tokenizer import known_words, train_tokenizer
 from ddpm_edu.training import minis
 from ddpm_edu.training.minis import (

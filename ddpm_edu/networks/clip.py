@@ -17,24 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import DataError, OptionError, ShapeError
+from ..errors import MOST_PROMPTS, DataError, OptionError, ShapeError
 from ..files.checkpoint import load_state
 from ..files.config_json import reading, text_config
 from ..files.folder import pad, read_json, read_tokenizer, weight_files
 from ..files.int8 import pack, squeeze, unpack
 from ..files.tensors import load_tensors, save_tensors
 from ..paths import data_folder
-from .text import (
-    CLIP_L,
-    INSTALL,
-    MOST_PROMPTS,
-    TextConfig,
-    TextEncoder,
-    Tokenizer,
-    _tokenizers,
-    clean,
-    tokenize,
-)
+from .text import CLIP_L, INSTALL, TextConfig, TextEncoder, Tokenizer, _tokenizers, clean, tokenize
 
 MOST_SCALE = 100.0  # of the cosines in the loss, so that training stays stable (section 2.5)
 OPENAI_MEAN, OPENAI_STD = (

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion import Cond
-from ..errors import DataError, OptionError, ShapeError
+from ..errors import DataError, OptionError, checked_prompts, token_ids
 from ..paths import data_folder
 
-MOST_PROMPTS = 1024  # in one call
 INSTALL = 'pip install -c constraints.txt -e ".[sd]"'
 
 
@@ -112,10 +111,7 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> Hidden:
-        if ids.ndim != 2 or ids.shape[1] > self.config.length or ids.dtype != torch.long:
-            raise ShapeError(
-                f"ids have shape {tuple(ids.shape)} and type {ids.dtype}: this encoder takes (B, {self.config.length}) long"
-            )
+        token_ids(ids, self.config.vocab, self.config.length)
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         out = self.text_model(ids, position_ids=positions, output_hidden_states=True)
         pooled = out.last_hidden_state[
@@ -242,21 +238,6 @@ class Tokenizer:
 def tokenize(prompts: list[str], pad: str = "eot") -> Tensor:
     """Prompts to CLIP's token ids (B, 77) long, by the tokenizer that ships with the course; see `Tokenizer.__call__`."""
     return clip_tokenizer()(prompts, pad)
-
-
-def checked_prompts(prompts) -> list[str]:
-    """A list of prompts, from a list or one string. Raises OptionError naming what is no text."""
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    if not isinstance(prompts, (list, tuple)):
-        raise OptionError(f'prompts = {prompts!r:.80}: pass a list of strings, [""] for no words')
-    if not 0 < len(prompts) <= MOST_PROMPTS:
-        raise OptionError(f"{len(prompts)} prompts: pass 1 to {MOST_PROMPTS} at a time")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise OptionError(
-                f'prompt {i} is {prompt!r:.80}, a {type(prompt).__name__}: pass a string, "" for no words'
-            )
-    return list(prompts)
 
 
 STRAIGHT = str.maketrans(dict.fromkeys("ʼ‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))

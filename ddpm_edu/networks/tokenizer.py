@@ -2,8 +2,8 @@
 
 from collections import Counter, defaultdict
 
-from ..errors import OptionError
-from .text import Tokenizer, _clip_bpe, _tokenizers, checked_prompts, clean, clip_vocab
+from ..errors import OptionError, checked_prompts
+from .text import Tokenizer, _clip_bpe, _tokenizers, clean, clip_vocab
 
 
 def train_tokenizer(captions: list[str], vocab: int = 1024, length: int = 16) -> Tokenizer:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import OptionError
-from ..networks.text import Tokenizer, checked_prompts, clean, clip_tokenizer
+from ..errors import OptionError, checked_prompts
+from ..networks.text import Tokenizer, clean, clip_tokenizer
 from ..networks.unet import Attention, SpatialTransformer
 
 

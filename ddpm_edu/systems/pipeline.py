@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..diffusion import Cond, Denoiser, Step, generators, last, randn_like, spaced_timesteps
-from ..errors import OptionError, SamplingError, ShapeError, in_range, whole
+from ..errors import OptionError, SamplingError, ShapeError, checked_prompts, in_range, whole
 from ..files.load import StableDiffusion
-from ..networks.text import checked_prompts
 from ..networks.tokenizer import unseen
 from ..networks.unet import timestep_embedding
 from ..networks.vae import decode_tiled

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion import Cond
-from ..errors import DataError, ShapeError
-from ..networks.text import MOST_PROMPTS
+from ..errors import MOST_PROMPTS, DataError, ShapeError
 from ..systems.pipeline import condition
 from ..systems.system import StableDiffusion
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, OptionError, in_range
+from ..errors import CheckpointError, OptionError, check_writable, in_range
 from ..files.checkpoint import load_state
 from ..files.folder import read_json, write_json
 from ..files.tensors import load_tensors
@@ -32,7 +32,6 @@ from ..networks.text import TextConfig
 from ..networks.tokenizer import known_words, train_tokenizer
 from ..networks.unet import UNetConfig
 from ..networks.vae import VAE, VAEConfig
-from ..paths import check_writable
 from ..schedule import Schedule
 from ..systems.system import NUMBERS, StableDiffusion, SystemConfig, build
 from ..training import autoencoder as vae_loss

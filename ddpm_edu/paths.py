@@ -30,3 +30,22 @@ def replacing(path: Path) -> Iterator[str]:
     finally:
         if os.path.exists(part):
             os.unlink(part)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time: the others wait at this line. The lock ends with its process, and leaves
+    no file; where folders cannot be locked (Windows, some networks) there is none."""
+    handle = None
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -1,23 +1,32 @@
 """data.py: what it reads is what was published, and what is wrong with a file or an array is said plainly."""
 
+import contextlib
 import gzip
 import hashlib
+import http.server
 import io
+import os
 import pickle
 import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tarfile
+import threading
 import time
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ddpm_edu.datasets import images as data
-from ddpm_edu.datasets.images import ImageDataset
+from ddpm_edu.datasets.images import ImageDataset, folder
+from ddpm_edu.datasets.points import gaussian_mixture, swiss_roll
 from ddpm_edu.errors import DataError, OptionError, ShapeError
 
 
@@ -144,10 +153,7 @@ def flip_one_bit(raw):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (
-            lambda raw: raw[:-784],
-            "is cut short .its header promises 7840000 numbers, it holds 7839216",
-        ),
+        (lambda raw: raw[:-784], "is cut short .it promises 7840000 numbers, and holds 7839216"),
         (lambda raw: raw[:10], "is cut short"),
         (lambda raw: b"", "is not an idx file of 3 axes .it starts with nothing"),
         (
@@ -191,7 +197,13 @@ def test_cifar10_absent(tmp_path, monkeypatch, offline):
     monkeypatch.setenv("DDPM_EDU_CIFAR10", str(tmp_path))
     with pytest.raises(DataError) as error:
         data.cifar10()
-    for part in (str(tmp_path), "cifar10(download=True)", "DDPM_EDU_CIFAR10"):
+    for part in (
+        str(tmp_path),
+        "cifar10(download=True)",
+        "DDPM_EDU_CIFAR10",
+        "mnist",
+        "painted_digits",
+    ):
         assert part in str(error.value)
 
 
@@ -266,68 +278,405 @@ def test_cifar10_tampered_is_never_unpickled(tmp_path, monkeypatch, offline, nam
     assert mark.exists()  # the payload is a live one
 
 
-def write_jpegs(folder, pictures, **change):
-    """A cifar10_jpeg.npz of (N, 3, 32, 32) pictures."""
-    files = [io.BytesIO() for _ in pictures]
-    for picture, file in zip(pictures, files):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=95)
-    files = [file.getvalue() for file in files]
-    arrays = {
-        "test_jpeg": np.frombuffer(b"".join(files), np.uint8),
-        "test_label": np.arange(len(files), dtype=np.uint8) % 10,
-        "test_offset": np.cumsum([0] + [len(f) for f in files]),
-    }
-    np.savez(
-        folder / "cifar10_jpeg.npz", **{k: v for k, v in (arrays | change).items() if v is not None}
-    )
+def archive_of(batches):
+    """The tar.gz of the batches, as its publisher packs it."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        tar.add(batches, batches.name)
+    return out.getvalue()
 
 
 @pytest.fixture
-def pictures():
-    """Smooth pictures, which JPEG keeps nearly as they are."""
-    ramp = torch.linspace(0, 255, 32)
-    return torch.stack(
-        [
-            torch.stack(
-                [ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.full((32, 32), 30.0 * k)]
-            )
-            for k in range(5)
-        ]
-    ).to(torch.uint8)
+def site(tmp_path, monkeypatch):
+    """A server of this machine in place of the publisher's: site.answer(handler, archive) answers."""
+    from torchvision.datasets import CIFAR10
+
+    source = tmp_path / "source"
+    source.mkdir()
+    archive = archive_of(fake_cifar10(source, monkeypatch))
+
+    class Site:
+        asked = 0
+        answer = staticmethod(lambda handler, archive: whole_answer(handler, archive))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            Site.asked += 1
+            Site.answer(self, archive)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/cifar.tar.gz")
+        monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield Site
+        server.shutdown()
 
 
-def test_cifar10_jpeg_folder(tmp_path, monkeypatch, pictures):
-    write_jpegs(tmp_path, pictures)
-    monkeypatch.setenv("DDPM_EDU_CIFAR10", str(tmp_path))
-    dataset = data.cifar10("test")
-    assert dataset.images.shape == (5, 3, 32, 32) and dataset.labels.tolist() == [0, 1, 2, 3, 4]
-    assert (dataset.images.float() - pictures.float()).abs().max() < 12
+def whole_answer(handler, body, promised=None, status=200):
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(promised or len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def left_in(folder):
+    return sorted(p.name for p in folder.rglob("*") if p.is_file())
+
+
+WHOLE = ["batches.meta", "data_batch_1", "data_batch_2", "test_batch"]
+
+
+def test_cifar10_download(site, tmp_path):
+    dataset = data.cifar10("test", tmp_path / "a", download=True)
+    assert len(dataset) == 3 and dataset.names == data.CIFAR10_CLASSES and site.asked == 1
+    assert left_in(tmp_path / "a") == WHOLE
+    data.cifar10("train", tmp_path / "a", download=True)
+    assert site.asked == 1
+    (tmp_path / "a" / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
+    assert len(data.cifar10("train", tmp_path / "a", download=True)) == 8 and site.asked == 2
+
+
+def drip(handler, archive):
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for k in range(100):
+            handler.wfile.write(archive[k : k + 1])
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
-    "change",
+    "answer, cause",
     [
-        dict(test_jpeg=None),
-        dict(test_label=None),
-        dict(test_jpeg=np.zeros(5000, np.uint8)),
-        dict(test_offset=np.array([0, 10, 20, 30, 40, 50])),
-        dict(
-            test_label=np.array([1, 2, 3, None, 5], dtype=object)
-        ),  # numpy would have to unpickle it
+        (lambda h, a: whole_answer(h, b"<html>please log in</html>"), "md5"),
+        (lambda h, a: whole_answer(h, a[:-100]), "md5"),
+        (lambda h, a: whole_answer(h, a[:500], promised=len(a)), "md5"),
+        (lambda h, a: whole_answer(h, a + b"x"), "md5"),
+        (lambda h, a: whole_answer(h, b"gone", status=404), "404"),
+        (lambda h, a: h.connection.close(), "[Rr]emote|reset|closed"),
+        (lambda h, a: time.sleep(3), "timed out"),
+        (drip, "not done after 1"),
+    ],
+    ids="page short broken longer missing closed silent drip".split(),
+)
+def test_cifar10_download_that_fails(site, tmp_path, monkeypatch, answer, cause):
+    monkeypatch.setattr(data, "STALL", 1)
+    monkeypatch.setattr(data, "LONGEST", 1)
+    site.answer, started = staticmethod(answer), time.monotonic()
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "cifar-10-python.tar.gz").write_bytes(b"left by an earlier run")
+    with pytest.raises(DataError, match=f"could not be downloaded to .*{cause}.*painted_digits"):
+        data.cifar10(root=folder, download=True)
+    assert left_in(folder) == [] and time.monotonic() - started < 2.8
+    site.answer = staticmethod(whole_answer)
+    assert len(data.cifar10(root=folder, download=True)) == 8
+
+
+def test_cifar10_two_at_once_fetch_once(site, tmp_path):
+    def slowly(handler, archive):
+        time.sleep(0.5)
+        whole_answer(handler, archive)
+
+    site.answer = staticmethod(slowly)
+    with ThreadPoolExecutor() as pool:  # the lock holds between threads as between processes
+        both = list(pool.map(lambda _: data.cifar10(root=tmp_path / "a", download=True), range(2)))
+    assert [len(d) for d in both] == [8, 8] and site.asked == 1
+    assert left_in(tmp_path / "a") == WHOLE
+
+
+def test_cifar10_archive_that_lies_there(site, tmp_path, offline):
+    """Fetched by other means: no network is needed, and the file stays."""
+    (tmp_path / "a").mkdir()
+    archive = tmp_path / "a" / "cifar-10-python.tar.gz"
+    archive.write_bytes(archive_of(tmp_path / "source" / "cifar-10-batches-py"))
+    from torchvision.datasets import CIFAR10
+
+    CIFAR10.tgz_md5 = hashlib.md5(archive.read_bytes()).hexdigest()  # the fixture sets it back
+    assert len(data.cifar10(root=tmp_path / "a", download=True)) == 8 and archive.exists()
+
+
+def test_cifar10_from_pictures(tmp_path):
+    for split in ("train", "test"):
+        for k, name in enumerate(data.CIFAR10_CLASSES):
+            (tmp_path / split / name).mkdir(parents=True)
+            save(np.full((32, 32, 3), 20 * k), tmp_path / split / name / "0.png")
+    dataset = data.cifar10("test", tmp_path)
+    assert dataset.labels.tolist() == list(range(10)) and dataset.names == data.CIFAR10_CLASSES
+    assert dataset.images[:, 0, 0, 0].tolist() == [20 * k for k in range(10)]
+    shutil.rmtree(tmp_path / "train" / "cat")
+    with pytest.raises(DataError, match="train has the classes"):
+        data.cifar10("train", tmp_path)
+
+
+# ---------------------------------------------------------------- a folder of pictures
+
+
+def save(array, path, mode=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(array).astype(np.uint8))
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def quarters(h=40, w=40):
+    """Red, green; blue, yellow."""
+    x = np.zeros((h, w, 3), np.uint8)
+    x[: h // 2, : w // 2] = 255, 0, 0
+    x[: h // 2, w // 2 :] = 0, 255, 0
+    x[h // 2 :, : w // 2] = 0, 0, 255
+    x[h // 2 :, w // 2 :] = 255, 255, 0
+    return x
+
+
+def corners(picture):
+    """The colours of the four quarters' centres of (3, H, W)."""
+    h, w = picture.shape[1:]
+    return [
+        tuple(picture[:, y, x].tolist()) for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)
+    ]
+
+
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+
+
+def near(found, wanted, tolerance=12):
+    assert np.abs(np.array(found) - np.array(wanted)).max() <= tolerance, (found, wanted)
+
+
+@pytest.mark.parametrize(
+    "name, mode, options",
+    [
+        ("x.png", "RGB", {}),
+        ("x.png", "P", {}),
+        ("x.png", "RGBA", {}),
+        ("x.jpg", "RGB", dict(quality=95, subsampling=0)),
+        ("x.jpg", "CMYK", dict(quality=95)),
+        ("X.JPEG", "YCbCr", dict(quality=95, subsampling=0)),
+        ("x.gif", "P", {}),
+        ("x.bmp", "RGB", {}),
+        ("x.webp", "RGB", dict(lossless=True)),
+        ("x.tif", "CMYK", {}),
+        ("x.tiff", "RGBA", dict(compression="tiff_lzw")),
+        ("x.ppm", "RGB", {}),
+        ("x.tga", "RGBA", {}),
+        ("png under a wrong name.jpg", "RGB", dict(format="PNG")),
     ],
 )
-def test_cifar10_jpeg_damaged(tmp_path, pictures, change):
-    write_jpegs(tmp_path, pictures, **change)
-    with pytest.raises(DataError, match="cifar10_jpeg.npz is damaged"):
-        data.cifar10("test", root=tmp_path)
+@pytest.mark.parametrize("size", [8, 40, 64])
+def test_folder_reads_any_mode_and_size(tmp_path, name, mode, options, size):
+    save(quarters(), tmp_path / name, mode, **options)
+    dataset = folder(tmp_path, size)
+    assert dataset.images.shape == (1, 3, size, size) and dataset.images.dtype == torch.uint8
+    near(corners(dataset.images[0]), [RED, GREEN, BLUE, YELLOW])
+    x_0, cond = dataset[0]
+    assert x_0.min() >= -1 and cond.vector is None
+    grey = folder(tmp_path, size, channels=1)
+    assert grey.images.shape == (1, 1, size, size)
+    near(grey.images[0, 0, size // 4, size // 4].item(), 76)  # 0.299 * 255
 
 
-def test_cifar10_jpeg_that_is_a_pickle(tmp_path):
-    mark = tmp_path / "the payload ran"
-    (tmp_path / "cifar10_jpeg.npz").write_bytes(pickle.dumps(Payload(mark)))
-    with pytest.raises(DataError, match="cifar10_jpeg.npz is damaged"):
-        data.cifar10("test", root=tmp_path)
-    assert not mark.exists()
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("values", [[0, 30000, 65535], [0, 100, 200]])
+def test_folder_reads_16_bits(tmp_path, suffix, values):
+    """Pillow's own conversion would clip all above 255."""
+    array = np.repeat(np.array(values, np.uint16)[None], 3, 0)
+    Image.fromarray(array).save(tmp_path / f"x.{suffix}")
+    found = folder(tmp_path, 3, channels=1).images[0, 0, 1].tolist()
+    near(found, [round(v / 257) for v in values], 1)
+
+
+def test_folder_reads_32_bits_where_their_range_is_plain(tmp_path):
+    Image.fromarray(np.full((3, 3), 0.5, np.float32)).save(tmp_path / "unit.tif")
+    Image.fromarray(np.full((3, 3), 128, np.int32)).save(tmp_path / "whole.tif")
+    near(folder(tmp_path, 3).images.flatten().tolist(), 128, 1)
+    Image.fromarray(np.full((3, 3), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    with pytest.raises(DataError, match="nan.tif"):
+        folder(tmp_path, 3)
+
+
+def test_folder_lays_the_transparent_on_white(tmp_path):
+    x = np.dstack([quarters(), np.full((40, 40), 255, np.uint8)])
+    x[:20, :, 3], x[20:, 20:, 3] = 0, 128
+    save(x, tmp_path / "a.png")
+    save(x, tmp_path / "b.webp", lossless=True)
+    palette = Image.fromarray(quarters()).convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.save(tmp_path / "c.png", transparency=palette.getpixel((0, 0)))
+    a, b, c = folder(tmp_path, 40).images
+    near(corners(a), [(255,) * 3, (255,) * 3, BLUE, (255, 255, 127)], 2)
+    near(corners(b), corners(a), 2)
+    near(corners(c), [(255,) * 3, GREEN, BLUE, YELLOW], 2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_folder_turns_pictures_upright(tmp_path, orientation, suffix):
+    """Against Pillow's own exif_transpose."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(quarters(60, 40))
+    image.save(
+        tmp_path / f"x.{suffix}", exif=exif, **(dict(lossless=True) if suffix == "webp" else {})
+    )
+    right = ImageOps.exif_transpose(Image.open(tmp_path / f"x.{suffix}")).convert("RGB")
+    right = np.asarray(ImageOps.fit(right, (16, 16))).transpose(2, 0, 1)
+    near(corners(folder(tmp_path, 16).images[0]), corners(torch.tensor(right)), 16)
+
+
+def test_folder_cuts_or_pads_to_a_square(tmp_path):
+    x = np.full((30, 90, 3), 100, np.uint8)
+    x[:, :30], x[:, 60:] = (255, 0, 0), (0, 0, 255)
+    save(x, tmp_path / "wide.png")
+    save(x.transpose(1, 0, 2), tmp_path / "xtall.png")
+    cut, padded = folder(tmp_path, 30).images, folder(tmp_path, 30, pad=True).images
+    assert (cut == 100).all()  # the middle third only
+    wide, tall = padded
+    assert (wide[:, :10] == 255).all() and (wide[:, 20:] == 255).all()
+    near(wide[:, 15, 2].tolist(), RED), near(wide[:, 15, 27].tolist(), BLUE)
+    near(tall[:, 2, 15].tolist(), RED), near(tall[:, 27, 15].tolist(), BLUE)
+
+
+def test_folder_takes_the_first_frame(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (250, 10, 30)]
+    for name in ("x.gif", "x.webp", "x.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    near(folder(tmp_path, 8).images.flatten().tolist(), 250)
+
+
+def test_folder_of_classes(tmp_path):
+    for k, name in enumerate(
+        ["dog/b.png", "dog/old/a.png", "cat/z.png", "ant/10.png", "ant/9.png"]
+    ):
+        save(np.full((4, 4, 3), k), tmp_path / name)
+    save(np.zeros((4, 4, 3)), tmp_path / "dog/.hidden.png")
+    save(np.zeros((4, 4, 3)), tmp_path / ".cache/x.png")
+    (tmp_path / "dog/notes.txt").write_text("about dogs")
+    (tmp_path / "empty").mkdir()
+    dataset = folder(tmp_path, 4)
+    assert dataset.names == ("ant", "cat", "dog") and dataset.classes == 3
+    assert dataset.labels.tolist() == [0, 0, 1, 2, 2]
+    assert dataset.images[:, 0, 0, 0].tolist() == [3, 4, 2, 0, 1]
+    assert dataset[0][1].vector.tolist() == [[1, 0, 0]]
+    assert folder(tmp_path, 4).images.equal(dataset.images)
+    os.symlink(tmp_path, tmp_path / "dog/circle")
+    os.symlink(tmp_path / "cat", tmp_path / "dog/link")  # each place is read once
+    assert len(folder(tmp_path, 4)) == 5
+    save(np.zeros((4, 4, 3)), tmp_path / "loose.png")
+    with pytest.raises(
+        DataError, match="1 pictures .loose.png. beside the sub-folders ant, cat, dog"
+    ):
+        folder(tmp_path, 4)
+
+
+def test_folder_names_what_cannot_be_read(tmp_path):
+    for k in range(8):
+        save(quarters(), tmp_path / f"good{k}.png")
+    whole = (tmp_path / "good0.png").read_bytes()
+    jpeg = save(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), tmp_path / "g.jpg")
+    broken = {
+        "cut.png": whole[: len(whole) // 2],
+        "cut.jpg": jpeg.read_bytes()[:1500],
+        "empty.jpg": b"",
+        "page.png": b"<html>not found</html>",
+        "phone.heic": b"\0\0\0\x18ftypheic",
+        "noise.gif": b"GIF89a" + bytes(range(256)),
+        "bomb.png": png_header(60_000, 60_000),
+        "zero.png": png_header(0, 5),
+        "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+    os.symlink(tmp_path / "nowhere", tmp_path / "dangling.png")
+    os.mkfifo(tmp_path / "pipe.png")  # no picture; to open it would wait for ever
+    broken["dangling.png"] = b""
+    with pytest.raises(DataError, match="10 of 19 pictures cannot be read") as error:
+        folder(tmp_path, 8)
+    first = sorted(broken)[:5]
+    assert all(name in str(error.value) for name in first) and "skip=True" in str(error.value)
+    with pytest.warns(UserWarning, match="10 of 19 .*left out") as caught:
+        dataset = folder(tmp_path, 8, skip=True)
+    assert len(dataset) == 9 and len(caught) == 1
+    for name in ("g.jpg", *(f"good{k}.png" for k in range(8))):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match="10 of 10"):
+        folder(tmp_path, 8, skip=True)
+
+
+def png_header(w, h):
+    """A PNG that promises w x h pixels and holds few."""
+
+    def chunk(kind, content):
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    head = struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_folder_reads_hostile_but_whole_pictures(tmp_path):
+    save(np.full((1, 1, 3), 77), tmp_path / "a.png")
+    save(np.full((1, 30_000, 3), 77), tmp_path / "b.png")  # scaled whole it would take gigabytes
+    save(np.full((30_000, 1, 3), 77), tmp_path / "c.png")
+    bad = Image.fromarray(np.full((9, 9, 3), 77, np.uint8))
+    bad.save(tmp_path / "d.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"junk" * 9, quality=100)
+    for pad in (False, True):
+        images = folder(tmp_path, 16, pad=pad).images
+        assert images.shape == (4, 3, 16, 16)
+        near(images[:, :, 7, 7].flatten().tolist(), 77, 3)
+
+
+@pytest.mark.slow
+def test_folder_reads_100_megapixels(tmp_path):
+    Image.new("L", (10_000, 10_000), 200).save(tmp_path / "x.jpg")
+    Image.new("1", (10_000, 10_000), 1).save(tmp_path / "x.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own, from 89 megapixels
+        images = folder(tmp_path, 32).images
+    near(images[:, 0, 5, 5].tolist(), [200, 255])
+
+
+def test_folder_options(tmp_path):
+    save(quarters(), tmp_path / "x.png")
+    for options in (
+        dict(size=0),
+        dict(size=1.5),
+        dict(size="8"),
+        dict(channels=2),
+        dict(size=5000),
+    ):
+        with pytest.raises(OptionError, match=next(iter(options))):
+            folder(tmp_path, **options)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "readme.txt").write_text("")
+    for path, words in (
+        (tmp_path / "nowhere", "nowhere cannot be read"),
+        (tmp_path / "x.png", "cannot be read"),
+        (tmp_path / "other", "holds no pictures .only readme.txt"),
+    ):
+        with pytest.raises(DataError, match=words):
+            folder(path)
+
+
+def test_a_system_learns_from_a_folder(tmp_path):
+    """The dataset is what `train` takes, with and without classes."""
+    from ddpm_edu.networks.unet import UNet, UNetConfig
+    from ddpm_edu.schedule import Schedule
+    from ddpm_edu.training.train import TrainConfig, train
+
+    for k in range(4):
+        save(quarters(), tmp_path / f"{'ab'[k % 2]}/{k}.png")
+    for path, vector in ((tmp_path, 2), (tmp_path / "a", 0)):
+        plan = dict(channels=16, mult=(1,), depth=(0,), middle=0, heads=(1,), blocks=1, groups=8)
+        model = UNet(UNetConfig(3, vector=vector, **plan))
+        config = TrainConfig(steps=2, batch_size=2)
+        steps = list(train(model, Schedule.cosine(100), folder(path, 8), config))
+        assert len(steps) == 2 and np.isfinite(steps[-1].loss)
 
 
 # ---------------------------------------------------------------- ImageDataset
@@ -375,7 +724,7 @@ def test_subsets(small):
         lambda: small.per_class(3),
         lambda: small.per_class(0),
     ):
-        with pytest.raises(OptionError, match="choose 1 to "):
+        with pytest.raises(OptionError, match="pass a number from 1 to "):
             wrong()
 
 
@@ -383,31 +732,106 @@ ZEROS = torch.zeros(3, dtype=torch.long)
 BYTES = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
 
 
+def one_wrong(i, value):
+    x = torch.full((3, 1, 4, 4), -0.5)
+    x[i, 0, 2, 1] = value
+    return x
+
+
 @pytest.mark.parametrize(
     "images, labels, error, message",
     [
-        (BYTES[:0], ZEROS[:0], DataError, "the dataset is empty"),
-        (BYTES[:, 0], ZEROS, ShapeError, r"must be \(N, C, H, W\)"),
+        (BYTES[:0], ZEROS[:0], DataError, "images are empty"),
+        (BYTES[:, 0], ZEROS, ShapeError, "images have shape"),
+        (torch.zeros(3, 8, 8, 3), ZEROS, ShapeError, r"images .*permute\(0, 3, 1, 2\)"),
         (
             BYTES.float() + 1.5,
             ZEROS,
             DataError,
-            r"run from 1.5 to 1.5: floats must lie in \[-1, 1\]",
+            r"images run from 1.5 to 1.5, first in images\[0\]",
         ),
-        (BYTES.float() + 255, ZEROS, DataError, "bytes must be uint8"),
-        (BYTES.float() - 1.01, ZEROS, DataError, "run from -1.01 to -1.01"),
-        (BYTES.float() + float("nan"), ZEROS, DataError, "run from nan"),
-        (BYTES.long(), ZEROS, DataError, "type torch.int64: pass uint8"),
-        (BYTES, ZEROS[:2], ShapeError, r"shape \(2,\): 3 pictures need labels of shape \(3,\)"),
-        (BYTES, ZEROS[:, None], ShapeError, r"shape \(3, 1\)"),
-        (BYTES, ZEROS + 10, DataError, "from 10 to 10: with classes = 10 they must lie in 0..9"),
-        (BYTES, ZEROS - 1, DataError, "from -1 to -1"),
-        (BYTES, ZEROS.float(), DataError, "whole numbers"),
+        (BYTES.float() + 255, ZEROS, DataError, "images run .*from_uint8"),
+        (BYTES.float() - 1.01, ZEROS, DataError, "images run from -1.01 to -1.01"),
+        (BYTES.float() + float("nan"), ZEROS, DataError, "images run from nan"),
+        (one_wrong(2, 1.5), ZEROS, DataError, r"images\[2\]"),
+        (one_wrong(1, float("nan")), ZEROS, DataError, r"images\[1\]"),
+        (BYTES.long(), ZEROS, DataError, "images have type torch.int64"),
+        (BYTES.numpy().astype(object), ZEROS, DataError, "images: a ndarray"),
+        ([[1, 2], [3]], ZEROS, DataError, "images: a list"),
+        ("digits", ZEROS, DataError, "images: a str"),
+        (BYTES, ZEROS[:2], ShapeError, r"labels have shape \(2,\): 3 pictures need \(3,\)"),
+        (BYTES, ZEROS[:, None], ShapeError, r"labels have shape \(3, 1\)"),
+        (BYTES, ZEROS + 10, DataError, r"labels\[0\] = 10 \(3 such\): with classes = 10"),
+        (BYTES, torch.tensor([0, 9, 12]), DataError, r"labels\[2\] = 12 \(1 such\)"),
+        (BYTES, ZEROS - 1, DataError, r"labels\[0\] = -1"),
+        (BYTES, ZEROS.float(), DataError, "labels have type torch.float32"),
+        (BYTES, ["cat", "dog", "cat"], DataError, "labels: a list"),
     ],
 )
 def test_wrong_datasets(images, labels, error, message):
     with pytest.raises(error, match=message):
         ImageDataset(images, labels)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_and_lists_are_taken():
+    images, labels = np.arange(96, dtype=np.uint8).reshape(2, 3, 4, 4), [1, 0]
+    right = ImageDataset(torch.from_numpy(images), torch.tensor(labels))
+    for given in (
+        ImageDataset(images, np.array(labels, np.uint8)),
+        ImageDataset(list(images), labels),
+        ImageDataset([torch.from_numpy(x) for x in images], tuple(labels)),
+        ImageDataset.of([(torch.from_numpy(x), k) for x, k in zip(images, labels)]),
+        ImageDataset.of(
+            [(Image.fromarray(x.transpose(1, 2, 0)), k) for x, k in zip(images, labels)]
+        ),
+    ):
+        assert given.images.equal(right.images) and given.labels.equal(right.labels)
+        assert given[1][0].equal(right[1][0]) and given[1][1].vector.equal(right[1][1].vector)
+    x_0, cond = ImageDataset(images)[[0, 1]]
+    assert x_0.equal(right[:][0]) and cond.vector is cond.context is None
+    with pytest.raises(OptionError, match="per_class"):
+        ImageDataset(images).per_class(1)
+
+
+def test_datasets_of_pairs(tmp_path):
+    """torchvision's own digits, and what is no pair, of another size, or straight from ToTensor."""
+    from torchvision.datasets import FakeData
+    from torchvision.transforms import ToTensor
+
+    fake = FakeData(4, (3, 8, 8), 5)
+    dataset = ImageDataset.of(fake, 5)
+    assert dataset.images.shape == (4, 3, 8, 8) and dataset.images.dtype == torch.uint8
+    assert dataset.labels.tolist() == [int(fake[i][1]) for i in range(4)]
+    assert np.array_equal(dataset.images[2].permute(1, 2, 0).numpy(), np.asarray(fake[2][0]))
+    with pytest.warns(UserWarning, match=r"images have no number below 0.*2 \* x - 1") as caught:
+        ImageDataset.of(FakeData(4, (3, 8, 8), 5, ToTensor()), 5)
+    assert caught[0].filename == __file__
+    picture = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    for pairs, error, name in (
+        ([(picture, 0), picture], DataError, r"pairs\[1\] is a Tensor"),
+        ([(picture, 0), (picture[:, :3], 0)], ShapeError, r"pairs\[1\] .*\(1, 3, 4\)"),
+        ([], DataError, "images|ShapeError"),
+    ):
+        with pytest.raises((error, ShapeError), match=name):
+            ImageDataset.of(pairs)
+
+
+def test_pictures_in_0_1_are_warned_of_once():
+    digits = data.mnist("test").subset(16)
+    zero_one = digits.images.float() / 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = ImageDataset(zero_one * 2 - 1, digits.labels)
+        ImageDataset(torch.zeros(2, 1, 4, 4))  # one grey
+        bright = (zero_one * 2 - 1).flatten(1).mean(1).argmax()
+        dataset.subset([int(bright)])
+    with pytest.warns(UserWarning, match=r"\[0, 1\] instead of \[-1, 1\]") as caught:
+        dataset = ImageDataset(zero_one, digits.labels)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset.subset(4), dataset.split(3), dataset[:]
 
 
 def test_bytes_and_floats():
@@ -423,15 +847,15 @@ def test_bytes_and_floats():
     assert data.to_uint8(torch.tensor([-1.3, 1.2, 0.0])).tolist() == [0, 255, 128]
     with pytest.raises(DataError, match="NaN"):
         data.to_uint8(torch.tensor([0.0, float("nan")]))
-    with pytest.raises(DataError, match="takes floats"):
+    with pytest.raises(DataError, match="x has type"):
         data.to_uint8(every)
-    with pytest.raises(DataError, match="takes uint8"):
+    with pytest.raises(DataError, match="images have type"):
         data.from_uint8(x)
 
 
-# ---------------------------------------------------------------- 2-D toys
+# ---------------------------------------------------------------- points
 
-TOYS = [data.swiss_roll, data.two_moons, data.gaussian_mixture]
+TOYS = [swiss_roll, gaussian_mixture]
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -450,14 +874,14 @@ def test_toys_are_centred_of_unit_scale_and_seeded(toy):
 
 def test_swiss_roll_lies_on_its_spiral():
     scale = ((9.75 * np.pi**2 - 4 - (2 / (3 * np.pi)) ** 2) / 2) ** 0.5
-    x, y = (data.swiss_roll(2000, noise=0).double() * scale + torch.tensor([2, 2 / (3 * np.pi)])).T
+    x, y = (swiss_roll(2000, noise=0).double() * scale + torch.tensor([2, 2 / (3 * np.pi)])).T
     r = torch.hypot(x, y)
     assert r.min() > 1.5 * np.pi - 1e-3 and r.max() < 4.5 * np.pi + 1e-3
     assert torch.allclose(torch.stack([r.cos(), r.sin()]) * r, torch.stack([x, y]), atol=1e-3)
 
 
 def test_gaussian_mixture_is_the_stated_law():
-    points = data.gaussian_mixture(80_000, modes=8, std=0.1).double()
+    points = gaussian_mixture(80_000, modes=8, std=0.1).double()
     angle = 2 * np.pi / 8 * torch.arange(8)
     means = (2 * 0.99) ** 0.5 * torch.stack([angle.cos(), angle.sin()], 1).double()
     distance, nearest = torch.cdist(points, means).min(1)

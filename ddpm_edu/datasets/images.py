@@ -1,16 +1,17 @@
-"""The data of the course: MNIST (ships with it), CIFAR-10 (fetched on request) and three 2-D toys.
+"""Pictures with labels: MNIST, CIFAR-10, a folder of yours. Notebooks 03 and 04.
 
-Pictures leave this module as float32 in [-1, 1] of shape (B, C, H, W), labels as a one-hot `Cond.vector`.
-Importing this module reads and downloads nothing.
+They leave as x_0 (B, C, H, W), float32 in [-1, 1], with a one-hot `Cond.vector`.
 """
 
+import copy
 import gzip
 import hashlib
 import http.client
-import io
 import math
 import os
-import zipfile
+import tarfile
+import time
+import urllib.request
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,42 +21,18 @@ import torch
 from torch import Tensor
 
 from ..diffusion import Cond, class_cond
-from ..errors import DataError, OptionError, ShapeError
-from ..paths import data_folder
+from ..errors import DataError, OptionError, ResourceError, ShapeError, pixels, warn, whole
+from ..paths import data_folder, locked, replacing
 
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-MNIST_MD5 = {  # of the official idx files, after decompression
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
-
-
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- arrays
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as bytes 0..255, rounded; what a sampler left outside [-1, 1] is clipped."""
+    """Pictures in [-1, 1] as bytes 0..255, rounded; what a sampler left outside is clipped."""
     if not x.is_floating_point():
-        raise DataError(
-            f"to_uint8 got {x.dtype}: it takes floats in [-1, 1]; bytes need no conversion"
-        )
+        raise DataError(f"x has type {x.dtype}: pass floats in [-1, 1]; bytes need no conversion")
     if not torch.isfinite(x).all():
-        raise DataError(
-            "the pictures hold NaN or infinity: look for where the model or the sampler diverged"
-        )
+        raise DataError("x holds NaN or infinity: look for where the model or the sampler diverged")
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -63,28 +40,41 @@ def from_uint8(images: Tensor) -> Tensor:
     """Bytes 0..255 as float32 in [-1, 1]."""
     if images.dtype != torch.uint8:
         raise DataError(
-            f"from_uint8 got {images.dtype}: it takes uint8; floats in [-1, 1] need no conversion"
+            f"images have type {images.dtype}: pass uint8; floats in [-1, 1] need no conversion"
         )
     return images.float() / 127.5 - 1
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Pictures with class labels, all in memory.
+    """`dataset[index]`: tensor, list, slice or number -> (x_0 (B, C, H, W), Cond(vector=one-hot)).
 
-    images: (N, C, H, W), uint8 or float in [-1, 1]. labels: (N,) whole numbers in 0..classes-1.
-    `dataset[index]`, index a tensor, list or slice, gives (x_0 float32 in [-1, 1], Cond(vector=one-hot)).
-    Raises ShapeError for shapes that do not fit, DataError for no pictures, wrong values or wrong labels.
+    Images and labels may be tensors, arrays or lists. Raises ShapeError for shapes that do not fit,
+    DataError for no pictures, wrong values or wrong labels; warns of pictures in [0, 1].
     """
 
-    images: Tensor
-    labels: Tensor
-    classes: int = 10
+    images: Tensor  # (N, C, H, W), uint8 or float in [-1, 1]
+    labels: Tensor | None = None  # (N,) whole numbers; None: Cond() without a vector
+    classes: int = 10  # labels are 0..classes-1
+    names: tuple[str, ...] = ()  # of the classes
 
     def __post_init__(self):
-        _check_images(self.images)
-        _check_labels(self.labels, len(self.images), self.classes)
-        object.__setattr__(self, "labels", self.labels.long())
+        images = _tensor("images", self.images)
+        last = images.ndim == 4 and min(images.shape[1:3]) > 4 and images.shape[3] in (1, 3)
+        if images.ndim != 4 or last:
+            raise ShapeError(
+                f"images have shape {tuple(images.shape)}: pass (N, C, H, W); add a missing axis "
+                "with images[:, None], move channels forward with images.permute(0, 3, 1, 2)"
+            )
+        if not images.numel():
+            raise DataError(f"images are empty, their shape is {tuple(images.shape)}: pass some")
+        if images.dtype != torch.uint8:
+            pixels("images", images)
+        labels = None if self.labels is None else _tensor("labels", self.labels)
+        if labels is not None:
+            _check_labels(labels, len(images), self.classes)
+            labels = labels.long()
+        vars(self).update(images=images, labels=labels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,94 +84,256 @@ class ImageDataset:
             index = torch.as_tensor(index).reshape(-1)  # one number gives a batch of one
         images = self.images[index]
         x_0 = from_uint8(images) if images.dtype == torch.uint8 else images.float()
-        return x_0, class_cond(self.labels[index], self.classes)
+        return x_0, Cond() if self.labels is None else class_cond(self.labels[index], self.classes)
 
     def subset(self, which) -> "ImageDataset":
         """The first `which` pictures if it is a number, else the pictures at those indices."""
         if isinstance(which, int):
-            if not 1 <= which <= len(self):
-                raise OptionError(
-                    f"a subset of {which} pictures was asked for; choose 1 to {len(self)}"
-                )
+            whole("which", which, 1, len(self), "the first so many pictures")
             which = slice(which)
-        return ImageDataset(self.images[which], self.labels[which], self.classes)
+        part = copy.copy(self)
+        labels = None if self.labels is None else self.labels[which]
+        vars(part).update(images=self.images[which], labels=labels)
+        if not len(part):
+            raise OptionError("a subset of no pictures was asked for: choose at least one")
+        return part
 
     def split(self, n: int) -> tuple["ImageDataset", "ImageDataset"]:
         """The first n pictures and the others."""
-        if not 1 <= n < len(self):
-            raise OptionError(
-                f"a split after {n} pictures was asked for; choose 1 to {len(self) - 1}"
-            )
+        whole("n", n, 1, len(self) - 1, "the pictures of the first part")
         return self.subset(n), self.subset(slice(n, None))
 
     def per_class(self, n: int) -> "ImageDataset":
         """The first n pictures of each class, class by class."""
-        found = [(self.labels == label).nonzero()[:n, 0] for label in range(self.classes)]
-        if n < 1 or min(map(len, found)) < n:
-            raise OptionError(
-                f"{n} pictures a class were asked for; choose 1 to {min(map(len, found))}"
-            )
-        return self.subset(torch.cat(found))
+        if self.labels is None:
+            raise OptionError("per_class: these pictures have no labels; use subset")
+        found = [(self.labels == label).nonzero()[:, 0] for label in range(self.classes)]
+        whole("n", n, 1, min(map(len, found)), "the pictures of the smallest class")
+        return self.subset(torch.cat([index[:n] for index in found]))
+
+    @classmethod
+    def of(cls, pairs, classes: int = 10) -> "ImageDataset":
+        """From a dataset of (picture, label) pairs, such as torchvision's, read once into memory.
+
+        A picture is a PIL image, or a (C, H, W) array of bytes or of floats in [-1, 1].
+        """
+        images, labels = [], []
+        for i in range(len(pairs)):
+            pair = pairs[i]
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise DataError(f"pairs[{i}] is a {type(pair).__name__}: pass (picture, label)")
+            array = np.asarray(pair[0])
+            if hasattr(pair[0], "getbands"):  # PIL: (H, W) or (H, W, C)
+                array = np.moveaxis(np.atleast_3d(array), 2, 0)
+            if images and array.shape != images[0].shape:
+                raise ShapeError(
+                    f"pairs[{i}] has a picture of shape {array.shape}, the first one has "
+                    f"{images[0].shape}: resize them, or read their files with folder(path, size)"
+                )
+            images.append(array)
+            labels.append(pair[1])
+        return cls(images, labels, classes)
 
 
-def _check_images(images: Tensor):
-    if images.ndim != 4:
-        raise ShapeError(
-            f"images have shape {tuple(images.shape)}: they must be (N, C, H, W); add the missing axis with [:, None]"
-        )
-    if images.numel() == 0:
-        raise DataError(f"the dataset is empty: images have shape {tuple(images.shape)}")
-    if images.dtype == torch.uint8:
-        return
-    if not images.is_floating_point():
-        raise DataError(f"images have type {images.dtype}: pass uint8, or floats in [-1, 1]")
-    low, high = images.aminmax()
-    if not (low >= -1 and high <= 1):  # NaN fails too
+def _tensor(name: str, values) -> Tensor:
+    array = values
+    try:
+        if isinstance(values, (list, tuple)):
+            array = np.stack([np.asarray(v) for v in values]) if len(values) else np.empty(0)
+        return torch.as_tensor(array)
+    except (TypeError, ValueError, RuntimeError) as e:
         raise DataError(
-            f"images run from {low:.4g} to {high:.4g}: floats must lie in [-1, 1]; bytes must be uint8"
-        )
+            f"{name}: a {type(values).__name__} that is no array of numbers ({e}): pass a tensor, "
+            "an array or a list; ImageDataset.of takes a dataset of (picture, label) pairs"
+        ) from None
 
 
-def _check_labels(labels: Tensor, n: int, classes: int):
+def _check_labels(labels: Tensor, n: int, classes: int) -> None:
     if labels.shape != (n,):
-        raise ShapeError(
-            f"labels have shape {tuple(labels.shape)}: {n} pictures need labels of shape ({n},)"
-        )
+        raise ShapeError(f"labels have shape {tuple(labels.shape)}: {n} pictures need ({n},)")
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise DataError(f"labels have type {labels.dtype}: they must be whole numbers")
-    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"labels have type {labels.dtype}: pass whole numbers")
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
+    if wrong:
         raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}: with classes = {classes} they must lie in 0..{classes - 1}"
+            f"labels[{wrong[0]}] = {labels[wrong[0]]} ({len(wrong)} such): with classes = {classes}"
+            f" they must lie in 0..{classes - 1}"
         )
+
+
+# ---------------------------------------------------------------- a folder of pictures
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .tga .ico "
+    ".avif .heic .heif .jxl .jp2".split()
+)
+FORMATS = "JPEG PNG WEBP GIF BMP TIFF PPM TGA ICO AVIF HEIF JPEG2000".split()  # no PostScript
+MOST_PIXELS = 150_000_000  # of one picture; more is a bomb, or needs gigabytes
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation -> Pillow's Transpose
+
+
+def folder(
+    path,
+    size: int = 64,
+    channels: int = 3,  # 3: colour, 1: grey
+    pad: bool = False,  # white margins instead of cutting off what is not square
+    skip: bool = False,  # leave unreadable files out, with a warning, instead of refusing them
+) -> ImageDataset:
+    """The pictures below a folder, (N, channels, size, size) bytes; its sub-folders are classes.
+
+    Turned upright, of any size and mode: cut square around the middle, then resized; transparent ones are laid on
+    white; of animated ones the first frame. In the order of their paths; names that begin with a
+    dot and files without a picture's suffix are left out. DataError if there are none, or it names
+    those that cannot be read.
+    """
+    path = Path(path).expanduser()
+    whole("size", size, 1, 4096, "the side of the pictures, in pixels")
+    if channels not in (1, 3):
+        raise OptionError(f"channels = {channels!r}: choose 3 for colour, 1 for grey")
+    files = _pictures_below(path)
+    classes = sorted({f.relative_to(path).parts[0] for f in files if f.parent != path})
+    loose = [f for f in files if f.parent == path]
+    if classes and loose:
+        raise DataError(
+            f"{path} holds {len(loose)} pictures ({_some(loose)}) beside the sub-folders "
+            f"{', '.join(classes[:5])}: move them into one, or all pictures into {path} itself"
+        )
+    try:
+        images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+    except RuntimeError:
+        need = len(files) * channels * size**2 / 1e9
+        raise ResourceError(
+            f"{len(files):,} pictures of size = {size} need {need:,.1f} GB of memory: choose a "
+            "smaller size, or fewer pictures"
+        ) from None
+    kept, broken = [], {}
+    for file in files:
+        try:
+            images[len(kept)] = _read_picture(file, size, channels, pad)
+            kept.append(file)
+        except Exception as e:  # a damaged picture can raise anything in its decoder
+            broken[file] = f"{file.relative_to(path)}: {str(e).replace(str(file), 'it') or repr(e)}"
+    if broken:
+        cause = (
+            f"{path}: {len(broken)} of {len(files)} pictures cannot be read "
+            f"({'; '.join(list(broken.values())[:5])}{'; ...' if len(broken) > 5 else ''})"
+        )
+        if not (skip and kept):
+            raise DataError(f"{cause}: remove or convert them, or pass skip=True to leave them out")
+        warn(f"{cause}: they are left out")
+    images = images[: len(kept)]
+    if not classes:
+        return ImageDataset(images)
+    labels = [classes.index(f.relative_to(path).parts[0]) for f in kept]
+    return ImageDataset(images, labels, len(classes), tuple(classes))
+
+
+def _pictures_below(path: Path) -> list[Path]:
+    def refuse(error):
+        raise DataError(f"{path} cannot be read ({error}): pass a folder that may be opened")
+
+    found, others, seen = [], [], {os.path.realpath(path)}
+    new = lambda place: place not in seen and not seen.add(place)  # links may run in circles
+    for place, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        visible = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in visible if new(os.path.realpath(os.path.join(place, name)))]
+        for file in (Path(place, name) for name in names if not name.startswith(".")):
+            fits = file.suffix.lower() in SUFFIXES and not file.is_fifo()
+            (found if fits else others).append(file)
+    if not found:
+        seen = f"only {_some(others)}" if others else "nothing"
+        raise DataError(
+            f"{path} holds no pictures ({seen}): pass a folder with files such as .png or .jpg"
+        )
+    return sorted(found, key=lambda f: f.relative_to(path).parts)
+
+
+def _some(files: list[Path]) -> str:
+    return ", ".join(f.name for f in files[:5]) + (", ..." if len(files) > 5 else "")
+
+
+def _read_picture(file: Path, size: int, channels: int, pad: bool) -> Tensor:
+    from PIL import Image  # here, so that importing this module stays quick
+
+    Image.init()
+    with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+        if math.prod(image.size) > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many, make it smaller")
+        image.draft(None, (2 * size, 2 * size))  # JPEG: decode no more than is needed
+        image.load()
+        try:
+            turn = UPRIGHT.get(image.getexif().get(0x0112))
+        except Exception:  # a picture with damaged EXIF is still a picture
+            turn = None
+        image = _on_white(image)
+    w, h = image.size
+    side = max(w, h) if pad else min(w, h)
+    left, top = (w - side) / 2, (h - side) / 2
+    box = max(left, 0), max(top, 0), min(left + side, w), min(top + side, h)
+    small = tuple(max(1, round(size * min(z, side) / side)) for z in (w, h))
+    image = image.resize(small, Image.Resampling.BICUBIC, box)
+    if pad:
+        ground = Image.new(image.mode, (size, size), "white")
+        ground.paste(image, ((size - small[0]) // 2, (size - small[1]) // 2))
+        image = ground
+    image = image if turn is None else image.transpose(turn)
+    array = np.array(image.convert("L" if channels == 1 else "RGB")).reshape(size, size, channels)
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _on_white(image):
+    """Any picture of Pillow's as RGB or L."""
+    from PIL import Image
+
+    if image.mode[0] in "IF":  # grey of 16 or 32 bits, which Pillow would clip
+        x = np.asarray(image).astype(np.float64)
+        deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+        tops = [65535] if deep else [255, 65535] if image.mode == "I" else [1, 255, 65535]
+        top = next((top for top in tops if 0 <= x.min() and x.max() <= top), None)
+        if top is None:
+            raise ValueError(f"grey from {x.min():g} to {x.max():g}: save it with 8 or 16 bits")
+        return Image.fromarray((x * (255 / top)).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode in ("RGB", "L") else image.convert("RGB")
 
 
 # ---------------------------------------------------------------- MNIST
 
+MNIST_MD5 = {  # of the official idx files, after decompression
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
 
 def mnist(split: str = "train") -> ImageDataset:
-    """60,000 ("train") or 10,000 ("test") handwritten digits, (N, 1, 28, 28), from the files that ship with the course.
+    """60,000 ("train") or 10,000 ("test") handwritten digits, (N, 1, 28, 28), that ship.
 
-    Every read verifies the official checksums. Raises DataError if a file is missing, cut short or altered.
+    Every read verifies the official sums: DataError if a file is missing, cut short or altered.
     """
-    part = {"train": "train", "test": "t10k"}[_checked(split)]
+    part = {"train": "train", "test": "t10k"}[_known(split)]
     images = _read_idx(f"{part}-images-idx3-ubyte", ndim=3)
     return ImageDataset(images[:, None], _read_idx(f"{part}-labels-idx1-ubyte", ndim=1))
 
 
-def _checked(split: str) -> str:
+def _known(split: str) -> str:
     if split not in ("train", "test"):
         raise OptionError(f"split = {split!r} is not known: choose 'train' or 'test'")
     return split
 
 
 def _read_idx(name: str, ndim: int) -> Tensor:
-    """An idx file: bytes 0, 0, 8 (= unsigned byte), ndim; each size as a big-endian int32; then the numbers."""
+    """An idx file: bytes 0, 0, 8 (unsigned byte), ndim; sizes, big-endian int32; the numbers."""
     path = data_folder() / "mnist" / f"{name}.gz"
 
     def broken(cause):
         return DataError(
-            f"MNIST file {path} {cause}: restore it with `git checkout -- data/mnist`, "
-            "or point DDPM_EDU_DATA to a folder that holds mnist/ (data/README.md says where to get it)"
+            f"MNIST file {path} {cause}: restore it with `git checkout -- data/mnist`, or point "
+            "DDPM_EDU_DATA to a folder that holds mnist/ (data/README.md says where to get it)"
         )
 
     try:
@@ -194,14 +346,12 @@ def _read_idx(name: str, ndim: int) -> Tensor:
         raise broken(f"cannot be read ({error})") from None
     header = 4 + 4 * ndim
     if raw[:4] != bytes([0, 0, 8, ndim]):
-        raise broken(
-            f"is not an idx file of {ndim} axes (it starts with {raw[:4].hex() or 'nothing'})"
-        )
+        start = raw[:4].hex() or "nothing"
+        raise broken(f"is not an idx file of {ndim} axes (it starts with {start})")
     shape = np.frombuffer(raw[4:header].ljust(4 * ndim, b"\0"), ">i4").tolist()
     if len(raw) != header + math.prod(shape):
-        raise broken(
-            f"is cut short (its header promises {math.prod(shape)} numbers, it holds {max(0, len(raw) - header)})"
-        )
+        held = max(0, len(raw) - header)
+        raise broken(f"is cut short (it promises {math.prod(shape)} numbers, and holds {held})")
     if (md5 := hashlib.md5(raw, usedforsecurity=False).hexdigest()) != MNIST_MD5[name]:
         raise broken(f"has the wrong content (md5 {md5}, official {MNIST_MD5[name]})")
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).reshape(shape)
@@ -209,107 +359,99 @@ def _read_idx(name: str, ndim: int) -> Tensor:
 
 # ---------------------------------------------------------------- CIFAR-10
 
+CIFAR10_CLASSES = tuple(
+    "airplane automobile bird cat deer dog frog horse ship truck".split()
+)  # in the order of the labels, which is that of the alphabet
+STALL, LONGEST = 30, 3600  # seconds without a byte, and in all, after which a download has failed
 
-def cifar10(
-    split: str = "train", root: str | Path | None = None, download: bool = False
-) -> ImageDataset:
+
+def cifar10(split: str = "train", root=None, download: bool = False) -> ImageDataset:
     """50,000 ("train") or 10,000 ("test") small photographs, (N, 3, 32, 32), of CIFAR10_CLASSES.
 
-    root: the folder that holds torchvision's `cifar-10-batches-py/`, or a file `cifar10_jpeg.npz` of JPEG bytes;
-    without it $DDPM_EDU_CIFAR10, without that `cifar10/` in the data folder. download=True fetches 170 MB into it.
-    Raises DataError if the data are not there, altered, or cannot be fetched.
+    root: a folder with torchvision's `cifar-10-batches-py/`, or with `train/` and `test/`, each of
+    them a folder of pictures in ten classes; None: $DDPM_EDU_CIFAR10, else `cifar10/` in the data
+    folder. download: fetch 170 MB into it, if it is not there. DataError if that fails.
     """
-    _checked(split)
-    folder = Path(
-        root or os.environ.get("DDPM_EDU_CIFAR10") or data_folder() / "cifar10"
-    ).expanduser()
-    if (packed := folder / "cifar10_jpeg.npz").is_file():
-        return _cifar10_jpeg(packed, split)
-    return _cifar10_torchvision(folder, split, download)
-
-
-def _cifar10_torchvision(folder: Path, split: str, download: bool) -> ImageDataset:
+    _known(split)
+    root = root or os.environ.get("DDPM_EDU_CIFAR10") or data_folder() / "cifar10"
+    root = Path(root).expanduser()
+    if (root / split).is_dir():
+        dataset = folder(root / split, 32)
+        if dataset.names != CIFAR10_CLASSES:
+            raise DataError(
+                f"{root / split} has the classes {', '.join(dataset.names) or 'none'}: CIFAR-10's "
+                f"are {', '.join(CIFAR10_CLASSES)}"
+            )
+        return dataset
     from torchvision.datasets import CIFAR10  # here, so that importing this module stays quick
 
     try:
-        found = CIFAR10(
-            folder, train=split == "train", download=download
-        )  # compares every md5 before it unpickles
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        cause = (
-            f"could not be downloaded to {folder} ({error})"
-            if download
-            else f"is not in {folder}, or is damaged there"
-        )
+        if download:
+            _fetch_cifar10(root)
+        found = CIFAR10(root, split == "train")  # compares every md5 before it unpickles
+    except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
+        cause = f"could not be downloaded to {root} ({error})"
         raise DataError(
-            f"CIFAR-10 {cause}. With a network type `ddpm_edu.datasets.images.cifar10(download=True)` once (170 MB); "
-            "without one set the variable DDPM_EDU_CIFAR10 to a folder that holds cifar-10-batches-py/"
+            f"CIFAR-10 {cause if download else f'is not in {root}, or is damaged there'}. With a "
+            "network call cifar10(download=True) once (170 MB). Without one fetch "
+            f"{CIFAR10.url} elsewhere, unpack it and set DDPM_EDU_CIFAR10 to the folder that holds "
+            f"{CIFAR10.base_folder}/; or use mnist() or painted_digits(), which ship"
         ) from None
     images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return ImageDataset(images, torch.tensor(found.targets))
+    return ImageDataset(images, found.targets, names=CIFAR10_CLASSES)
 
 
-def _cifar10_jpeg(path: Path, split: str) -> ImageDataset:
-    """Picture i is the bytes jpeg[offset[i]:offset[i+1]]; JPEG loses a little, labels are the same."""
-    from PIL import Image
+def _fetch_cifar10(root: Path) -> None:
+    """Of several processes one fetches, the others wait for it. Only whole files stay."""
+    from torchvision.datasets import CIFAR10
 
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            jpeg, offset, labels = (file[f"{split}_{key}"] for key in ("jpeg", "offset", "label"))
-        files = (io.BytesIO(jpeg[a:b]) for a, b in zip(offset, offset[1:]))
-        images = np.stack(
-            [np.asarray(Image.open(file, formats=["JPEG"]).convert("RGB")) for file in files]
-        )
-    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is damaged or of another kind ({type(error).__name__}: {error}): it must hold the arrays "
-            f"{split}_jpeg, {split}_offset and {split}_label; make it anew or remove it"
-        ) from None
-    return ImageDataset(
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()
-    )
-
-
-# ---------------------------------------------------------------- 2-D toys
-
-
-def swiss_roll(n: int = 1000, seed: int = 0, noise: float = 0.05) -> Tensor:
-    """(n, 2) points r (cos r, sin r), r uniform in [1.5 pi, 4.5 pi], moved to mean 0 and unit scale, plus noise."""
-    r = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=_generator(n, seed)))
-    points = torch.stack([r * r.cos(), r * r.sin()], 1)
-    mean = torch.tensor(
-        [2, 2 / (3 * math.pi)]
-    )  # the mean and scale of the whole law, so that n changes nothing
-    scale = math.sqrt((9.75 * math.pi**2 - mean.square().sum().item()) / 2)
-    return _jitter((points - mean) / scale, noise, seed)
+    sums = {**dict(CIFAR10.train_list), **dict(CIFAR10.test_list)}
+    sums[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    files = {root / CIFAR10.base_folder / name: md5 for name, md5 in sums.items()}
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        if all(_md5(path) == md5 for path, md5 in files.items()):
+            return
+        archive = root / CIFAR10.filename
+        if fetched := _md5(archive) != CIFAR10.tgz_md5:
+            archive.unlink(missing_ok=True)
+            _download(CIFAR10.url, archive, CIFAR10.tgz_md5)
+        with tarfile.open(archive) as tar:
+            for path in files:
+                path.parent.mkdir(exist_ok=True)
+                with replacing(path) as part:
+                    member = tar.extractfile(f"{CIFAR10.base_folder}/{path.name}")
+                    Path(part).write_bytes(member.read())
+        if fetched:
+            archive.unlink()
 
 
-def two_moons(n: int = 1000, seed: int = 0, noise: float = 0.05) -> Tensor:
-    """(n, 2) points of two interleaved half circles, mean 0, unit scale, plus noise."""
-    generator = _generator(n, seed)
-    angle = math.pi * torch.rand(n, generator=generator)
-    upper = torch.rand(n, generator=generator) < 0.5
-    x = torch.where(upper, angle.cos(), 1 - angle.cos()) - 0.5
-    y = torch.where(upper, angle.sin(), 0.5 - angle.sin()) - 0.25
-    scale = math.sqrt((21 / 16 - 1 / math.pi) / 2)
-    return _jitter(torch.stack([x, y], 1) / scale, noise, seed)
+def _download(url: str, path: Path, md5: str) -> None:
+    from tqdm import tqdm
+
+    digest, started = hashlib.md5(usedforsecurity=False), time.monotonic()
+    with (
+        replacing(path) as part,
+        urllib.request.urlopen(url, timeout=STALL) as source,
+        tqdm(
+            total=int(source.headers.get("Content-Length") or 0), unit="B", unit_scale=True
+        ) as bar,
+    ):
+        with open(part, "wb") as file:
+            while piece := source.read1(1 << 16):
+                digest.update(piece)
+                bar.update(file.write(piece))
+                if time.monotonic() - started > LONGEST:
+                    raise TimeoutError(f"not done after {LONGEST} seconds")
+        if digest.hexdigest() != md5:
+            raise OSError(
+                f"{url} gave {os.path.getsize(part):,} bytes of something else, or part of it: "
+                f"md5 {digest.hexdigest()}, expected {md5}"
+            )
 
 
-def gaussian_mixture(n: int = 1000, seed: int = 0, modes: int = 8, std: float = 0.1) -> Tensor:
-    """(n, 2) points of `modes` equally likely Gaussians N(mean_k, std^2 I), means on a circle of radius sqrt(2 (1 - std^2))."""
-    angle = 2 * math.pi / modes * torch.randint(modes, (n,), generator=_generator(n, seed))
-    radius = math.sqrt(2 * (1 - std**2))  # makes the variance of each coordinate 1
-    return _jitter(radius * torch.stack([angle.cos(), angle.sin()], 1), std, seed)
-
-
-def _generator(n: int, seed: int) -> torch.Generator:
-    if n < 1:
-        raise OptionError(f"n = {n} points were asked for: choose 1 or more")
-    return torch.Generator().manual_seed(seed)
-
-
-def _jitter(points: Tensor, std: float, seed: int) -> Tensor:
-    noise = torch.randn(
-        points.shape, generator=torch.Generator().manual_seed(seed + 1_000_003)
-    )  # own stream
-    return points + std * noise
+def _md5(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

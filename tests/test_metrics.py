@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 
 from ddpm_edu.datasets import images as data
+from ddpm_edu.datasets.points import gaussian_mixture
 from ddpm_edu.errors import CheckpointError, DataError, OptionError, ShapeError
 from ddpm_edu.files import checkpoint
 from ddpm_edu.metrics import frechet as metrics
@@ -137,7 +138,7 @@ def test_precision_and_recall_against_brute_force(k):
 
 def test_precision_and_recall_tell_two_faults_apart():
     """Sharp but of one kind only: precision. All kinds, but noisy: recall."""
-    data_of = lambda seed, n=2500: data.gaussian_mixture(n, seed=seed)
+    data_of = lambda seed, n=2500: gaussian_mixture(n, seed=seed)
     real, one_kind = data_of(0), data_of(1)
     one_kind = one_kind[one_kind[:, 0] > 1]
     noisy = data_of(2) + 0.5 * torch.randn(2500, 2, generator=torch.Generator().manual_seed(0))

@@ -181,10 +181,10 @@ def folder(
 ) -> ImageDataset:
     """The pictures below a folder, (N, channels, size, size) bytes; its sub-folders are classes.
 
-    Turned upright, of any size and mode: cut square around the middle, then resized; transparent ones are laid on
-    white; of animated ones the first frame. In the order of their paths; names that begin with a
-    dot and files without a picture's suffix are left out. DataError if there are none, or it names
-    those that cannot be read.
+    Pictures of any size and mode are turned upright, cut square around the middle and resized;
+    transparent ones are laid on white; of animated ones the first frame is taken. They come in the
+    order of their paths. Names that begin with a dot, and files without a picture's suffix, are
+    left out. DataError if there are none, or it names those that cannot be read.
     """
     path = Path(path).expanduser()
     whole("size", size, 1, 4096, "the side of the pictures, in pixels")

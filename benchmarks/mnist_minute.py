@@ -21,8 +21,9 @@ from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, noise
 from ddpm_edu.datasets.images import mnist, to_uint8
 from ddpm_edu.files.checkpoint import load_pretrained
 from ddpm_edu.metrics import frechet as metrics
+from ddpm_edu.training.optim import new_optimizer
 from ddpm_edu.training.recipes import MINUTE
-from ddpm_edu.training.train import new_optimizer, progress, train
+from ddpm_edu.training.train import progress, train
 
 
 def draw(model, schedule, predict, labels, guidance, steps, sampler, clip):

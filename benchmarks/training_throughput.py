@@ -26,8 +26,9 @@ from ddpm_edu import Cond, class_cond, last, noise, sample
 from ddpm_edu.datasets.images import mnist
 from ddpm_edu.diffusion import loss
 from ddpm_edu.metrics import frechet as metrics
+from ddpm_edu.training.optim import new_optimizer
 from ddpm_edu.training.recipes import MINUTE
-from ddpm_edu.training.train import new_optimizer, train
+from ddpm_edu.training.train import train
 
 ORDERS = ("contiguous_format", "channels_last")
 

@@ -36,7 +36,7 @@ from ddpm_edu.networks.tokenizer import (
     train_tokenizer,
     unseen,
 )
-from ddpm_edu.training.train import EMA
+from ddpm_edu.training.optim import EMA
 
 COLOURS = {"red": (1.0, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1), "white": (1, 1, 1)}
 CAPTIONS = [f"a {colour} square" for colour in COLOURS]

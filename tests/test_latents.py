@@ -178,7 +178,7 @@ class Spy(nn.Module):
 def told(latents, p):
     spy = Spy()
     list(
-        train(spy, Schedule.cosine(), latents, TrainConfig(steps=10, batch_size=192, p_uncond=p))
+        train(spy, Schedule.cosine(), latents, TrainConfig(steps=40, batch_size=48, p_uncond=p))
     )  # every picture 40 times
     return torch.cat(spy.told)
 

@@ -134,7 +134,6 @@ def test_a_stop_in_the_middle_changes_nothing(whole, tmp_path, monkeypatch):
             if desc == "UNet" and step.step == 6:
                 raise Stop
 
-    monkeypatch.setattr(module, "_often", lambda checkpoint: 2)
     monkeypatch.setattr(module, "progress", stopping)
     with pytest.raises(Stop):
         train_mini(TINY, folder=tmp_path)
@@ -167,7 +166,6 @@ def test_a_clip_stopped_in_the_middle(whole, tmp_path, monkeypatch):
             if step.step == 3:
                 raise Stop
 
-    monkeypatch.setattr(module, "_often", lambda checkpoint: 3)
     with pytest.raises(Stop):
         train_clip(TINY, TINY.train_clip, tmp_path / "clip.safetensors", stopping)
     clip = train_clip(TINY, TINY.train_clip, tmp_path / "clip.safetensors")

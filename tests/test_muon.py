@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_edu.training.muon import Muon, orthogonal
+from ddpm_edu.training.optim import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 20), (20, 4)])

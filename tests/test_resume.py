@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import refuses
+from torch import nn
 from train_run import CONFIG, SCHEDULE, Points, new_model, numbers, run, same
 
-from ddpm_edu import CheckpointError, Schedule
+from ddpm_edu import CheckpointError, Cond, Schedule
 from ddpm_edu.files.checkpoint import load_tensors, save_pretrained, save_tensors
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
@@ -45,10 +47,10 @@ def test_resume_is_bit_equal(options, tmp_path):
     """20 steps in one go, or 10 and then 10 more with everything built anew, other weights and another global seed."""
     file, config = tmp_path / "run.safetensors", dataclasses.replace(CONFIG, **options)
     whole = run(config)
-    first = run(config, stop=10, checkpoint=file, save_every=10)
+    first = run(config, stop=10, checkpoint=file)
     model = new_model(seed=5)
     torch.manual_seed(77)
-    second = run(config, model, checkpoint=file, save_every=10)
+    second = run(config, model, checkpoint=file)
     assert [s.step for s in second] == list(range(11, 21))
     assert [s.loss for s in first + second] == [s.loss for s in whole]
     assert [s.lr for s in first + second] == [s.lr for s in whole]
@@ -76,8 +78,9 @@ def test_resume_in_a_new_process(tmp_path):
 
 
 def test_a_run_by_the_clock_goes_on_by_the_clock(tmp_path):
-    file, config = tmp_path / "run.safetensors", TrainConfig(steps=1, seconds=1.0, batch_size=4)
-    for step in train(new_model(), SCHEDULE, Points(), config, checkpoint=file, save_every=1):
+    file = tmp_path / "run.safetensors"
+    config = TrainConfig(steps=1, seconds=1.0, batch_size=4, save_every=1)
+    for step in train(new_model(), SCHEDULE, Points(), config, checkpoint=file):
         if load_tensors(file)[1]["elapsed"] > 0.5:
             break
     started = time.perf_counter()
@@ -87,13 +90,65 @@ def test_a_run_by_the_clock_goes_on_by_the_clock(tmp_path):
 
 
 def test_save_every_and_the_last_step(tmp_path):
-    file = tmp_path / "run.safetensors"
+    file, config = tmp_path / "run.safetensors", dataclasses.replace(CONFIG, save_every=8)
     saved = [
         load_tensors(file)[1]["step"] if file.exists() else None
-        for _ in train(new_model(), SCHEDULE, Points(), CONFIG, checkpoint=file, save_every=8)
+        for _ in train(new_model(), SCHEDULE, Points(), config, checkpoint=file)
     ]
     assert saved == [None] * 7 + [8] * 8 + [16] * 4 + [20]
     assert load_tensors(file)[1]["kind"] == "training"
+
+
+class Interrupted(MLP):
+    """Somebody presses Ctrl-C while the network computes for the `when`-th time."""
+
+    def __init__(self, when=(), **sizes):
+        super().__init__(**sizes)
+        self.calls, self.when = 0, when
+
+    def forward(self, x_t, t, cond=Cond()):
+        self.calls += 1
+        for _ in range(self.when.count(self.calls)):
+            signal.raise_signal(signal.SIGINT)
+        return super().forward(x_t, t, cond)
+
+
+def test_control_c_ends_the_update_saves_and_says_so(tmp_path):
+    file = tmp_path / "run.safetensors"
+    whole = run(model=new_model(kind=Interrupted))
+    with pytest.raises(KeyboardInterrupt, match=f"saved after step 7 to {file}"):
+        run(model=new_model(kind=Interrupted, when=[7]), checkpoint=file)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    rest = run(model=new_model(seed=3, kind=Interrupted), checkpoint=file)
+    assert [s.loss for s in rest] == [s.loss for s in whole[7:]]
+    assert same(numbers(rest[-1].ema), numbers(whole[-1].ema))
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": "run.safetensors"}], ids=str)
+def test_control_c_at_once(options, tmp_path, monkeypatch):
+    """Without a checkpoint; or the second time: then the last checkpoint stays."""
+    monkeypatch.chdir(tmp_path)
+    model = new_model(kind=Interrupted, when=[13] * (1 + len(options)))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(model=model, **options)
+    assert not str(caught.value) and model.calls == 13
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if options:
+        assert load_tensors("run.safetensors")[1]["step"] == 10
+
+
+@pytest.mark.parametrize(
+    "wrapped", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")]
+)
+def test_a_wrapped_model_is_saved_as_the_one_inside(wrapped, tmp_path):
+    """Compiled or parallel at first, plain when it goes on: and its average is a plain model."""
+    file = tmp_path / "run.safetensors"
+    whole = run(model=new_model(kind=MLP))
+    first = run(model=wrapped(new_model(kind=MLP)), stop=10, checkpoint=file)
+    assert type(first[0].ema) is MLP
+    rest = run(model=new_model(seed=3, kind=MLP), checkpoint=file)
+    assert [s.loss for s in first + rest] == pytest.approx([s.loss for s in whole], rel=1e-5)
+    torch.testing.assert_close(numbers(rest[-1].ema), numbers(whole[-1].ema))
 
 
 HEADS = dict(in_channels=1, channels=16, mult=(1,), depth=(1,), middle=0, groups=4, blocks=1)
@@ -108,7 +163,7 @@ def unchanged(file, model, words, config=CONFIG, schedule=SCHEDULE, dataset=None
     """The checkpoint is refused with these words; file, weights and the global random state stay as they were."""
     before, content, state = numbers(model), file.read_bytes(), torch.get_rng_state()
     with refuses(CheckpointError, file.name, *words):
-        train(model, schedule, dataset or Points(), config, checkpoint=file)
+        next(train(model, schedule, dataset or Points(), config, checkpoint=file))
     assert (
         same(numbers(model), before)
         and file.read_bytes() == content
@@ -119,7 +174,7 @@ def unchanged(file, model, words, config=CONFIG, schedule=SCHEDULE, dataset=None
 @pytest.fixture
 def halfway(tmp_path):
     file = tmp_path / "run.safetensors"
-    run(stop=10, checkpoint=file, save_every=10)
+    run(stop=10, checkpoint=file)
     return file
 
 
@@ -184,36 +239,70 @@ def test_equal_shapes_with_other_heads_are_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (lambda t, m: t.pop("ema.first.weight"), ("does not fit", "1 missing .first.weight")),
-        (lambda t, m: t.pop("random.generator"), ("missing or damaged", "random.generator")),
-        (lambda t, m: t.update({"random.torch": t["random.torch"][:7]}), ("missing or damaged",)),
-        (lambda t, m: m.pop("step"), ("missing or damaged", "step")),
-        (
-            lambda t, m: t.update({"optimizer.0.exp_avg": torch.zeros(3)}),
-            ("missing or damaged", "optimizer.0.exp_avg"),
-        ),
-        (lambda t, m: t.update({"optimizer.99.exp_avg": torch.zeros(3)}), ("missing or damaged",)),
-        (lambda t, m: m.pop("config"), ("another run",)),
-        (lambda t, m: t["ema.first.weight"].fill_(float("nan")), ("NaN", "ema.first.weight")),
-        (lambda t, m: t.pop("optimizer.0.step"), ("missing or damaged", "optimizer.0")),
-        (lambda t, m: t.pop("optimizer.0.exp_avg_sq"), ("missing or damaged", "optimizer.0")),
-        (lambda t, m: t["optimizer.0.exp_avg"].fill_(float("inf")), ("infinity",)),
-        (lambda t, m: m.update(step=-3), ("missing or damaged", "step = -3")),
-        (lambda t, m: m.update(elapsed=-1.0), ("elapsed = -1",)),
-        (lambda t, m: m.update(config=5), ("another run",)),
-        (lambda t, m: t.pop("schedule.beta"), ("another noise schedule",)),
-        (lambda t, m: m.pop("kind"), ("not a training checkpoint", "another file name")),
-    ],
-)
-def test_damaged_checkpoints_load_nothing(change, words, halfway):
+def without(*parts):
+    def change(tensors, meta):
+        names = [name for name in tensors if name.startswith(parts)]
+        assert names
+        for name in names:
+            del tensors[name]
+
+    return change
+
+
+def with_(**tensors):
+    names = {name.replace("__", "."): value for name, value in tensors.items()}
+    return lambda tensors, meta: tensors.update(names)
+
+
+DAMAGES = {
+    "a weight of the average": (without("ema.first.weight"), "1 missing .first.weight"),
+    "a random state": (without("random.generator"), "random.generator"),
+    "half a random state": (with_(random__torch=torch.zeros(7, dtype=torch.uint8)), "damaged"),
+    "the schedule": (without("schedule.beta"), "another noise schedule"),
+    "the whole optimizer": (without("optimizer."), "36 tensors missing .*optimizer.0"),
+    "the optimizer of one weight": (without("optimizer.2."), "3 tensors missing .*optimizer.2"),
+    "one entry of the optimizer": (without("optimizer.0.exp_avg_sq"), "optimizer.0.exp_avg_sq"),
+    "one count of the optimizer": (without("optimizer.0.step"), "optimizer.0.step"),
+    "a misshapen optimizer": (with_(optimizer__0__exp_avg=torch.zeros(3)), "optimizer.0.exp_avg"),
+    "an optimizer of more": (with_(optimizer__99__exp_avg=torch.zeros(3)), "damaged"),
+    "one more of the optimizer": (with_(optimizer__0__max=torch.zeros(16, 2)), "optimizer.0.max"),
+    "NaN": (lambda t, m: t["ema.first.weight"].fill_(float("nan")), "NaN.*ema.first.weight"),
+    "infinity": (lambda t, m: t["optimizer.0.exp_avg"].fill_(float("inf")), "infinity"),
+    "no step": (lambda t, m: m.pop("step"), "step"),
+    "a step below 0": (lambda t, m: m.update(step=-3), "step = -3"),
+    "a step past the end": (lambda t, m: m.update(step=10**9), "step = 1000000000 of 20"),
+    "half a step": (lambda t, m: m.update(step=9.5), "step = 9.5"),
+    "no time": (lambda t, m: m.pop("elapsed"), "elapsed"),
+    "a time below 0": (lambda t, m: m.update(elapsed=-1.0), "elapsed = -1"),
+    "no list of tensors": (lambda t, m: m.pop("tensors"), "tensors"),
+    "no config": (lambda t, m: m.pop("config"), "another run"),
+    "another config": (lambda t, m: m.update(config=5), "another run"),
+    "no kind": (lambda t, m: m.pop("kind"), "not a training checkpoint"),
+    "no format": (lambda t, m: m.pop("format"), "another format"),
+    "a newer format": (lambda t, m: m.update(format=2), "another format .2, not 1"),
+    "an entry that is new": (lambda t, m: m.update(version=2), "another format .with version"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoints_load_nothing(damage, halfway):
+    change, words = DAMAGES[damage]
     tensors, meta = load_tensors(halfway)
     tensors = {k: v.clone() for k, v in tensors.items()}
     change(tensors, meta)
     save_tensors(halfway, tensors, meta)
-    unchanged(halfway, new_model(seed=3), words)
+    unchanged(halfway, new_model(seed=3), [words])
+
+
+@pytest.mark.parametrize("lost", ["optimizer.", "optimizer.1.", "optimizer.0.momentum"])
+def test_muon_goes_on_with_all_of_its_state(lost, tmp_path):
+    file, config = tmp_path / "run.safetensors", dataclasses.replace(CONFIG, optimizer="muon")
+    run(config, stop=10, checkpoint=file)
+    tensors, meta = load_tensors(file)
+    tensors = {k: v.clone() for k, v in tensors.items()}
+    without(lost)(tensors, meta)
+    save_tensors(file, tensors, meta)
+    unchanged(file, new_model(), ["tensors missing", lost], config)
 
 
 def test_other_files_are_refused(halfway, tmp_path):

@@ -13,7 +13,8 @@ from train_run import CONFIG, SCHEDULE, Points, new_model, numbers, run, same
 from ddpm_edu import Cond, DataError, OptionError, TrainingError
 from ddpm_edu.files.checkpoint import load_tensors
 from ddpm_edu.networks.mlp import MLP
-from ddpm_edu.training.train import EMA, TrainConfig, progress, train
+from ddpm_edu.training.optim import EMA, learning_rate
+from ddpm_edu.training.train import TrainConfig, progress, train
 
 NAN = float("nan")
 
@@ -25,7 +26,9 @@ def test_the_loss_goes_down():
     losses = [
         s.loss
         for s in run(
-            dataclasses.replace(CONFIG, steps=300, batch_size=128), new_model(kind=MLP, hidden=64)
+            dataclasses.replace(CONFIG, steps=300, batch_size=128),
+            new_model(kind=MLP, hidden=64),
+            Points(180),
         )
     ]
     assert (
@@ -40,6 +43,20 @@ def test_steps_are_counted_from_one_and_seeds_repeat():
     assert same(numbers(a[-1].ema), numbers(b[-1].ema))
 
 
+def test_bfloat16_is_for_the_products_alone():
+    """Weights, average and loss stay float32; what goes through the first layer does not."""
+    kinds = set()
+    model = new_model(kind=MLP)
+    model.first.register_forward_hook(lambda layer, x, y: kinds.add(y.dtype))
+    low = run(dataclasses.replace(CONFIG, dtype="bfloat16"), model)
+    high = run(CONFIG, new_model(kind=MLP))
+    assert kinds == {torch.bfloat16}
+    for module in (low[-1].model, low[-1].ema):
+        assert {w.dtype for w in module.state_dict().values()} == {torch.float32}
+    losses = [[step.loss for step in steps] for steps in (low, high)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_learning_rate_rises_and_falls_to_nothing():
     config = dataclasses.replace(CONFIG, steps=100, warmup=10)
     rates = [s.lr for s in run(config)]
@@ -48,11 +65,8 @@ def test_learning_rate_rises_and_falls_to_nothing():
             1e-2 * min(1, (i + 1) / 10) * (1 + math.cos(math.pi * i / 100)) / 2
         )
     assert rates[0] == pytest.approx(1e-3) and max(rates) == rates[9] > 0.97e-2 and rates[-1] < 1e-5
-    assert (
-        config.lr_at(50, 1.0) == 0
-        and config.lr_at(50, 1.7) == pytest.approx(0, abs=1e-17)
-        and TrainConfig(warmup=0).lr_at(0, 0) == 2e-3
-    )
+    assert learning_rate(50, 1.0, 1e-2, 10) == 0 == pytest.approx(learning_rate(50, 1.7, 1e-2, 10))
+    assert learning_rate(0, 0.0, 2e-3, warmup=0) == 2e-3
 
 
 def test_ema_by_hand():
@@ -117,7 +131,7 @@ class Spy(MLP):
 
 def spied(config, dataset=None):
     model = new_model(kind=Spy)
-    run(config, model, dataset)
+    run(config, model, dataset or Points(3000))
     return (torch.cat([s[i] if i < 2 else s[2].vector for s in model.seen]) for i in range(3))
 
 
@@ -146,12 +160,8 @@ def test_every_picture_once_an_epoch_in_a_new_order():
         all(sorted(e) == list(range(60)) for e in epochs) and len({tuple(e) for e in epochs}) == 8
     )
     seen.clear()
-    run(
-        dataclasses.replace(CONFIG, steps=1, batch_size=200), dataset=Numbered()
-    )  # a batch of more than three epochs
-    assert (
-        all(sorted(seen[i : i + 60]) == list(range(60)) for i in (0, 60, 120)) and len(seen) == 200
-    )
+    run(dataclasses.replace(CONFIG, steps=2, batch_size=60), dataset=Numbered())  # all at once
+    assert all(sorted(seen[i : i + 60]) == list(range(60)) for i in (0, 60)) and len(seen) == 120
 
 
 def test_times_are_uniform_and_noise_is_normal():
@@ -181,7 +191,9 @@ def test_the_loss_is_that_of_the_target(predict):
     losses = [
         s.loss
         for s in run(
-            dataclasses.replace(CONFIG, predict=predict, batch_size=2000), new_model(kind=Zero)
+            dataclasses.replace(CONFIG, predict=predict, batch_size=2000),
+            new_model(kind=Zero),
+            Points(3000),
         )
     ]
     data = Points().x.square().mean().item()
@@ -217,14 +229,9 @@ class Poisoned(Points):
 def test_nan_data_stops_at_once_and_keeps_everything(tmp_path):
     file, model, steps = tmp_path / "run.safetensors", new_model(), []
     before = [numbers(model)]
-    with refuses(
-        TrainingError,
-        "loss is nan at step [1-4]",
-        "stopped before the update",
-        "last checkpoint is kept",
-        "NaN in the data",
-    ):
-        for step in train(model, SCHEDULE, Poisoned(), CONFIG, checkpoint=file, save_every=1):
+    config = dataclasses.replace(CONFIG, save_every=1)
+    with refuses(TrainingError, "picture 7 ", "nan at step [1-4]", "before the update", "kept"):
+        for step in train(model, SCHEDULE, Poisoned(), config, checkpoint=file):
             steps.append(step.step)
             before.append(numbers(model))
             content = file.read_bytes()
@@ -251,7 +258,13 @@ def test_an_infinite_gradient_stops_before_the_update():
 
 def test_empty_dataset():
     with refuses(DataError, "dataset is empty", "at least one"):
-        train(new_model(), SCHEDULE, Points(0), CONFIG)
+        run(dataset=Points(0))
+
+
+def test_a_batch_larger_than_the_dataset():
+    run(dataclasses.replace(CONFIG, steps=1, batch_size=60))
+    with refuses(OptionError, "TrainConfig.batch_size = 61", "at most 60"):
+        run(dataclasses.replace(CONFIG, batch_size=61))
 
 
 @pytest.mark.parametrize(
@@ -267,6 +280,7 @@ def test_empty_dataset():
         ("weight_decay", [-1, NAN]),
         ("seconds", [-1, NAN]),
         ("seed", [-1, 0.5, "0"]),
+        ("save_every", [0, 0.5]),
     ],
 )
 def test_bad_options(name, values):
@@ -280,8 +294,9 @@ def test_bad_names():
         ("predict", "score", "eps, x_0, v"),
         ("optimizer", "sgd", "adamw, muon"),
         ("t_distribution", "cosine", "uniform, logit_normal"),
+        ("dtype", "float16", "float32, bfloat16"),
     ):
-        with refuses(OptionError, name, value, known):
+        with refuses(OptionError, f"TrainConfig.{name}", value, *known.split(", ")):
             TrainConfig(**{name: value})
 
 
@@ -290,4 +305,4 @@ def test_a_batch_that_cannot_be_shared():
         process_index, num_processes = 0, 3
 
     with refuses(OptionError, "batch_size = 16", "3 processes", "multiple"):
-        train(new_model(), SCHEDULE, Points(), CONFIG, accelerator=Three())
+        run(accelerator=Three())

@@ -26,7 +26,7 @@ from ddpm_edu.training.autoencoder import (
     vgg_features,
     with_scale,
 )
-from ddpm_edu.training.muon import Muon
+from ddpm_edu.training.optim import Muon
 
 TINY = VAEConfig(channels=8, mult=(1, 2), blocks=1, latent=4, groups=4)
 

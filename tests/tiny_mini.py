@@ -41,7 +41,7 @@ def captions():
     return CAPTIONS
 
 
-MUON = dict(batch_size=8, lr=1e-2, optimizer="muon", warmup=2)
+MUON = dict(batch_size=8, lr=1e-2, optimizer="muon", warmup=2, save_every=2)
 TINY = Mini(
     "tiny",
     Dots,

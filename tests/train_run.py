@@ -44,13 +44,14 @@ def new_model(seed=0, kind=Dropping, **sizes):
     return kind(**{"hidden": 16, "layers": 1, "vector": 2, **sizes})
 
 
-CONFIG = TrainConfig(steps=20, batch_size=16, warmup=5, lr=1e-2)
+CONFIG = TrainConfig(steps=20, batch_size=16, warmup=5, lr=1e-2, save_every=10)
 
 
 def run(config=CONFIG, model=None, dataset=None, stop=10**9, **options):
     """The steps of one run, up to step `stop`."""
-    steps = []
-    for step in train(model or new_model(), SCHEDULE, dataset or Points(), config, **options):
+    steps, model = [], new_model() if model is None else model
+    dataset = Points() if dataset is None else dataset
+    for step in train(model, SCHEDULE, dataset, config, **options):
         steps.append(step)
         if step.step == stop:
             break
@@ -84,14 +85,7 @@ def main():
     # each process starts from other weights on purpose: rank 0's must win; no dropout, which would differ by process
     model = new_model(rank, MLP if args.share else Dropping)
     config = dataclasses.replace(CONFIG, seconds=args.seconds)
-    steps = run(
-        config,
-        model,
-        stop=args.stop,
-        checkpoint=args.checkpoint,
-        save_every=10,
-        accelerator=accelerator,
-    )
+    steps = run(config, model, stop=args.stop, checkpoint=args.checkpoint, accelerator=accelerator)
     weights = {
         name: [v.double().sum().item() for v in m.state_dict().values()]
         for name, m in (("model", steps[-1].model), ("ema", steps[-1].ema))

@@ -134,9 +134,7 @@ def run(
     dataset = recipe.dataset("train")
     started, losses = time.perf_counter(), []
     model, schedule = recipe.model(dataset).to(device), recipe.schedule()
-    run = train(
-        model, schedule, dataset, config, checkpoint=checkpoint, save_every=500 if checkpoint else 0
-    )
+    run = train(model, schedule, dataset, config, checkpoint=checkpoint)
     for step in progress(run, None if config.seconds else config.steps):
         losses.append(step.loss)
     meta = {

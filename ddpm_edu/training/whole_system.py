@@ -81,15 +81,7 @@ def train_vae(mini: Mini, config: TrainConfig, checkpoint=None, log: Callable = 
     pictures = mini.pictures()
     model = Autoencoder(VAE(mini.vae), mini.weights)
     vae = _last(
-        fit(
-            model,
-            pictures,
-            config,
-            vae_loss.objective,
-            checkpoint=checkpoint,
-            save_every=_often(checkpoint),
-        ),
-        log,
+        fit(model, pictures, config, vae_loss.objective, checkpoint=checkpoint), log
     ).ema.vae
     return with_scale(vae, measure_scale(vae, pictures))
 
@@ -100,14 +92,7 @@ def train_clip(mini: Mini, config: TrainConfig, checkpoint=None, log: Callable =
     tokenizer = train_tokenizer(mini.captions(), mini.vocab, mini.text.length)
     text = dataclasses.replace(mini.text, vocab=tokenizer.bpe.get_vocab_size())
     clip = CLIP(CLIPConfig(text, size=mini.size, **mini.clip), tokenizer)
-    steps = fit(
-        clip,
-        mini.pictures(),
-        config,
-        clip_module.objective(clip),
-        checkpoint=checkpoint,
-        save_every=_often(checkpoint),
-    )
+    steps = fit(clip, mini.pictures(), config, clip_module.objective(clip), checkpoint=checkpoint)
     return _last(steps, log).ema
 
 
@@ -154,14 +139,7 @@ def train_unet(
     log: Callable = list,
 ) -> StableDiffusion:
     """Part 3: Algorithm 1 on latents; sd then holds the averaged weights."""
-    steps = train(
-        sd.unet.requires_grad_(True),
-        sd.schedule,
-        latents,
-        config,
-        checkpoint=checkpoint,
-        save_every=_often(checkpoint),
-    )
+    steps = train(sd.unet.requires_grad_(True), sd.schedule, latents, config, checkpoint=checkpoint)
     sd.unet.load_state_dict(_last(steps, log).ema.state_dict())
     return sd.eval().requires_grad_(False)
 
@@ -170,10 +148,6 @@ def _last(steps: Iterable, log: Callable):
     for step in log(steps):
         pass
     return step
-
-
-def _often(checkpoint) -> int:
-    return 200 if checkpoint is not None else 0
 
 
 # ---------------------------------------------------------------- all three

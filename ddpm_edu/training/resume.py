@@ -1,0 +1,330 @@
+"""What a training run carries from step to step, and its checkpoints: bit for bit. Notebook 04."""
+
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion import Cond
+from ..errors import CheckpointError, DataError, OptionError, TrainingError
+from ..files.checkpoint import check_finite, check_state, describe
+from ..files.tensors import load_tensors, save_tensors
+from .optim import EMA, learning_rate, new_optimizer
+
+FORMAT = 1  # of a checkpoint; one of another format is refused
+ENTRIES = {"kind", "format", "step", "elapsed", "model", "config", "tensors"}  # of its metadata
+
+
+class Run:
+    """All that a run carries from one step to the next, which is all that a checkpoint holds.
+
+    All chance comes from one seed, and what is drawn is drawn for the whole batch: of several
+    processes each draws the same and keeps its share, so that they give the losses of one.
+    """
+
+    def __init__(self, model, dataset, config, checkpoint=None, accelerator=None, constants=None):
+        if len(dataset) == 0:
+            raise DataError("the dataset is empty: training needs at least one picture")
+        if config.batch_size > len(dataset):
+            raise OptionError(
+                f"TrainConfig.batch_size = {config.batch_size} is larger than the dataset: pass at "
+                f"most {len(dataset)}, or a dataset that gives its pictures more than once"
+            )
+        rank, world = 0, 1
+        if accelerator:
+            rank, world = accelerator.process_index, accelerator.num_processes
+        if config.batch_size % world:
+            raise OptionError(
+                f"TrainConfig.batch_size = {config.batch_size} cannot be shared by {world} "
+                "processes: choose a multiple"
+            )
+        self.dataset, self.config, self.accelerator = dataset, config, accelerator
+        self.checkpoint = None if checkpoint is None or rank else Path(checkpoint)
+        self.constants = constants or {}  # tensors that must be the same when a run goes on
+        self.mine = slice(
+            config.batch_size * rank // world, config.batch_size * (rank + 1) // world
+        )
+        self.step, self.elapsed, self.loss, self.lr = 0, 0.0, math.nan, 0.0
+        self.given, self.weights = model, unwrap(model)
+        self.average = EMA(self.weights, config.ema)
+        self.arrange(torch.channels_last)  # the order of numbers that convolutions are quickest in
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.optimizer, self.model = new_optimizer(self.weights, config), model
+        if accelerator:
+            self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
+            self.average.model.to(accelerator.device)
+            self.average.model.load_state_dict(self.weights.state_dict())  # rank 0's for all
+        self.device = next(self.weights.parameters()).device
+        if checkpoint is not None and Path(checkpoint).exists():
+            self.load(Path(checkpoint))
+        self.started = time.perf_counter() - self.elapsed
+
+    @property
+    def ema(self) -> nn.Module:
+        return self.average.model
+
+    def progress(self) -> float:
+        """Share of the run that is done, by the clock or by the steps."""
+        if self.config.seconds:
+            return self.elapsed / self.config.seconds
+        return self.step / self.config.steps
+
+    # ------------------------------------------------------------ what is drawn
+
+    def batch(self):
+        """The next of the dataset's pictures, on the model's device; epochs have orders of their own."""
+        size, n = self.config.batch_size, len(self.dataset)
+        first = self.step * size
+        epochs = range(first // n, (first + size - 1) // n + 1)
+        index = torch.cat(
+            [self._order(e)[max(first - e * n, 0) : first + size - e * n] for e in epochs]
+        )
+        index = index[self.mine]
+        batch = self.dataset[index]
+        x_0 = batch[0] if isinstance(batch, tuple) else batch
+        bad = ~x_0.isfinite().flatten(1).all(1)
+        if bad.any():
+            raise TrainingError(
+                f"picture {index[bad.cpu()][0]} of the dataset holds NaN or infinity, so the loss "
+                f"is nan at step {self.step + 1}: stopped before the update, the last checkpoint is "
+                "kept; mend or leave out the picture"
+            )
+        return to(self.device, batch)
+
+    def _order(self, epoch: int) -> Tensor:
+        if getattr(self, "_epoch", None) != epoch:
+            seed = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            self._epoch, self._shuffled = epoch, torch.randperm(len(self.dataset), generator=seed)
+        return self._shuffled
+
+    def times(self, T: int) -> Tensor:
+        """t, (B,) on the CPU: uniform, or most often in the middle."""
+        n, c = self.config.batch_size, self.config
+        if c.t_distribution == "uniform":
+            return torch.randint(T, (n,), generator=self.generator)[self.mine]
+        normal = c.t_mean + torch.randn(n, generator=self.generator)
+        return (T * normal.sigmoid()).long().clamp(max=T - 1)[self.mine]
+
+    def noise(self, x_0: Tensor) -> Tensor:
+        """eps ~ N(0, I), shaped like x_0."""
+        shape = (self.config.batch_size, *x_0.shape[1:])
+        return torch.randn(shape, generator=self.generator)[self.mine].to(self.device)
+
+    def drop(self, cond: Cond | None, uncond: Cond | None) -> Cond:
+        """In p_uncond of the cases `uncond` (1, ...) for the condition, zeros where that is None."""
+        drawn = torch.rand(self.config.batch_size, generator=self.generator)[self.mine]
+        keep = (drawn >= self.config.p_uncond).to(self.device)
+
+        def part(own, other):
+            if own is None:
+                return None
+            kept = keep.view(-1, *[1] * (own.ndim - 1))
+            return own * kept if other is None else torch.where(kept, own, other.to(own))
+
+        return Cond(*map(part, cond or Cond(), uncond or Cond()))
+
+    # ------------------------------------------------------------ one update
+
+    def precision(self):
+        """The network's products in config.dtype; weights, loss and update stay in float32."""
+        low = self.config.dtype == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
+
+    def descend(self, value: Tensor) -> None:
+        """One step down the gradient of this loss, clipped, at the learning rate of now."""
+        self.loss = self._finite("loss", self._mean(value.detach()))
+        c = self.config
+        self.lr = learning_rate(self.step, self.progress(), c.lr, c.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.zero_grad(set_to_none=True)
+        trained = [p for p in self.weights.parameters() if p.requires_grad]
+        if self.accelerator:
+            self.accelerator.backward(value)
+            norm = self.accelerator.clip_grad_norm_(trained, c.clip_norm)
+        else:
+            value.backward()
+            norm = nn.utils.clip_grad_norm_(trained, c.clip_norm)
+        if not getattr(self.accelerator, "scaler", None):  # it skips steps whose float16 overflows
+            self._finite("gradient", norm.item())
+        self.optimizer.step()
+        self.step += 1
+        self.average.update(self.weights, self.step)
+        self.elapsed = self._mean(torch.tensor(time.perf_counter() - self.started))  # one clock
+        if self.progress() >= 1:
+            self.arrange(torch.contiguous_format)  # as a file has them: the same to the last bit
+
+    def _mean(self, value: Tensor) -> float:
+        """Mean over the processes."""
+        if self.accelerator:
+            value = self.accelerator.reduce(value.to(self.accelerator.device), "mean")
+        return value.item()
+
+    def _finite(self, name: str, value: float) -> float:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {name} is {value} at step {self.step + 1}: stopped before the update, the "
+                f"last checkpoint is kept. Try a lower lr than {self.config.lr:g}, or look for "
+                "numbers far outside [-1, 1] in the data"
+            )
+        return value
+
+    def arrange(self, memory_format) -> None:
+        for model in (self.weights, self.ema):
+            model.to(memory_format=memory_format)
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """One update: with a checkpoint, Ctrl-C waits for its end, and saves; a second one does not."""
+        self.model.train()
+        asked, usual = [], signal.default_int_handler
+        main = threading.current_thread() is threading.main_thread()
+        if self.checkpoint is None or not main or signal.getsignal(signal.SIGINT) is not usual:
+            yield
+            return
+
+        def ask(*_):
+            asked.append(True)
+            signal.signal(signal.SIGINT, usual)
+
+        signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
+        if asked:
+            self.write()
+            raise KeyboardInterrupt(f"saved after step {self.step} to {self.checkpoint}")
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save(self) -> None:
+        """Every config.save_every steps, and at the end."""
+        if self.progress() >= 1 or self.step % self.config.save_every == 0:
+            self.write()
+
+    def write(self) -> None:
+        if self.checkpoint is None:
+            return
+        tensors = {
+            **self.constants,
+            "random.generator": self.generator.get_state(),
+            "random.torch": torch.get_rng_state(),
+            **{f"model.{k}": v for k, v in self.weights.state_dict().items()},
+            **{f"ema.{k}": v for k, v in self.ema.state_dict().items()},
+        }
+        for i, kept in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": v for k, v in kept.items()}
+        progress = {"step": self.step, "elapsed": self.elapsed, "tensors": sorted(tensors)}
+        save_tensors(
+            self.checkpoint,
+            tensors,
+            {"kind": "training", "format": FORMAT, **progress, **self._settings()},
+        )
+
+    def _settings(self) -> dict:
+        """What must be the same when a run goes on."""
+        config = {k: v for k, v in dataclasses.asdict(self.config).items() if k != "save_every"}
+        return {"model": json.dumps(describe(self.weights)), "config": config}
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint; all of it is checked first, a refused one leaves the run alone."""
+        tensors, meta = load_tensors(path)
+        if meta.get("kind") != "training":
+            raise CheckpointError(
+                f"{path}: weights, but not a training checkpoint: "
+                "give another file name to start a new run"
+            )
+        if (found := meta.get("format")) != FORMAT or (new := sorted(meta.keys() - ENTRIES)):
+            cause = f"{found}, not {FORMAT}" if found != FORMAT else f"with {', '.join(new)}"
+            raise CheckpointError(
+                f"{path}: a training checkpoint of another format ({cause}): go on with the "
+                "version that wrote it, or give another file name to start a new run"
+            )
+        self._same(path, tensors, meta)
+        model, ema, state = (
+            {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+            for part in ("model.", "ema.", "optimizer.")
+        )
+        check_state(self.weights, model, str(path))
+        check_state(self.weights, ema, str(path))
+        check_finite(tensors, path)
+        try:
+            optimizer, step, elapsed = self._optimizer_state(state), meta["step"], meta["elapsed"]
+            if sorted(tensors) != meta["tensors"]:
+                lost = sorted(set(meta["tensors"]) ^ tensors.keys())
+                raise ValueError(f"{len(lost)} tensors missing or new: {', '.join(lost[:3])}")
+            most = math.inf if self.config.seconds else self.config.steps
+            if not (isinstance(step, int) and 0 <= step <= most and 0 <= elapsed < math.inf):
+                raise ValueError(f"step = {step} of {most}, elapsed = {elapsed}")
+            generator, everywhere = (
+                torch.Generator().set_state(tensors[f"random.{name}"]).get_state()
+                for name in ("generator", "torch")
+            )
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as e:
+            raise CheckpointError(
+                f"{path}: a training checkpoint with parts missing or damaged ({e!r:.200}): "
+                "use an earlier one, or give another file name to start a new run"
+            ) from e
+        self.weights.load_state_dict(model)
+        self.ema.load_state_dict(ema)
+        self.optimizer.load_state_dict(optimizer)
+        self.generator.set_state(generator)
+        torch.set_rng_state(everywhere)
+        self.step, self.elapsed = step, float(elapsed)
+
+    def _same(self, path, tensors, meta) -> None:
+        """CheckpointError if the checkpoint is of another run."""
+        settings, before = self._settings(), meta.get("config")
+        now = settings["config"] | {"model": settings["model"]}
+        before = {**(before if isinstance(before, dict) else {}), "model": meta.get("model")}
+        changed = [
+            f"{k} was {before.get(k)}, now {v}" for k, v in now.items() if before.get(k) != v
+        ]
+        for name, value in self.constants.items():
+            if not torch.equal(tensors.get(name, torch.empty(0)), value):
+                changed.append("another noise schedule")
+        if changed:
+            raise CheckpointError(
+                f"{path}: this checkpoint is of another run ({'; '.join(changed)}): "
+                "go on with the same settings, or give another file name to start a new run"
+            )
+
+    def _optimizer_state(self, tensors) -> dict:
+        """The optimizer's own state dict, filled from "<number>.<name>" tensors."""
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {}
+        for key, value in tensors.items():
+            i, name = key.split(".", 1)
+            if name != "step" and value.shape != weights[int(i)].shape:
+                raise ValueError(f"optimizer.{key} has shape {tuple(value.shape)}")
+            state.setdefault(int(i), {})[name] = value
+        return {**self.optimizer.state_dict(), "state": state}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch.compile and of parallel training."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def to(device, batch):
+    """A batch on the device: its tensors and Conds; captions stay as they are."""
+    if isinstance(batch, Cond):
+        return batch.map(lambda part: part.to(device))
+    if isinstance(batch, tuple):
+        return tuple(to(device, part) for part in batch)
+    return batch.to(device) if isinstance(batch, Tensor) else batch

@@ -123,7 +123,7 @@ def test_wrong_words(dataset):
         dataset.find("qqqq")
     with refuses(OptionError, "category = 'Food' is not known", "Food & Drink"):
         dataset.subset("Food")
-    with refuses(OptionError, "language = 'de'", "'en' or 'zh'"):
+    with refuses(OptionError, "language = 'de'", "en, zh"):
         dataset.captions([0], "de")
     with refuses(OptionError, "subset of no emoji"):
         dataset.subset([])

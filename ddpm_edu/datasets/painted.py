@@ -1,11 +1,14 @@
-"""Painted digits: real MNIST digits in colour, with captions that say all there is to see.
+"""Painted digits: MNIST digits in colour, with captions that say all there is to see. Notebook 07.
 
-    caption = "a SIZE INK DIGIT on a GROUND ground, PLACE"        "a large red seven on a blue ground, top left"
+    caption = "a SIZE INK DIGIT on a GROUND ground, PLACE"
+              "a large red seven on a blue ground, top left"
 
-A picture (3, 32, 32) is ground + coverage * (ink - ground): `coverage` in [0, 1] is the MNIST digit, resized. Because captions
-and pictures determine each other, obedience to a prompt can be counted: oracle.py finds the five words in the pixels.
+A picture (3, 32, 32) is ground + cover * (ink - ground); `cover` in [0, 1] is the MNIST digit,
+resized. Captions and pictures determine each other, so obedience to a prompt can be counted:
+metrics/obedience.py reads the five words back from the pixels.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -16,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DataError, OptionError, ShapeError
+from ..errors import DataError, OptionError, fits, one_of, whole
 from .images import from_uint8, mnist
 
 PIXELS = 32
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COLOURS = {  # found by a search: at least 55 apart in CIELAB, and 30 as seen without red, green or blue cones
+COLOURS = {  # at least 55 apart in CIELAB, and 30 as seen without red, green or blue cones
     "black": (0, 0, 0),
     "white": (255, 255, 255),
     "red": (235, 60, 15),
@@ -39,28 +42,14 @@ PLACES = {
     "bottom right": (1, 1),
     "centre": (0, 0),
 }
-IN_PIECES = {  # MNIST digits of broken strokes, too short to tell large from small: always painted small
-    "train": (
-        29,
-        971,
-        8449,
-        14329,
-        22497,
-        29379,
-        29755,
-        35777,
-        36027,
-        42703,
-        42782,
-        44907,
-        49613,
-        57041,
-        57319,
-        59653,
-    ),
+# fmt: off
+IN_PIECES = {  # MNIST digits too broken to tell large from small: always painted small
+    "train": (29, 971, 8449, 14329, 22497, 29379, 29755, 35777, 36027, 42703, 42782, 44907, 49613,
+              57041, 57319, 59653),
     "test": (5608, 7921),
 }
-_COLOURS, _SIZES, _PLACES = list(COLOURS), list(SIZES), list(PLACES)
+# fmt: on
+_WORDS = list(COLOURS), list(COLOURS), list(SIZES), list(PLACES)
 _PURE = 8  # pixels of pure ink in every digit
 
 
@@ -78,35 +67,28 @@ class Scene(NamedTuple):
 
 
 def caption(scene: Scene) -> str:
-    """Scene(7, "red", "blue", "large", "top left") -> "a large red seven on a blue ground, top left". OptionError for unknown words."""
+    """Scene(7, "red", "blue", "large", "top left") -> the sentence above. OptionError."""
     digit, ink, ground, size, place = _checked(scene)
     return f"a {size} {ink} {DIGITS[digit]} on a {ground} ground, {place}"
 
 
 def parse(text: str) -> Scene:
-    """The scene that a caption describes, exactly: parse(caption(s)) == s. OptionError for any other sentence."""
-    found = (
-        re.fullmatch(r"a (\w+) (\w+) (\w+) on a (\w+) ground, (\w+(?: \w+)?)", text)
-        if isinstance(text, str)
-        else None
-    )
+    """The scene of a caption: parse(caption(s)) == s. OptionError for any other sentence."""
+    pattern = r"a (\w+) (\w+) (\w+) on a (\w+) ground, (\w+(?: \w+)?)"
+    found = re.fullmatch(pattern, text) if isinstance(text, str) else None
     if not found:
-        raise OptionError(
-            f"{text!r} is no caption of painted digits: write one like {caption(Scene(7, 'red', 'blue', 'large', 'top left'))!r}"
-        )
+        example = caption(Scene(7, "red", "blue", "large", "top left"))
+        raise OptionError(f"{text!r} is no caption of painted digits: write one like {example!r}")
     size, ink, digit, ground, place = found.groups()
-    if digit not in DIGITS:
-        raise OptionError(
-            f"the caption {text!r} has the digit {digit!r}: choose one of {', '.join(DIGITS)}"
-        )
+    one_of("digit", digit, DIGITS)
     return _checked(Scene(DIGITS.index(digit), ink, ground, size, place))
 
 
 def held_out(scene: Scene) -> bool:
-    """Is this combination of digit, ink and ground kept from training? (digit + ink + 3 ground) % 10 == 0, colours numbered as in COLOURS.
+    """Kept from training? (digit + ink + 3 ground) % 10 == 0, colours numbered as in COLOURS.
 
-    56 of the 560: each ink on each ground misses one digit, and each digit in one ink misses at most one ground, so
-    every two of the three have been seen together, only the three never.
+    56 of 560: each ink on each ground misses one digit, each digit in one ink at most one ground,
+    so every two of the three have been seen together, only the three never.
     """
     digit, ink, ground = numbers_of(scene)[:3]
     return (digit + ink + 3 * ground) % 10 == 0
@@ -114,20 +96,13 @@ def held_out(scene: Scene) -> bool:
 
 def scenes(held: bool | None = None) -> list[Scene]:
     """All 5,600 scenes (None), those for training (False: 5,040) or those held out (True: 560)."""
-    every = [
-        Scene(d, i, g, s, p)
-        for d in range(10)
-        for i in COLOURS
-        for g in COLOURS
-        if g != i
-        for s in SIZES
-        for p in PLACES
-    ]
+    every = map(Scene._make, itertools.product(range(10), COLOURS, COLOURS, SIZES, PLACES))
+    every = [s for s in every if s.ink != s.ground]
     return [s for s in every if held is None or held_out(s) == held]
 
 
 def prompts(n: int, seed: int = 0, held: bool | None = False) -> list[str]:
-    """n random captions, all combinations equally likely, drawn from scenes(held); the i-th depends on (i, seed) alone."""
+    """n random captions out of scenes(held); the i-th depends on (i, seed) alone."""
     choice = scenes(held)
     return [caption(choice[k]) for k in (_random(_counted(n), seed, 1) % len(choice)).tolist()]
 
@@ -137,48 +112,34 @@ def _checked(scene: Scene) -> Scene:
     if not isinstance(scene, tuple) or len(scene) != 5:
         raise OptionError(f"{scene!r} is no scene: pass Scene(digit, ink, ground, size, place)")
     scene = Scene(*scene)
-    if (
-        isinstance(scene.digit, bool)
-        or not isinstance(scene.digit, (int, np.integer))
-        or not 0 <= scene.digit <= 9
-    ):
-        raise OptionError(f"digit = {scene.digit!r} is not known: choose 0 to 9")
-    for field, known in (("ink", COLOURS), ("ground", COLOURS), ("size", SIZES), ("place", PLACES)):
-        if (value := getattr(scene, field)) not in known:
-            raise OptionError(f"{field} = {value!r} is not known: choose one of {', '.join(known)}")
+    if isinstance(scene.digit, np.integer):
+        scene = scene._replace(digit=int(scene.digit))
+    whole("digit", scene.digit, 0, 9)
+    for field, known in zip(Scene._fields[1:], (COLOURS, COLOURS, SIZES, PLACES)):
+        one_of(field, getattr(scene, field), tuple(known))
     if scene.ink == scene.ground:
-        raise OptionError(
-            f"ink and ground are both {scene.ink}: nothing would be seen, choose two colours"
-        )
-    return scene._replace(digit=int(scene.digit))
+        raise OptionError(f"ink and ground are both {scene.ink}: choose two colours")
+    return scene
 
 
 def numbers_of(scene: Scene) -> tuple[int, int, int, int, int]:
-    """Digit, ink, ground, size, place as numbers, in the order of COLOURS, SIZES and PLACES. OptionError for unknown words."""
-    digit, ink, ground, size, place = _checked(scene)
-    return (
-        digit,
-        _COLOURS.index(ink),
-        _COLOURS.index(ground),
-        _SIZES.index(size),
-        _PLACES.index(place),
-    )
+    """Digit, ink, ground, size, place as numbers, in the order of COLOURS, SIZES and PLACES."""
+    digit, *words = _checked(scene)
+    return digit, *(known.index(w) for known, w in zip(_WORDS, words))
 
 
 def scene_of(numbers: list[int]) -> Scene:
-    """The scene of five numbers: digit, ink, ground, size, place, as in a row of `PaintedDigits.numbers`."""
-    digit, ink, ground, size, place = numbers
-    return Scene(digit, _COLOURS[ink], _COLOURS[ground], _SIZES[size], _PLACES[place])
+    """The scene of five numbers, as in a row of `PaintedDigits.numbers`."""
+    digit, *words = numbers
+    return Scene(digit, *(known[k] for known, k in zip(_WORDS, words)))
 
 
 def _counted(n: int) -> np.ndarray:
-    if n < 1:
-        raise OptionError(f"n = {n} was asked for: choose 1 or more")
-    return np.arange(n)
+    return np.arange(whole("n", n, 1))
 
 
 def _random(index: np.ndarray, seed: int, stream: int) -> np.ndarray:
-    """63 random bits for each index, from (index, seed, stream) alone: splitmix64 (Steele, Lea, Flood 2014), started at a hash of the seed."""
+    """63 bits for each index, from (index, seed, stream): splitmix64 (Steele et al. 2014)."""
 
     def mix(z):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -187,26 +148,22 @@ def _random(index: np.ndarray, seed: int, stream: int) -> np.ndarray:
 
     step = np.uint64(0x9E3779B97F4A7C15)
     start = mix(np.array([seed % 2**32 * 2**8 + stream], np.uint64) + step)
-    return (mix(start + (index.astype(np.uint64) + np.uint64(1)) * step) >> np.uint64(1)).astype(
-        np.int64
-    )
+    bits = mix(start + (index.astype(np.uint64) + np.uint64(1)) * step)
+    return (bits >> np.uint64(1)).astype(np.int64)
 
 
 # ---------------------------------------------------------------- painting
 
 
 def paint(digits: Tensor, scenes: list[Scene]) -> Tensor:
-    """MNIST pictures (B, 28, 28) or (B, 1, 28, 28), bytes, painted as the scenes say: (B, 3, 32, 32), bytes.
+    """MNIST bytes (B, 28, 28) or (B, 1, 28, 28), painted as the scenes say: (B, 3, 32, 32) bytes.
 
-    `Scene.digit` paints nothing: it must name the digit that the picture shows. Raises ShapeError, DataError for
-    other than bytes or a picture without ink, OptionError for an unknown word.
+    `Scene.digit` paints nothing: it must name the digit that the picture shows. Raises ShapeError,
+    DataError for other than bytes or a picture without ink, OptionError for an unknown word.
     """
     numbers = torch.tensor([numbers_of(s) for s in scenes]).reshape(-1, 5)
     digits = digits.reshape(-1, 28, 28) if digits.shape[-2:] == (28, 28) else digits
-    if digits.ndim != 3 or digits.shape != (len(numbers), 28, 28):
-        raise ShapeError(
-            f"digits have shape {tuple(digits.shape)}: {len(numbers)} scenes need ({len(numbers)}, 28, 28)"
-        )
+    fits("digits", digits, (len(numbers), 28, 28), f"{len(numbers)} scenes need")
     if digits.dtype != torch.uint8:
         raise DataError(f"digits have type {digits.dtype}: paint takes MNIST's bytes, 0..255")
     if not digits.flatten(1).any(1).all():
@@ -235,24 +192,18 @@ def _coverage(digits: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _boxes(digits: Tensor, pixels: int) -> Tensor:
-    """(B, pixels, pixels) in [0, 1]: each digit resized from the 20 pixels it was made to fit, scaled so that _PURE pixels are
-    all ink, and cut out around its strokes."""
-    cover = F.interpolate(
-        digits[:, None] / 255.0, (round(28 / 20 * pixels),) * 2, mode="bilinear", antialias=True
-    )[:, 0]
+    """(B, pixels, pixels) in [0, 1]: digits resized from the 20 pixels they were made to fit,
+    scaled so that _PURE pixels are all ink, and cut out around their strokes."""
+    side = round(28 / 20 * pixels)
+    cover = digits[:, None] / 255.0
+    cover = F.interpolate(cover, (side, side), mode="bilinear", antialias=True)[:, 0]
     pure = cover.flatten(1).topk(_PURE).values[:, -1, None, None]
     cover = (cover / pure.clamp(min=1e-3)).clamp(max=1)
     top, bottom, left, right = extent(cover)
-    cover, reach = (
-        F.pad(cover, (pixels // 2,) * 4),
-        torch.arange(pixels),
-    )  # so that a box may hang over the edge
-    row, column = ((ends + 1) // 2 for ends in (top + bottom, left + right))
-    return cover[
-        torch.arange(len(cover))[:, None, None],
-        (row[:, None] + reach)[:, :, None],
-        (column[:, None] + reach)[:, None],
-    ]
+    cover = F.pad(cover, (pixels // 2,) * 4)  # so that a box may hang over the edge
+    reach = torch.arange(pixels)
+    row, column = ((ends + 1)[:, None] // 2 + reach for ends in (top + bottom, left + right))
+    return cover[torch.arange(len(cover))[:, None, None], row[:, :, None], column[:, None]]
 
 
 def step(pixels: int) -> int:
@@ -261,7 +212,7 @@ def step(pixels: int) -> int:
 
 
 def extent(cover: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """First and last row, first and last column, each (B,), of the strokes of (B, H, W): more than half ink, specks left out."""
+    """First and last row and column, each (B,), of the strokes in (B, H, W): not of specks."""
     ink = (cover > 0.5).float()[:, None]
     strokes = (ink * F.avg_pool2d(ink, 3, 1, 1))[:, 0] > 1.5 / 9  # a speck has no neighbour
     ends = []
@@ -275,14 +226,13 @@ def extent(cover: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class PaintedDigits:
-    """Digits painted when they are asked for; picture i shows MNIST's digit i % 60,000, in a scene drawn from (i, seed).
+    """Digits painted when they are asked for: picture i is MNIST's digit i % 60,000.
 
-    `dataset[index]`, index a tensor, list or slice, gives (x_0 (B, 3, 32, 32) float32 in [-1, 1], captions: list of B).
-    `dataset.numbers` (N, 5): digit, ink, ground, size, place as numbers, for tables of embeddings.
+    `dataset[index]`, a tensor, list or slice -> (x_0 (B, 3, 32, 32) in [-1, 1], captions: B).
     """
 
     digits: Tensor  # (M, 28, 28) bytes
-    numbers: Tensor  # (N, 5)
+    numbers: Tensor  # (N, 5): digit, ink, ground, size, place, for tables of embeddings
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -311,8 +261,9 @@ def painted_digits(
 ) -> PaintedDigits:
     """n painted digits (None: one for each digit) from MNIST's "train" or "test" digits.
 
-    held: only combinations for training (False), only the held-out ones (True), or all (None). Of the pairs of colours that
-    this leaves to a digit, of the sizes and of the places each is equally likely. Reads MNIST: DataError if that is damaged.
+    held: only combinations for training (False), only held-out ones (True), or all (None). Of the
+    pairs of colours that this leaves to a digit, of the sizes and of the places each is equally
+    likely; the scene of picture i depends on (i, seed) alone. DataError if MNIST is damaged.
     """
     real = mnist(split)
     index = _counted(len(real) if n is None else n)
@@ -322,9 +273,8 @@ def painted_digits(
     ink, ground = pairs[digit, which % count[digit]].T
     size, place = (_random(index, seed, k) % len(words) for k, words in ((2, SIZES), (3, PLACES)))
     size[np.isin(index % len(real), IN_PIECES[split])] = 0
-    return PaintedDigits(
-        real.images[:, 0], torch.from_numpy(np.stack([digit, ink, ground, size, place], 1))
-    )
+    numbers = np.stack([digit, ink, ground, size, place], 1)
+    return PaintedDigits(real.images[:, 0], torch.from_numpy(numbers))
 
 
 @cache

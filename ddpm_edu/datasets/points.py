@@ -1,4 +1,4 @@
-"""Points in a plane, mean 0 and unit scale, for models small enough to look into. Notebooks 00 to 02."""
+"""Points in a plane, mean 0 and unit scale, for small models. Notebooks 00 to 02."""
 
 import math
 
@@ -9,7 +9,7 @@ from ..errors import OptionError
 
 
 def swiss_roll(n: int = 1000, seed: int = 0, noise: float = 0.05) -> Tensor:
-    """(n, 2) points r (cos r, sin r), r uniform in [1.5 pi, 4.5 pi], shifted and scaled, plus noise."""
+    """(n, 2) points r (cos r, sin r), r uniform in [1.5 pi, 4.5 pi], normalised, plus noise."""
     r = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=_generator(n, seed)))
     points = torch.stack([r * r.cos(), r * r.sin()], 1)
     mean = torch.tensor([2, 2 / (3 * math.pi)])  # of the whole law, so that n changes nothing

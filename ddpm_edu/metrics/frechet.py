@@ -1,8 +1,8 @@
 """How good are the pictures? Frechet distance, precision and recall, accuracy, PSNR. Notebook 00.
 
-Features are those of a small classifier of ours, in place of the Inception network of the usual FID:
-the distances are not comparable with published FIDs. The card beside each classifier's weights gives
-the distance of real pictures from each other as the yardstick.
+Features are those of a small classifier of ours, in place of the Inception network of the usual
+FID, so the distances are not comparable with published FIDs. The card beside each classifier's
+weights gives the distance of real pictures from each other as the yardstick.
 """
 
 import torch
@@ -56,7 +56,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     """The share of generated points that lie among the real ones, and of real among generated.
 
     A point lies among a set of points if it is no farther from one of them than that one's k-th
-    nearest neighbour in the set (Kynkaanniemi et al. 2019, eq. 1 and 2). (N, D) and (M, D), N, M > k.
+    nearest neighbour in the set (Kynkaanniemi et al. 2019, eq. 1, 2). (N, D), (M, D); N, M > k.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise OptionError(f"k = {k!r} neighbours: pass a whole number of at least 1")
@@ -108,7 +108,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 
 
 def load_classifier(name: str = "mnist") -> Classifier:
-    """The shipped classifier "mnist" or "cifar10"; its card is data/weights/<name>_classifier.md."""
+    """The one that ships, "mnist" or "cifar10"; its card is data/weights/<name>_classifier.md."""
     if name not in ("mnist", "cifar10"):
         raise OptionError(f"there is no classifier {name!r}: choose 'mnist' or 'cifar10'")
     path = data_folder() / "weights" / f"{name}_classifier.safetensors"
@@ -132,7 +132,7 @@ def features(classifier: Classifier, x: Tensor) -> Tensor:
 
 
 def frechet_to_real(classifier: Classifier, x: Tensor, split: str = "train") -> float:
-    """Frechet distance of x to all real pictures of a split, whose moments ship with the classifier.
+    """Frechet distance of x to all real pictures of a split; the classifier has their moments.
 
     Raises OptionError for another split, or a classifier without them.
     """

@@ -20,10 +20,11 @@ _FAR = 8  # pixels that tell the ink; at least five of them are pure
 def read(images: Tensor, classifier: Classifier | None = None) -> list[Scene]:
     """What pictures (B, 3, 32, 32) show, bytes or floats in [-1, 1], painted or generated.
 
-    Ground: the named colour nearest to the median of the frame, one pixel wide. Ink: the one nearest
-    to the median of the 8 pixels farthest from the ground. Size and place: the extent of what is more
-    than half ink. Digit: the ink alone, scaled and centred like MNIST, shown to the classifier (None:
-    the shipped one). Ink equals ground where no digit is seen. ShapeError; DataError for NaN.
+    Ground: the named colour nearest to the median of the frame, one pixel wide. Ink: the nearest to
+    the median of the 8 pixels farthest from the ground. Size and place: the extent of what is more
+    than half ink. Digit: the ink alone, scaled and centred like MNIST, shown to the classifier
+    (None: the one that ships). Ink equals ground where no digit is seen. Raises ShapeError,
+    DataError for NaN.
     """
     if images.ndim != 4 or images.shape[1:] != (3, PIXELS, PIXELS) or not len(images):
         raise ShapeError(
@@ -74,8 +75,8 @@ def fidelity(
 ) -> dict[str, float]:
     """The share, 0 to 1, of pictures whose digit, ink, ground, size, place are as the captions say.
 
-    "colours": ink and ground; "main": digit, ink and ground; "all": all five. Raises what `read` and
-    `parse` raise, ShapeError for unequal numbers.
+    "colours": ink and ground; "main": digit, ink and ground; "all": all five. Raises what `read`
+    and `parse` raise, ShapeError for unequal numbers.
     """
     if len(images) != len(captions):
         raise ShapeError(f"{len(images)} images came with {len(captions)} captions: pass one each")

@@ -1,4 +1,4 @@
-"""A small residual classifier, which stands in for the Inception network of FID. Notebooks 00 and 04."""
+"""A small residual classifier, in place of FID's Inception network. Notebooks 00 and 04."""
 
 from dataclasses import dataclass
 

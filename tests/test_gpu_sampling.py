@@ -1,73 +1,232 @@
-"""benchmarks/gpu_sampling.py from end to end at tiny size: every task gives results, and ours agree with diffusers."""
+"""benchmarks/gpu_sampling.py: every row answers at tiny size, and whatever happens in one row the others stand."""
 
-import importlib.util
 import json
+import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu_sampling.py"
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+SCRIPT = BENCHMARKS / "gpu_sampling.py"
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("gpu_sampling", SCRIPT)
-    module = sys.modules["gpu_sampling"] = importlib.util.module_from_spec(
-        spec
-    )  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_sampling
+
+    return gpu_sampling
+
+
+def run(script, *args, cwd):
+    """A run of its own in a folder that is not the repository: (exit status, lines printed)."""
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GPU_DEADLINE")}
+    command = [sys.executable, str(script), "--tiny", *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=250)
+    return done.returncode, done.stdout.splitlines() + done.stderr.splitlines()[-20:]
+
+
+def read(folder):
+    return json.loads((folder / "gpu_sampling_tiny.json").read_text())
+
+
+# ---------------------------------------------------------------- all of it
 
 
 @pytest.mark.slow
-def test_all_of_it_at_tiny_size(script, tmp_path, capsys):
-    out = tmp_path / "results.json"
-    script.main(["--tiny", "--out", str(out)])
-    file = json.loads(out.read_text())
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (
-        said["results"] == file["results"]
-        and file["tiny"]
-        and file["weights"] == "random"
-        and "CPU" in file["device"]
-    )
+def test_every_row_answers_at_tiny_size(tmp_path):
+    out, copied = tmp_path / "out", tmp_path / "copied"
+    status, lines = run(SCRIPT, "--budget", 200, "--out", out, "--copy", copied, cwd=tmp_path)
+    assert status == 0, lines
+    file = read(out)
+    assert file == read(copied) and file["running"] is None
+    assert file["tiny"] and file["weights"] == "random" and "CPU" in file["device"]
     results = file["results"]
-    assert {key.split("/")[0] for key in results} == set(script.TASKS)
+    last = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+    assert last["no_time"] == [] and set(last["failed"]) <= {"step/gemm"}
     for key, result in results.items():
-        assert result["seconds"] > 0 and result["date"] and "--tiny" in result["command"], key
-    for system in ("sdxl", "sd15"):
-        assert {
-            f"{system}/{way}" for way in ("plain", "fast", "diffusers", "diffusers_compiled")
-        } <= results.keys()
-        for way in ("fast", "diffusers", "diffusers_compiled"):
-            assert results[f"{system}/{way}"]["off_plain_after_3_steps"] < 1e-4
-    assert results["vae/fast"]["off_plain"] < 1e-5 and results["vae/diffusers"]["off_plain"] < 1e-5
-    assert [key for key in results if key.startswith("ladder/")] == [
-        f"ladder/{rung}" for rung in ("float32", "tf32", "bf16", *script.CHANGES)
+        assert "failed" not in result or key == "step/gemm", (key, result)
+        assert result["date"] and "--tiny" in result["command"] and result["run"], key
+        assert result.get("seconds", 1) > 0, key
+    tasks = {key.split("/")[0] for key in results}
+    assert tasks == {
+        *("check", "roof", "parts", "attention", "upsample", "sdxl", "sd15", "vae"),
+        *("ladder", "profile", "throughput", "train", "step"),
+    }
+    for key in ("sdxl/fast", "sdxl/graphed_only", "sd15/fast", "vae/fast", "ladder/graphed"):
+        assert results[key]["off"] < 1e-4
+    for key in ("sdxl/diffusers", "sdxl/diffusers_compiled", "sd15/diffusers"):
+        assert results[key]["off_plain"] < 1e-4 and results[key]["diffusers"]
+    assert "sdxl/diffusers_regional" not in results  # superfluous beside the compiled row
+    assert 1e-6 < results["ladder/bf16"]["off"] < 0.1
+    assert 1e-3 < results["throughput/fp8_4"]["off"] < 0.2
+    assert len(results["check/eager"]["lines"]) > 40
+    assert results["profile/step"]["kernels"][0][1] > 0
+    assert (copied / "emoji_unet.safetensors").exists()
+
+
+# ---------------------------------------------------------------- what can happen in a row
+
+PLANTED = """
+    import dataclasses, os, signal, sys, time
+    from pathlib import Path
+    sys.path.insert(0, {benchmarks!r})
+    import gpu_sampling as run
+    from gpu.bench import judged
+    from gpu.rows import Row
+
+    run.GRACE, log = 1, Path("log.txt")
+    run.TINY = dataclasses.replace(run.TINY, patience=1, hurry=0.1)
+
+    def row(key, happens, need=1):
+        def measure(bench):
+            first = key not in (log.read_text() if log.exists() else "")
+            with log.open("a") as file:
+                print(key, file=file)
+            return (happens() if first else None) or {{"seconds": 1.0}}
+        return Row(key, need, measure)
+
+    def raises():
+        raise ValueError("planted")
+
+    def kills():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def deaf():
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        time.sleep(60)
+
+    def dead():
+        Path("dead").touch()
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def context_is_dead():  # until there is a new process
+        return Path("dead").exists()
+
+    run.context_is_dead = context_is_dead
+    rows = [
+        row("a/good", lambda: None),
+        row("b/raises", raises),
+        row("c/hangs", lambda: time.sleep(60)),
+        row("d/wrong", lambda: judged({{"seconds": 1.0, "off": float("nan")}}, 0.1)),
+        row("e/deaf", deaf),
+        row("f/dead", dead),
+        row("g/long", lambda: None, need=1e6),
+        row("h/good", lambda: None),
+        row("i/kills", kills),
+        row("j/good", lambda: None),
     ]
-    assert (
-        results["ladder/float32"]["off_float32"]
-        < 1e-6
-        < results["ladder/bf16"]["off_float32"]
-        < 0.1
-    )
-    assert 1e-3 < results["throughput/fp8_1"]["off_plain_one_call"] < 0.2
+    if __name__ == "__main__":
+        Path("dead").unlink(missing_ok=True)
+        run.main(lambda bench: rows)
+"""
 
 
 @pytest.mark.slow
-def test_what_is_there_is_kept(script, tmp_path, capsys):
-    out = tmp_path / "results.json"
-    for only, keys in (
-        ("roof/matmul", {"roof/matmul"}),
-        ("roof/copy,roof/matmul", {"roof/matmul", "roof/copy"}),
-    ):
-        script.main(["--tiny", "--only", only, "--out", str(out)])
-        assert json.loads(out.read_text())["results"].keys() == keys
-    assert (
-        sum(line.startswith("roof/matmul ") for line in capsys.readouterr().out.splitlines()) == 1
-    )
-    out.write_text(out.read_text().replace('"torch": "', '"torch": "0.'))
-    with pytest.raises(SystemExit):
-        script.main(["--tiny", "--only", "roof/copy", "--out", str(out)])
-    assert "another machine" in capsys.readouterr().err
+def test_whatever_happens_in_one_row_the_others_stand(tmp_path):
+    driver = tmp_path / "driver.py"
+    driver.write_text(textwrap.dedent(PLANTED.format(benchmarks=str(BENCHMARKS))))
+    status, lines = run(driver, "--budget", 100, "--out", tmp_path, cwd=tmp_path)
+    assert status == -9, lines  # kill -9, in the ninth row
+    file = read(tmp_path)
+    results, good = file["results"], {"a/good", "h/good"}
+    why = {key: r["failed"] for key, r in results.items() if "failed" in r}
+    assert results.keys() == {*good, "b/raises", "c/hangs", "d/wrong", "e/deaf", "f/dead"}
+    assert file["running"][0] == "i/kills"
+    assert why.keys() == results.keys() - good
+    assert "planted" in why["b/raises"] and "raises" in results["b/raises"]["trace"]
+    assert "stopped after" in why["c/hangs"] and "limit" in why["d/wrong"]
+    assert "ended inside" in why["e/deaf"] and "illegal" in why["f/dead"]
+    assert len({result["run"] for result in results.values()}) == 1  # one deadline
+    tried = (tmp_path / "log.txt").read_text().split()
+    assert len(tried) == len(set(tried)) == 8  # started again twice, and nothing was done twice
+
+    status, lines = run(driver, "--budget", 100, "--out", tmp_path, cwd=tmp_path)
+    assert status == 0, lines
+    results = read(tmp_path)["results"]  # it went on: first what was new, then what had failed
+    again = (tmp_path / "log.txt").read_text().split()[8:]
+    assert again == ["j/good", *why, "i/kills"]
+    assert all(result["seconds"] == 1.0 for result in results.values()) and len(results) == 9
+    assert any("no time for: g/long" in line for line in lines)
+
+
+def test_another_machines_file_stays_as_it_is(script, tmp_path):
+    here = {"device": "NVIDIA H100 80GB HBM3", "tiny": False, "torch": "2.11.0"}
+    record = script.Record([tmp_path], here, "1")
+    record.start("roof/copy")
+    record.put("roof/copy", {"seconds": 1.0})
+    assert record.name == "gpu_sampling_h100_80gb_hbm3.json"
+    first = (tmp_path / record.name).read_text()
+    same = script.Record([tmp_path], here, "2")
+    assert same.name == record.name and same.results["roof/copy"]["seconds"] == 1.0
+    other = script.Record([tmp_path], here | {"torch": "2.14.1"}, "3")
+    other.put("roof/copy", {"seconds": 2.0})
+    assert other.name == "gpu_sampling_h100_80gb_hbm3_2.json"
+    (tmp_path / "gpu_sampling_h100_80gb_hbm3_3.json").write_text("{ half a file")
+    third = script.Record([tmp_path], here | {"torch": "9"}, "4")
+    assert third.name == "gpu_sampling_h100_80gb_hbm3_4.json"
+    assert (tmp_path / record.name).read_text() == first
+
+
+def test_without_diffusers_its_rows_say_so(script, monkeypatch):
+    from gpu import rivals, rows
+
+    monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda name: None)
+    bench = script.Bench(script.TINY, 0)
+    for result in (rows.rival(bench, "sdxl"), rows.their_decoding(bench)):
+        assert "not installed" in result["failed"] and "gpu.md" in result["failed"]
+
+
+# ---------------------------------------------------------------- what it measures with
+
+
+def test_parts_are_the_networks(script):
+    """The census of a tiny UNet: every linear layer is a product, every convolution is one, attentions are two a block."""
+    from gpu import parts
+
+    bench = script.Bench(script.TINY, 0)
+    kinds = {}
+    for (function, *_), times in parts.census(bench, "sdxl").items():
+        kind = parts.OPERATIONS[function]
+        kinds[kind] = kinds.get(kind, 0) + times
+    modules = [type(m).__name__ for m in bench.network("unet", "sdxl").modules()]
+    for kind, module in (("product", "Linear"), ("convolution", "Conv2d"), ("GroupNorm",) * 2):
+        assert kinds[kind] == modules.count(module)
+    assert kinds["attention"] == 2 * modules.count("TransformerBlock")
+
+
+def test_upsampling_as_one_transposed_convolution(script):
+    from gpu.parts import transposed
+
+    x, w = torch.randn(2, 3, 5, 4).double(), torch.randn(6, 3, 3, 3).double()
+    two = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), w, padding=1)
+    torch.testing.assert_close(F.conv_transpose2d(x, transposed(w), stride=2, padding=1), two)
+
+
+def test_attention_by_products(script):
+    from gpu.parts import products
+
+    q, k, v = (torch.randn(2, 3, n, 8).double() for n in (10, 7, 7))
+    torch.testing.assert_close(products(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.slow
+def test_operations_are_counted_right(script):
+    from gpu.bench import FLOPS, SD15, SDXL, count
+
+    assert {"sdxl": count(SDXL), "sd15": count(SD15)} == FLOPS
+
+
+def test_the_limit_is_never_below_what_rounding_does(script, monkeypatch):
+    bench = script.Bench(script.TINY, 0)
+    for plain, kind, limit in ((0, None, 1e-4), (0.03, None, 0.045), (0.03, "fp8", 0.24)):
+        monkeypatch.setattr(bench, "plain_error", lambda *_, plain=plain: plain)
+        assert bench.limit("unet", "sdxl", kind) == pytest.approx(limit)
+    from gpu.bench import judged
+
+    assert "failed" in judged({"off": 0.05}, 0.045) and "failed" not in judged({"off": 0.04}, 0.045)

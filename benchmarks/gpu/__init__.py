@@ -1,0 +1,1 @@
+"""What gpu_sampling.py measures: bench (sizes, networks, clocks), parts, rivals, checks, rows."""

@@ -1,0 +1,181 @@
+"""What a step is made of: every product, convolution, attention and norm of the network, each timed alone."""
+
+import itertools
+from collections import Counter
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from ddpm_edu.networks.unet import UNet
+
+from .bench import Bench, kernel_clock, off
+
+OPERATIONS = {
+    F.linear: "product",
+    F.conv2d: "convolution",
+    F.conv_transpose2d: "transposed convolution",
+    F.scaled_dot_product_attention: "attention",
+    F.group_norm: "GroupNorm",
+    F.layer_norm: "LayerNorm",
+    F.silu: "SiLU",
+    F.gelu: "GELU",
+    F.interpolate: "upsample",
+}
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+class Census(TorchFunctionMode):
+    """Counts the calls of OPERATIONS: {(function, arguments, options): times}; a tensor is written as its Shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in OPERATIONS:
+            told = tuple(map(_shape, args)), tuple((k, _shape(v)) for k, v in kwargs.items())
+            self.calls[function, *told] += 1
+        return function(*args, **kwargs)
+
+
+class Shape(tuple):
+    """Where a tensor was."""
+
+
+def _shape(x):
+    if isinstance(x, torch.Tensor):
+        return Shape(x.shape)
+    return tuple(x) if isinstance(x, list | tuple) else x
+
+
+def census(bench: Bench, name: str) -> Counter:
+    """The operations of one guided step, counted on the meta device."""
+    config = bench.plan(name)
+    like = lambda x: None if x is None else torch.empty_like(x, device="meta")
+    x_t, t, cond = bench.call(name)
+    with torch.device("meta"), torch.no_grad(), Census() as seen:
+        UNet(config.unet).to(bench.setting.dtype)(like(x_t), like(t), cond.map(like))
+    return seen.calls
+
+
+def step_parts(bench: Bench, name: str = "sdxl") -> dict:
+    """Each operation of a guided step alone, and what they add up to: nothing fused, nothing between them."""
+    rows = []
+    for (function, shapes, options), times in census(bench, name).items():
+        gen = torch.Generator(bench.setting.device).manual_seed(0)
+        args, kwargs = (
+            [_made(v, bench, gen) for v in shapes],
+            {k: _made(v, bench, gen) for k, v in options},
+        )
+        row = {
+            "part": OPERATIONS[function],
+            "shapes": " ".join("x".join(map(str, s)) for s in shapes if isinstance(s, Shape)),
+            "times": times,
+        }
+        try:
+            row["ms"] = 1e3 * kernel_clock(lambda: function(*args, **kwargs), bench)
+        except RuntimeError as error:
+            row["failed"] = str(error).splitlines()[0][:200]
+        rows.append(row)
+    cost = lambda row: row["times"] * row.get("ms", 0)
+    kinds = {kind: sum(cost(r) for r in rows if r["part"] == kind) for kind in OPERATIONS.values()}
+    return {
+        "seconds": sum(map(cost, rows)) / 1e3,
+        "ms": {kind: ms for kind, ms in kinds.items() if ms},
+        "parts": sorted(rows, key=cost, reverse=True),
+    }
+
+
+def _made(spec, bench, gen):
+    if not isinstance(spec, Shape):
+        return spec
+    x = torch.randn(spec, device=bench.setting.device, dtype=bench.setting.dtype, generator=gen)
+    return x.to(memory_format=torch.channels_last) if len(spec) == 4 and spec[-1] != 64 else x
+
+
+def upsample(bench: Bench, pictures: int, channels: int, side: int) -> dict:
+    """Twice the size and a 3x3 convolution, in two steps and as one transposed 4x4 convolution with stride 2."""
+    like = dict(device=bench.setting.device, dtype=bench.setting.dtype)
+    last = dict(memory_format=torch.channels_last)
+    x = torch.randn(pictures, channels, side, side, **like).to(**last)
+    w = (torch.randn(channels, channels, 3, 3, **like) / (9 * channels) ** 0.5).to(**last)
+    w4 = transposed(w).to(**last)
+    two = lambda: F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), w, padding=1)
+    one = lambda: F.conv_transpose2d(x, w4, stride=2, padding=1)
+    ways = {"two_steps": kernel_clock(two, bench), "transposed": kernel_clock(one, bench)}
+    return {"seconds": min(ways.values()), "ways": ways, "off": off(one(), two())}
+
+
+def transposed(w):
+    """(O, I, 3, 3) -> (I, O, 4, 4): [k2, k1 + k2, k0 + k1, k0] along each axis."""
+    for dim in (2, 3):
+        k0, k1, k2 = w.unbind(dim)
+        w = torch.stack([k2, k1 + k2, k0 + k1, k0], dim)
+    return w.transpose(0, 1).contiguous()
+
+
+def attention(bench: Bench, pictures, heads, queries, keys, width) -> dict:
+    """One shape through every kernel that takes it; seconds: the quickest, `default`: what PyTorch takes by itself."""
+    gen = torch.Generator(bench.setting.device).manual_seed(0)
+    q, k, v = (
+        torch.randn(pictures, heads, n, width, generator=gen, device=bench.setting.device)
+        .to(bench.setting.dtype)
+        for n in (queries, keys, keys)
+    )  # fmt: skip
+    plain = lambda: F.scaled_dot_product_attention(q, k, v)
+    ways, refused = {"default": kernel_clock(plain, bench)}, {}
+    named = BACKENDS if bench.cuda else {"flash": BACKENDS["flash"]}
+    calls = {way: lambda b=b: _with(b, plain) for way, b in named.items()}
+    if width > 256:
+        calls["products"] = lambda: products(q, k, v)
+    for way, call in calls.items():
+        try:
+            ways[way] = kernel_clock(call, bench)
+        except RuntimeError as error:
+            refused[way] = str(error).splitlines()[0][:200]
+    best = min(ways, key=ways.get)
+    flop = 4 * pictures * heads * queries * keys * width
+    return {"seconds": ways[best], "best": best, "tflop": flop / 1e12, "ways": ways} | (
+        {"refused": refused} if refused else {}
+    )
+
+
+def _with(backend, call):
+    with sdpa_kernel(backend):
+        return call()
+
+
+def products(q, k, v, slices: int = 4):
+    """Attention as two matrix products and a softmax in float32, some queries at a time: for heads no kernel takes."""
+    B, H, N, d = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q * d**-0.5, k, v))
+    out = []
+    for part in q.split(-(-N // slices), 1):
+        if q.is_cuda and q.dtype != torch.float32:
+            scores = torch.bmm(part, k.mT, out_dtype=torch.float32)
+        else:
+            scores = part @ k.mT
+        out.append(torch.bmm(scores.softmax(-1).to(v.dtype), v))
+    return torch.cat(out, 1).unflatten(0, (B, H))
+
+
+def shape_name(*numbers) -> str:
+    """10x4096x64 for self-attention (heads, tokens, width), 10x4096x77x64 where the keys are others."""
+    _, heads, queries, keys, width = numbers
+    return "x".join(map(str, (heads, queries, *([keys] if keys != queries else []), width)))
+
+
+def rows(bench: Bench):
+    """(key, function) of every shape of the setting."""
+    for numbers in bench.setting.attention:
+        yield f"attention/{shape_name(*numbers)}", lambda b, n=numbers: attention(b, *n)
+    for numbers in itertools.chain(bench.setting.upsamples):
+        name = "x".join(map(str, numbers))
+        yield f"upsample/{name}", lambda b, n=numbers: upsample(b, *n)

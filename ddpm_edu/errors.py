@@ -6,6 +6,7 @@ A message names the thing, the cause and the remedy. A check returns what it has
 import os
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 PREDICTIONS = ("eps", "x_0", "v")
@@ -109,6 +110,20 @@ def checked_prompts(prompts) -> list[str]:
     return list(prompts)
 
 
+@contextmanager
+def needs(package, what):
+    """with needs("transformers", "text encoders"): from transformers import ..."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        if e.name != package:
+            raise
+        raise OptionError(
+            f"{what} need the package {package}, which is not installed: "
+            'pip install -c constraints.txt -e ".[sd]"'
+        ) from e
+
+
 def check_device(device):
     """A device that this PyTorch has."""
     import torch
@@ -136,11 +151,11 @@ def check_writable(path) -> Path:
     raise OptionError(f"{path} {cause}: name another file, or make the folder first")
 
 
-# ---------------------------------------------------------------- the fields of a config: OptionError
+# ---------------------------------------------------------------- fields of a config: OptionError
 
 
 def sizes(config, **limits) -> None:
-    """Fields of a frozen dataclass: whole numbers, or tuples of them, from `least` or (least, most).
+    """Fields of a dataclass: whole numbers, or tuples of them, from `least` or (least, most).
 
     sizes(self, channels=1, mult=(1, 64)). Lists, as JSON has them, become tuples; None passes
     where the field's type says so. Without `most` a size is at most MOST.
@@ -224,8 +239,10 @@ def fits(name, x, shape, whose, hint="") -> None:
 
 
 def pixels(name, x, beyond=0.0) -> None:
-    """Raise DataError unless x (N, ...) holds floats in [-1, 1], or up to `beyond` outside it; warn
-    if all lie in [0, 1], for what `ToTensor` gives would be learned, or judged, at half contrast."""
+    """Raise DataError unless x (N, ...) holds floats in [-1, 1], or up to `beyond` outside it.
+
+    Warn if all lie in [0, 1]: what `ToTensor` gives would be learned, or judged, at half contrast.
+    """
     if len(x) == 0:
         raise DataError(f"{name}: there are none, the shape is {tuple(x.shape)}; pass at least one")
     if not x.is_floating_point():

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from helpers import refuses
 
 from ddpm_edu import Cond, OptionError
-from ddpm_edu.networks.text import tokenize
-from ddpm_edu.networks.tokenizer import train_tokenizer
+from ddpm_edu.networks.tokenizer import tokenize, train_tokenizer
 from ddpm_edu.networks.unet import Attention, UNet, UNetConfig
 from ddpm_edu.systems.attention_maps import (
     AttentionMap,

@@ -28,8 +28,10 @@ from ddpm_edu.networks.clip import (
     save_clip,
     zero_shot,
 )
-from ddpm_edu.networks.text import TextConfig, Tokenizer, clean
+from ddpm_edu.networks.text import TextConfig
 from ddpm_edu.networks.tokenizer import (
+    Tokenizer,
+    clean,
     known_words,
     learn_merges,
     split_words,
@@ -115,7 +117,7 @@ def test_loss_refuses_what_is_no_pair():
     with refuses(ShapeError, r"\(3, 4\)", r"\(2, 4\)"):
         contrastive_loss(torch.ones(3, 4), torch.ones(2, 4))
     for same in (torch.ones(3, 2, dtype=torch.bool), torch.ones(3, 3)):
-        with refuses(ShapeError, r"same", r"\(3, 3\) bool"):
+        with refuses(ShapeError, r"same", r"bool"):
             contrastive_loss(torch.ones(3, 4), torch.ones(3, 4), same=same)
 
 
@@ -163,7 +165,7 @@ def test_bad_configs_are_refused(tokenizer):
         (dict(heads=3), "width = 64.*heads = 3"),
         (dict(layers=0), "layers = 0"),
         (dict(size=True), "size = True"),
-        (dict(pixels="raw"), "plain or openai"),
+        (dict(pixels="raw"), "plain, openai"),
     ):
         with refuses(OptionError, words):
             CLIPConfig(**{"text": text, **bad})
@@ -218,7 +220,7 @@ def test_measures_by_hand(tokenizer):
     for measure in (retrieval, clip_score):
         with refuses(ShapeError, "4 pictures", "one caption a picture"):
             measure(clip, x, captions[:3])
-    with refuses(DataError, "no pictures"):
+    with refuses(DataError, "images"):
         zero_shot(clip, x[:0], captions)
 
 
@@ -235,7 +237,7 @@ def test_every_text_can_be_written_and_read_again(tokenizer):
         k: v for k, v in alphabet.items() if v not in {*range(33), *range(127, 161), 173}
     } | {chr(256 + n): i for n, i in enumerate(hidden)}
     for text in ("a red square", "zürich quiz, x!", "红苹果", "🍎 q", "0123 don't"):
-        ids, _ = long._pieces(clean(text), special=True)
+        ids, _ = long.pieces(clean(text), special=True)
         tokens = [tokenizer.bpe.id_to_token(i) for i in ids]
         spelt = bytes(alphabet[c] for t in tokens for c in t.replace("</w>", "")).decode()
         assert spelt == clean(text).replace(" ", "")

@@ -34,7 +34,8 @@ from ddpm_edu.files.load import (
     save_folder,
 )
 from ddpm_edu.files.names import to_ours
-from ddpm_edu.networks.text import TextConfig, Tokenizer
+from ddpm_edu.networks.text import TextConfig
+from ddpm_edu.networks.tokenizer import Tokenizer
 from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.networks.vae import VAEConfig
 

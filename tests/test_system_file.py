@@ -15,7 +15,8 @@ from ddpm_edu.files.int8 import SMALLEST
 from ddpm_edu.files.load import SystemConfig, build, config_of, find, load, save_folder, where
 from ddpm_edu.files.system_file import load_system, save_system
 from ddpm_edu.files.tensors import load_tensors, save_tensors
-from ddpm_edu.networks.text import TextConfig, Tokenizer
+from ddpm_edu.networks.text import TextConfig
+from ddpm_edu.networks.tokenizer import Tokenizer
 from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.networks.vae import VAEConfig
 from ddpm_edu.systems.pipeline import draw, text_to_image

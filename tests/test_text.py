@@ -20,18 +20,8 @@ from weight_formula import tiny_weights, weight
 from ddpm_edu import CheckpointError, DataError, OptionError, ShapeError, paths
 from ddpm_edu.files.checkpoint import load_state
 from ddpm_edu.files.names import folder_text, original_text, to_folder, to_folder_text
-from ddpm_edu.networks import text
-from ddpm_edu.networks.text import (
-    CLIP_L,
-    OPEN_CLIP_G,
-    OPEN_CLIP_H,
-    Text,
-    TextConfig,
-    TextEncoder,
-    Tokenizer,
-    clean,
-    tokenize,
-)
+from ddpm_edu.networks.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, Text, TextConfig, TextEncoder
+from ddpm_edu.networks.tokenizer import Tokenizer, clean, clip_tokenizer, tokenize
 
 KEYS = read_json("text_keys.json.gz")
 CASES = read_json("tokenizer_cases.json.gz")
@@ -431,7 +421,7 @@ def test_where_other_tokenizers_differ():
 
 
 def test_the_official_files_come_out_byte_for_byte():
-    tokenizer = text.clip_tokenizer()
+    tokenizer = clip_tokenizer()
     vocab = (
         json.dumps(tokenizer.bpe.get_vocab(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     )
@@ -533,7 +523,7 @@ def test_bad_ids_are_refused():
 
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
-    load = text.clip_tokenizer.__wrapped__
+    load = clip_tokenizer.__wrapped__
     with refuses(DataError, "merges.txt.gz", "no such file", "git checkout"):
         load()
     file = tmp_path / "tokenizer" / "merges.txt.gz"
@@ -566,9 +556,9 @@ def test_an_own_tokenizer_and_a_small_vocabulary(tmp_path):
 
 
 def test_the_first_prompt_is_quick():
-    """Loading the tokenizer takes less than 0.3 s of processor time, and neither it nor text.py loads transformers."""
+    """Loading the tokenizer takes less than 0.3 s of processor time, and neither it nor tokenizer.py loads transformers."""
     code = (
-        "import sys, time, torch\nstart = time.process_time()\nfrom ddpm_edu.networks.text import tokenize\ntokenize(['a cat'])\n"
+        "import sys, time, torch\nstart = time.process_time()\nfrom ddpm_edu.networks.tokenizer import tokenize\ntokenize(['a cat'])\n"
         "assert 'transformers' not in sys.modules\nprint(time.process_time() - start)"
     )
     seconds = min(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..errors import CheckpointError
-from ..networks.text import Tokenizer, clip_tokenizer
+from ..networks.tokenizer import Tokenizer, clip_tokenizer
 from ..paths import replacing
 from .config_json import reading
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError, DdpmEduError, OptionError
-from ..networks.text import TextConfig, Tokenizer, tokenize
+from ..networks.text import TextConfig
+from ..networks.tokenizer import Tokenizer, tokenize
 from ..networks.unet import UNetConfig
 from ..networks.vae import VAEConfig
 from ..paths import data_folder

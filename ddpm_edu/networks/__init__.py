@@ -13,10 +13,11 @@ __getattr__, __dir__ = lazily(
         "unet_classic": "ClassicUNet",
         "vae": "VAE VAEConfig SD_VAE SDXL_VAE kl",
         "vq": "VectorQuantizer",
-        "text": (
-            "Text TextConfig TextEncoder Tokenizer tokenize clean CLIP_L OPEN_CLIP_H OPEN_CLIP_G"
+        "text": "Text TextConfig TextEncoder CLIP_L OPEN_CLIP_H OPEN_CLIP_G",
+        "tokenizer": (
+            "Tokenizer tokenize clip_tokenizer clean split_words known_words unseen "
+            "train_tokenizer learn_merges"
         ),
-        "tokenizer": "train_tokenizer learn_merges split_words unseen",
         "clip": "CLIP CLIPConfig contrastive_loss cosines zero_shot retrieval clip_score",
         "classifier": "Classifier ClassifierConfig",
         "gaussian": "GaussianPrior",

@@ -1,9 +1,11 @@
-"""CLIP: pictures and texts as unit vectors of one space, where what belongs together lies together (Radford et al. 2021, arXiv 2103.00020).
+"""CLIP: pictures and texts as unit vectors of one space, near if they fit. Notebook 08.
 
-    clip = CLIP(CLIPConfig(text), tokenizer);  clip.similarity(x, ["a red seven", "a blue two"])      # (B, 2) cosines
+    clip = CLIP(CLIPConfig(text), tokenizer)
+    clip.similarity(x, ["a red seven", "a blue two"])      # (B, 2) cosines
 
-The same class holds OpenAI's ViT-L/14 and one trained in minutes; only the config grows. Its text side is the one
-that Stable Diffusion reads, so a mini system is trained as the real ones were: first CLIP, then the denoiser.
+Radford et al. 2021 (arXiv 2103.00020). The same class holds OpenAI's ViT-L/14 and one trained in
+minutes. Its text side is the one that Stable Diffusion reads, so that a mini system is trained as
+the real ones were: first CLIP, then the denoiser.
 """
 
 import dataclasses
@@ -17,90 +19,81 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import MOST_PROMPTS, DataError, OptionError, ShapeError
+from ..errors import (
+    MOST_PROMPTS,
+    OptionError,
+    ShapeError,
+    choices,
+    fits,
+    multiple,
+    needs,
+    parts,
+    pixels,
+    sizes,
+)
 from ..files.checkpoint import load_state
 from ..files.config_json import reading, text_config
 from ..files.folder import pad, read_json, read_tokenizer, weight_files
 from ..files.int8 import pack, squeeze, unpack
 from ..files.tensors import load_tensors, save_tensors
 from ..paths import data_folder
-from .text import CLIP_L, INSTALL, TextConfig, TextEncoder, Tokenizer, _tokenizers, clean, tokenize
+from .text import CLIP_L, TextConfig, TextEncoder
+from .tokenizer import Tokenizer, clean, tokenize
 
 MOST_SCALE = 100.0  # of the cosines in the loss, so that training stays stable (section 2.5)
-OPENAI_MEAN, OPENAI_STD = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # of its training pictures, in [0, 1]
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of its training pictures, in [0, 1]
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Sizes of a CLIP.
+    """Sizes of a CLIP."""
 
-    text: of the text side; its projection is the width P of the common space.  size: of the square pictures, in pixels.
-    patch: of the squares that are the vision transformer's tokens.  width, layers, heads, hidden: of that transformer, whose
-    activation is text.act.  pixels: "plain", [-1, 1] go in as they are; "openai", first scaled as OpenAI's CLIP was trained.
-    """
-
-    text: TextConfig
-    size: int = 32
-    patch: int = 4
-    width: int = 64
+    text: TextConfig  # its projection is the width P of the common space
+    size: int = 32  # of the square pictures, in pixels
+    patch: int = 4  # of the squares that are the vision transformer's tokens
+    width: int = 64  # of that transformer; its activation is text.act
     layers: int = 2
     heads: int = 4
-    hidden: int = 128
-    pixels: str = "plain"
+    hidden: int = 128  # width inside its feed-forward
+    pixels: str = (
+        "plain"  # [-1, 1] go in as they are; "openai": scaled as OpenAI's CLIP was trained
+    )
 
     def __post_init__(self):
-        if isinstance(self.text, dict):  # as out of JSON
-            try:
-                object.__setattr__(self, "text", TextConfig(**self.text))
-            except TypeError as e:
-                raise OptionError(f"text = {self.text!r:.200} is no TextConfig ({e})") from None
-        if not isinstance(self.text, TextConfig) or not self.text.projection:
+        parts(self, text=TextConfig)
+        sizes(self, size=(1, 4096), patch=(1, 4096), width=(1, 8192), layers=(1, 64))
+        sizes(self, heads=(1, 128), hidden=(1, 32768))
+        choices(self, pixels=("plain", "openai"))
+        multiple("size", self.size, "patch", self.patch)
+        multiple("width", self.width, "heads", self.heads)
+        if not self.text.projection:
             raise OptionError(
-                f"text = {self.text!r}: pass a TextConfig with projection above 0, the width of the space that both sides share"
+                f"text = {self.text}: it needs a projection above 0, the width of the common space"
             )
-        for name in ("size", "patch", "width", "layers", "heads", "hidden"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(
-                    f"{name} = {value!r} in {self}: sizes are whole numbers of at least 1"
-                )
-        for whole, part in (("size", "patch"), ("width", "heads")):
-            if getattr(self, whole) % getattr(self, part):
-                raise OptionError(
-                    f"{whole} = {getattr(self, whole)} is not a multiple of {part} = {getattr(self, part)}: change one of them"
-                )
-        if self.pixels not in ("plain", "openai"):
-            raise OptionError(f"pixels = {self.pixels!r}: choose plain or openai")
 
 
 class CLIP(nn.Module):
-    """A text transformer, a vision transformer (Dosovitskiy et al. 2021), a projection of each, and a learned temperature.
+    """A text and a vision transformer, a projection of each, and a learned temperature.
 
-    tokenizer: of the words; None: CLIP's own, where the sizes are its. Pictures x are (B, 3, size, size) in [-1, 1].
+    The vision transformer is the one of Dosovitskiy et al. 2021. tokenizer: of the texts; None:
+    CLIP's own, where vocab and length are its. Pictures x are (B, 3, size, size) in [-1, 1].
     """
 
     def __init__(self, config: CLIPConfig, tokenizer: Tokenizer | None = None):
         super().__init__()
         c, t = config, config.text
-        try:
+        with needs("transformers", "CLIP's transformers"):
             from transformers import CLIPVisionConfig, CLIPVisionModel
-        except ImportError as e:
-            raise OptionError(
-                f"CLIP needs the package transformers, which is not installed: {INSTALL}"
-            ) from e
         if tokenizer is None and (t.vocab, t.length) == (CLIP_L.vocab, CLIP_L.length):
             tokenizer = tokenize
-        if isinstance(tokenizer, Tokenizer) and (
-            tokenizer.bpe.get_vocab_size(),
-            tokenizer.length,
-        ) != (t.vocab, t.length):
-            raise OptionError(
-                f"the tokenizer has {tokenizer.bpe.get_vocab_size()} tokens in rows of {tokenizer.length}, the text side "
-                f"vocab = {t.vocab}, length = {t.length}: make them equal"
-            )
+        if isinstance(tokenizer, Tokenizer):
+            known = tokenizer.bpe.get_vocab_size(), tokenizer.length
+            if known != (t.vocab, t.length):
+                raise OptionError(
+                    f"the tokenizer has {known[0]} tokens in rows of {known[1]}, the text side "
+                    f"vocab = {t.vocab}, length = {t.length}: make them equal"
+                )
         self.config, self.tokenizer = config, tokenizer
         self.text = TextEncoder(t)
         vision = CLIPVisionModel(
@@ -126,16 +119,9 @@ class CLIP(nn.Module):
     def image(self, x: Tensor) -> Tensor:
         """Pictures (B, 3, size, size) in [-1, 1] to unit vectors (B, P)."""
         size = self.config.size
-        if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise ShapeError(
-                f"pictures have shape {tuple(x.shape)}: this CLIP takes (B, 3, {size}, {size}); resize them, "
-                f"as by F.interpolate(x, {size}, mode='bicubic', antialias=True)"
-            )
+        fits("x", x, ("B", 3, size, size), "this CLIP takes", "resize them by F.interpolate")
         if self.config.pixels == "openai":
-            mean, std = (
-                torch.tensor(z, device=x.device, dtype=x.dtype)[:, None, None]
-                for z in (OPENAI_MEAN, OPENAI_STD)
-            )
+            mean, std = (x.new_tensor(z)[:, None, None] for z in (OPENAI_MEAN, OPENAI_STD))
             x = ((x + 1) / 2 - mean) / std
         return F.normalize(self.projection(self.vision(x).pooler_output), dim=-1)
 
@@ -148,17 +134,13 @@ class CLIP(nn.Module):
         """Texts to token ids (B, L) by this CLIP's tokenizer. Raises OptionError if it has none."""
         if self.tokenizer is None:
             raise OptionError(
-                "this CLIP has no tokenizer: build it with one (see words.train_tokenizer), or pass token ids"
+                "this CLIP has no tokenizer: build it with one (train_tokenizer makes one), or "
+                "pass token ids"
             )
-        texts = [texts] if isinstance(texts, str) else texts
-        pieces = (
-            [texts[k : k + MOST_PROMPTS] for k in range(0, len(texts), MOST_PROMPTS)]
-            if isinstance(texts, (list, tuple))
-            else []
-        )
-        return torch.cat(
-            [self.tokenizer(piece, self.config.text.pad) for piece in pieces or [texts]]
-        )
+        if not isinstance(texts, (list, tuple)) or not texts:
+            return self.tokenizer(texts, self.config.text.pad)
+        some = (texts[k : k + MOST_PROMPTS] for k in range(0, len(texts), MOST_PROMPTS))
+        return torch.cat([self.tokenizer(part, self.config.text.pad) for part in some])
 
     def similarity(self, x: Tensor, texts) -> Tensor:
         """Cosine of each picture with each text: (B, 3, size, size) and N texts -> (B, N)."""
@@ -173,29 +155,29 @@ class CLIP(nn.Module):
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale=1.0, same: Tensor | None = None) -> Tensor:
-    """(CE(S, i) + CE(S^T, i)) / 2 with S = scale * image @ text^T: which text is picture i's, and which picture text i's?
+    """(CE(S, i) + CE(S^T, i)) / 2 with S = scale * image @ text^T (Radford et al. 2021, figure 3).
 
-    Radford et al. 2021, figure 3.  image, text: unit vectors (B, P), pair by pair.  same: (B, B) bool, True where two
-    texts are the same; off the diagonal these are no wrong answers, and are left out.
+    Which text is picture i's, and which picture is text i's?  image, text: unit vectors (B, P),
+    pair by pair.  same: (B, B) bool, True where two texts are the same; off the diagonal these are
+    no wrong answers, and are left out.
     """
-    if image.ndim != 2 or image.shape != text.shape:
-        raise ShapeError(
-            f"image has shape {tuple(image.shape)}, text {tuple(text.shape)}: both must be (B, P), one text a picture"
-        )
+    fits("text", text, ("B", "P"), "the loss takes one vector a text")
+    fits("image", image, text.shape, "the loss takes one picture a text")
     b = len(image)
     logits, own = scale * image @ text.T, torch.arange(b, device=image.device)
     if same is not None:
-        if same.shape != (b, b) or same.dtype != torch.bool:
-            raise ShapeError(
-                f"same has shape {tuple(same.shape)} and type {same.dtype}: it must be ({b}, {b}) bool"
-            )
+        fits("same", same, (b, b), "the loss takes bool")
+        if same.dtype != torch.bool:
+            raise ShapeError(f"same has type {same.dtype}: the loss takes ({b}, {b}) bool")
         logits = logits.masked_fill(same & (own[:, None] != own), -math.inf)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def objective(clip: CLIP):
-    """objective(model, (x_0, captions), generator) -> loss, for `fit`. Each caption is tokenized once; texts of the
-    same tokens are the same."""
+    """objective(model, (x_0, captions), generator) -> loss, for `fit`.
+
+    Each caption is tokenized once; texts of the same tokens are the same.
+    """
     known: dict[str, Tensor] = {}
 
     def loss(model, batch, generator=None):
@@ -213,31 +195,38 @@ def objective(clip: CLIP):
 
 @torch.no_grad()
 def cosines(clip: CLIP, images: Tensor, texts: list[str], size: int = 256) -> Tensor:
-    """`clip.similarity` without gradients, `size` pictures or texts at a time: (B, N)."""
-    if len(images) == 0:
-        raise DataError("there are no pictures to look at")
-    return (
-        torch.cat([clip.image(x) for x in images.split(size)])
-        @ torch.cat([clip.words(ids) for ids in clip.ids(texts).split(size)]).T
-    )
+    """`clip.similarity` without gradients, `size` pictures or texts at a time: (B, N).
+
+    Raises DataError for bytes, NaN, 0..255; warns of [0, 1] (see `errors.pixels`).
+    """
+    pixels("images", images, beyond=1.0)
+    pictures = torch.cat([clip.image(x) for x in images.split(size)])
+    return pictures @ torch.cat([clip.words(ids) for ids in clip.ids(texts).split(size)]).T
 
 
 def zero_shot(clip: CLIP, images: Tensor, texts: list[str]) -> Tensor:
-    """Index of the text with the highest cosine, (B,): a classifier of whatever the texts name (Radford et al. 2021, section 3.1)."""
+    """Index of the text with the highest cosine, (B,): a classifier of whatever the texts name.
+
+    Radford et al. 2021, section 3.1.
+    """
     return cosines(clip, images, texts).argmax(1)
 
 
 def retrieval(clip: CLIP, images: Tensor, captions: list[str]) -> float:
-    """The share, 0 to 1, of pictures whose own caption, or one of the same words, has the highest cosine of all captions given."""
+    """The share, 0 to 1, of pictures whose own caption has the highest cosine of all captions.
+
+    Captions of the same words count as one.
+    """
     _paired(images, captions)
-    said = [clean(c) for c in captions]
-    return sum(
-        said[best] == own for best, own in zip(zero_shot(clip, images, captions).tolist(), said)
-    ) / len(said)
+    texts, best = [clean(c) for c in captions], zero_shot(clip, images, captions).tolist()
+    return sum(texts[i] == own for i, own in zip(best, texts)) / len(texts)
 
 
 def clip_score(clip: CLIP, images: Tensor, captions: list[str]) -> Tensor:
-    """100 max(cos, 0) of each picture and its caption, (B,): how well they go together (Hessel et al. 2021, whose own factor is 2.5)."""
+    """100 max(cos, 0) of each picture and its caption, (B,): how well they go together.
+
+    Hessel et al. 2021, whose own factor is 2.5.
+    """
     _paired(images, captions)
     return 100 * cosines(clip, images, captions).diagonal().clamp(min=0)
 
@@ -245,7 +234,7 @@ def clip_score(clip: CLIP, images: Tensor, captions: list[str]) -> Tensor:
 def _paired(images, captions):
     if isinstance(captions, str) or len(images) != len(captions):
         raise ShapeError(
-            f"{len(images)} pictures came with captions {captions!r:.60}: pass a list of one caption a picture"
+            f"{len(images)} pictures, captions = {captions!r:.60}: pass one caption a picture"
         )
 
 
@@ -289,20 +278,12 @@ def _from_file(path):
     with reading(path):
         plan = meta["clip"]
         tokenizer = plan["tokenizer"] and Tokenizer(
-            _bpe(plan["tokenizer"]), *plan["special"], CLIPConfig(**plan["config"]).text.length
+            plan["tokenizer"], *plan["special"], CLIPConfig(**plan["config"]).text.length
         )
         clip = CLIP(CLIPConfig(**plan["config"]), tokenizer)
     load_state(clip, unpack(state, path), path)
     clip.meta = {k: v for k, v in meta.items() if k != "clip"}
     return clip
-
-
-def _bpe(text):
-    tokenizers = _tokenizers()
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as e:  # the package raises nothing more specific
-        raise DataError(f"its tokenizer is none of the `tokenizers` package: {e}") from e
 
 
 def _from_folder(folder):

@@ -1,49 +1,168 @@
-"""Words of one's own: a tokenizer trained on the captions of a small dataset, and which words of a prompt it never saw."""
+"""Text to token ids: byte pair encoding, CLIP's own and one trained on your captions. Notebook 08.
 
+Sennrich et al. 2016 (arXiv 1508.07909). The merges of CLIP's tokenizer ship with the course.
+"""
+
+import functools
+import gzip
+import html
+import re
+import unicodedata
+import warnings
 from collections import Counter, defaultdict
 
-from ..errors import OptionError, checked_prompts
-from .text import Tokenizer, _clip_bpe, _tokenizers, clean, clip_vocab
+import torch
+from torch import Tensor
+
+from ..errors import DataError, OptionError, checked_prompts, needs, one_of, whole
+from ..paths import data_folder
+
+
+class Tokenizer:
+    """Text to ids: the start token, the pieces of the cleaned words, the end token, padding."""
+
+    def __init__(self, bpe, start="<|startoftext|>", end="<|endoftext|>", length: int = 77):
+        self.bpe = read_bpe(bpe)  # a `tokenizers.Tokenizer`, its JSON, or the path of that
+        self.length = length  # of every row of ids
+        self.special = {token: self.bpe.token_to_id(token) for token in (start, end)}
+        self.start, self.end = self.special.values()
+        if None in self.special.values() or self.end != self.bpe.get_vocab_size() - 1:
+            raise OptionError(
+                f"this tokenizer must know {start!r} and {end!r}, and {end!r} must have its "
+                "highest id, by which encoders find it: add them last"
+            )
+
+    def __call__(self, prompts: list[str], pad: str = "eot") -> Tensor:
+        """Prompts to ids (B, length) long. What does not fit is left out, with a warning.
+
+        pad "eot" repeats the end token, and reads the names of the special tokens in a prompt as
+        these tokens (OpenAI's CLIP); "!" fills up with 0 and reads them as text (OpenCLIP).
+        """
+        one_of("pad", pad, ("eot", "!"))
+        fill, room, rows = self.end if pad == "eot" else 0, self.length - 2, []
+        for text in map(clean, checked_prompts(prompts)):
+            ids, places = self.pieces(text, special=pad == "eot")
+            if len(ids) > room:
+                rest = text[text.rfind(" ", 0, places[room] + 1) + 1 :]  # from a word's beginning
+                rest = rest if len(rest) <= 300 else rest[:300] + " ..."
+                warnings.warn(
+                    f"the prompt is {len(ids)} tokens long and only {room} fit; left out: {rest!r}",
+                    stacklevel=3,
+                )
+            rows.append([self.start, *ids[:room], self.end] + [fill] * (room - len(ids)))
+        return torch.tensor(rows)
+
+    def pieces(self, text: str, special: bool) -> tuple[list[int], list[int]]:
+        """(ids of a cleaned text, where in it each begins)."""
+        names = "|".join(map(re.escape, self.special))
+        ids, places, at = [], [], 0
+        for part in re.split(f"({names})", text) if special else [text]:
+            if special and part in self.special:
+                ids.append(self.special[part])
+                places.append(at)
+            else:
+                code = self.bpe.encode(part, add_special_tokens=False)
+                ids += code.ids
+                places += [at + begin for begin, _ in code.offsets]
+            at += len(part)
+        return ids, places
+
+
+def tokenize(prompts: list[str], pad: str = "eot") -> Tensor:
+    """Prompts to CLIP's token ids (B, 77) long; see `Tokenizer.__call__`."""
+    return clip_tokenizer()(prompts, pad)
+
+
+@functools.cache
+def clip_tokenizer() -> Tokenizer:
+    """CLIP's own, from data/tokenizer. Raises DataError if the file is missing or damaged."""
+    path = data_folder() / "tokenizer" / "merges.txt.gz"
+    remedy = "it ships with the course: `git checkout -- data/tokenizer`"
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        merges = [tuple(line.split(" ")) for line in lines]
+        if len(merges) != 48894 or any(len(pair) != 2 for pair in merges):
+            raise ValueError(f"{len(merges)} merges")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {remedy}") from None
+    except (OSError, EOFError, ValueError) as e:
+        raise DataError(f"{path}: damaged ({e!r}); {remedy}") from e
+    return Tokenizer(_bpe(vocabulary(merges), merges))
+
+
+# ---------------------------------------------------------------- plain characters
+
+STRAIGHT = str.maketrans(dict.fromkeys("ʼ‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))
+LIGATURES = re.compile("[ĲĳŉǄ-ǌǱ-ǳﬀ-ﬄﬆ\u3000\uff01-\uffee]")  # and wide and half-wide forms
+CONTROL = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
+
+
+def clean(text: str) -> str:
+    """What CLIP does first: plain characters, no HTML entities, single spaces, lower case.
+
+    The original calls the package ftfy for the plain characters: curly quotes, ligatures, wide
+    forms, control characters. ftfy also repairs text decoded the wrong way; this does not.
+    """
+    try:
+        text = html.unescape(html.unescape(text))
+    except ValueError:  # an entity of thousands of digits
+        pass
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half an emoji
+    text = LIGATURES.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
+    text = unicodedata.normalize("NFC", CONTROL.sub("", text.translate(STRAIGHT)))
+    return " ".join(text.split()).lower()
+
+
+def split_words(text: str) -> list[str]:
+    """The cleaned text's runs of letters, single digits, runs of other signs, Chinese signs."""
+    with needs("tokenizers", "prompts"):
+        from tokenizers import Regex, pre_tokenizers
+    words = Regex(r"\p{Han}|(?:(?!\p{Han})\p{L})+|\p{N}|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(words, "removed", invert=True)
+    return [word for word, _ in split.pre_tokenize_str(clean(text))]
+
+
+def known_words(captions) -> frozenset[str]:
+    """Every word of the captions."""
+    return frozenset(word for caption in dict.fromkeys(captions) for word in split_words(caption))
+
+
+def unseen(prompt: str, words) -> list[str]:
+    """The words of a prompt that are not in `words`, each once: a model trained on `words` never
+    saw them."""
+    found = dict.fromkeys(split_words(checked_prompts(prompt)[0]))
+    return [word for word in found if word not in words]
+
+
+# ---------------------------------------------------------------- training
 
 
 def train_tokenizer(captions: list[str], vocab: int = 1024, length: int = 16) -> Tokenizer:
-    """CLIP's tokenizer with merges learned from these captions (byte pair encoding, Sennrich et al. 2016).
+    """CLIP's tokenizer with merges learned from these captions.
 
-    vocab: at most so many tokens: 256 bytes, the same at a word's end, start and end, and the rest merges (fewer, if the
-    captions hold no more). Every text can be written: what was never seen comes in single bytes.  length: of a row of ids.
+    vocab: at most so many tokens: 256 bytes, the same at a word's end, start and end; the rest is
+    merges. What was never seen comes in single bytes.  length: of a row of ids.
     """
-    basic = list(clip_vocab([]))  # bytes, bytes at a word's end, start, end
-    if isinstance(vocab, bool) or not isinstance(vocab, int) or vocab < len(basic):
-        raise OptionError(
-            f"vocab = {vocab!r}: pass at least {len(basic)}, of which {len(basic)} are bytes, start and end"
-        )
-    if isinstance(length, bool) or not isinstance(length, int) or length < 3:
-        raise OptionError(f"length = {length!r}: pass at least 3, for a start, a piece and an end")
+    *basic, start, end = vocabulary([])
+    whole("vocab", vocab, len(basic) + 2, hint="bytes, start and end come first")
+    whole("length", length, 3, hint="a start, a piece and an end")
     if isinstance(captions, str) or not (captions := list(captions)):
         raise OptionError(f"captions = {captions!r:.80}: pass a list of texts, at least one")
-    split = _clip_bpe({}, []).pre_tokenizer
-    words = Counter(
-        word for caption in captions for word, _ in split.pre_tokenize_str(clean(caption))
-    )
-    merges = learn_merges(words, vocab - len(basic))
-    tokens = dict.fromkeys(
-        [*basic[:-2], *map("".join, merges), *basic[-2:]]
-    )  # two merges may spell the same
-    return Tokenizer(_clip_bpe({token: i for i, token in enumerate(tokens)}, merges), length=length)
+    split = _bpe({}, []).pre_tokenizer.pre_tokenize_str
+    words = Counter(word for caption in captions for word, _ in split(clean(caption)))
+    merges = learn_merges(words, vocab - len(basic) - 2)
+    tokens = dict.fromkeys([*basic, *map("".join, merges), start, end])  # two may spell the same
+    return Tokenizer(_bpe({token: i for i, token in enumerate(tokens)}, merges), length=length)
 
 
 def learn_merges(words: Counter, most: int) -> list[tuple[str, str]]:
-    """Byte pair encoding, algorithm 1 of Sennrich et al. 2016: join the most frequent pair of neighbours, again and again.
+    """Algorithm 1 of Sennrich et al. 2016: join the most frequent pair of neighbours, repeat.
 
-    words: {word: how often}. At most `most` merges, in their order; of equally frequent pairs the last in the alphabet,
-    so that the same captions always give the same ids (the trainer of the `tokenizers` package does not promise that).
+    words: {word: how often}. Of equally frequent pairs the last in the alphabet, so that the same
+    captions always give the same ids (the trainer of `tokenizers` does not promise that).
     """
     spelt = [([*word[:-1], word[-1] + "</w>"], n) for word, n in words.items()]
-    count, where, merges = (
-        Counter(),
-        defaultdict(set),
-        [],
-    )  # of each pair: how often, and in which words
+    count, where, merges = Counter(), defaultdict(set), []  # of a pair: how often, in which words
 
     def note(i, sign):
         symbols, n = spelt[i]
@@ -76,25 +195,40 @@ def _joined(symbols, pair):
     return out
 
 
-def split_words(text: str) -> list[str]:
-    """The words of a text as CLIP cleans it: runs of letters, single digits, runs of other signs, single Chinese characters."""
-    tokenizers = _tokenizers()
-    words = tokenizers.Regex(r"\p{Han}|(?:(?!\p{Han})\p{L})+|\p{N}|[^\s\p{L}\p{N}]+")
-    return [
-        word
-        for word, _ in tokenizers.pre_tokenizers.Split(
-            words, "removed", invert=True
-        ).pre_tokenize_str(clean(text))
-    ]
+# ---------------------------------------------------------------- with the package `tokenizers`
 
 
-def known_words(captions) -> frozenset[str]:
-    """Every word of the captions."""
-    return frozenset(word for caption in dict.fromkeys(captions) for word in split_words(caption))
+def vocabulary(merges) -> dict[str, int]:
+    """{token: id}: 256 bytes, the same at a word's end, one token a merge, start and end."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # visible Latin-1 signs: as such
+    signs = [chr(b) for b in shown] + [chr(256 + i) for i in range(256 - len(shown))]
+    ends = [sign + "</w>" for sign in signs]
+    tokens = [*signs, *ends, *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    return {token: i for i, token in enumerate(tokens)}
 
 
-def unseen(prompt: str, words) -> list[str]:
-    """The words of a prompt that are not in `words`, in their order, each once: those that a model trained on `words` never saw."""
-    return [
-        word for word in dict.fromkeys(split_words(checked_prompts(prompt)[0])) if word not in words
-    ]
+def _bpe(vocab, merges):
+    with needs("tokenizers", "prompts"):
+        from tokenizers import Regex, Tokenizer, models
+        from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+    bpe = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>"))
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")  # a digit is a word
+    bytes_ = ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = Sequence([Split(words, "removed", invert=True), bytes_])
+    return bpe
+
+
+def read_bpe(bpe):
+    """A `tokenizers.Tokenizer`, from itself, its JSON, or the path of that. Raises DataError."""
+    with needs("tokenizers", "prompts"):
+        from tokenizers import Tokenizer
+    if isinstance(bpe, Tokenizer):
+        return bpe
+    try:
+        is_json = str(bpe).lstrip().startswith("{")
+        return Tokenizer.from_str(bpe) if is_json else Tokenizer.from_file(str(bpe))
+    except Exception as e:  # the package raises nothing more specific
+        raise DataError(
+            f"{str(bpe)[:200]}: not a file of the `tokenizers` package ({e}); write one with its "
+            "save()"
+        ) from e

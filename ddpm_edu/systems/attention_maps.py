@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OptionError, checked_prompts
-from ..networks.text import Tokenizer, clean, clip_tokenizer
+from ..networks.tokenizer import Tokenizer, clean, clip_tokenizer
 from ..networks.unet import Attention, SpatialTransformer
 
 
@@ -107,7 +107,7 @@ def token_words(
     """
     tokenizer = tokenizer or clip_tokenizer()
     text, room = clean(checked_prompts(prompt)[0]), tokenizer.length - 2
-    ids, begins = (z[:room] for z in tokenizer._pieces(text, special=pad == "eot"))
+    ids, begins = (z[:room] for z in tokenizer.pieces(text, special=pad == "eot"))
     pieces = list(map(tokenizer.bpe.id_to_token, ids))
     words = []
     for i, begin in enumerate(begins):

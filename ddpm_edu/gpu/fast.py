@@ -1,8 +1,8 @@
-"""Faster sampling: the same function, computed in less time.
+"""Faster sampling: the same numbers in less time. Notebook 14.
 
-`speed_up` gives a twin of a model with the same weights that computes the same numbers; only rounding differs. What
-is faster because it computes something else is elsewhere: 8-bit products in `float8.py`, fewer steps and other solvers
-in `solvers.py`. `flops` counts the work, and with it how near to a GPU's roof one is.
+`speed_up` gives a twin of a model: the same weights, the same results up to rounding, another order
+of work. What computes something else is elsewhere: 8-bit products in `float8.py`, fewer steps and
+other solvers in `samplers.py`.
 """
 
 import copy
@@ -11,84 +11,105 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..diffusion import Cond, remembered
 from ..errors import OptionError
-from ..networks.unet import Attention, TransformerBlock, UNet
+from ..networks import unet, vae
+from ..networks.unet import TransformerBlock, UNet
 from ..networks.vae import VAE
 from ..systems.system import StableDiffusion
 
-CHANGES = ("channels_last", "fused", "cached", "compiled", "graphed")
-MODES = ("default", "max-autotune-no-cudagraphs")
+CHANGES = ("channels_last", "fused", "cached", "transposed", "products", "compiled", "graphed")
+# What torch.compile is told. "gemm": time every variant of the matrix products, for some minutes
+# more; without the last entry it would do so for the convolutions too, for many more.
+MODES = {
+    "default": {"mode": "default"},
+    "gemm": {
+        "options": {
+            "max_autotune_gemm": True,
+            "max_autotune_gemm_backends": "ATEN,TRITON",
+            "max_autotune_conv_backends": "ATEN",
+        }
+    },
+}
+# First choice of an attention kernel, then what takes the types and widths that it does not.
+KERNELS = {
+    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+}
+WIDEST_HEAD = 256  # flash and cuDNN attention take no wider heads
 
 
-def speed_up(model, *, compile: bool | str = True, changes: tuple[str, ...] = CHANGES):
-    """A twin of a StableDiffusion, a UNet or a VAE that samples faster and computes the same, up to rounding.
+def speed_up(
+    model,
+    *,
+    compile: bool | str = True,
+    changes: tuple[str, ...] = CHANGES,
+    cross: str | None = None,
+):
+    """A twin of a StableDiffusion, a UNet or a VAE: faster, the same up to rounding, no gradients.
 
-    Call it last: after loading and after .to(device, dtype). The model given keeps working as before, so going back
-    means using it; twin and model share their weights, nothing is held twice, so the model's convolutions lie channels_last
-    afterwards too (time a copy to compare). The UNet's twin records no gradients.
-    changes, each exact, all of them unless given:
-      channels_last  convolution weights lie in memory with channels innermost, as tensor cores want them
-      fused          one matrix product makes Q, K and V of a self-attention; one makes K and V of all cross-attentions
+    Call it last, after loading and .to(device, dtype). Twin and model share their weights (only
+    "transposed" adds some, 1 % of SDXL), so the model's convolutions lie channels_last afterwards
+    too; it works as before. `changes`, each exact:
+      channels_last  convolution weights lie with channels innermost, as tensor cores want them
+      fused          one product makes Q, K and V of a self-attention; one makes all K, V of the text
       cached         K and V of the text are computed once a prompt, not once a step; needs "fused"
-      compiled       CUDA only: torch.compile writes fused kernels, which takes minutes at the first call and for each new size
-      graphed        CUDA only: all kernels of a call are recorded as one CUDA graph and started at once, see `Graphed`
-    compile: False leaves "compiled" out, a name of MODES says how much torch.compile tries ("max-autotune-no-cudagraphs"
-    times variants of every kernel, for many more minutes). Raises OptionError for anything else.
+      transposed     doubling a picture and convolving it is one transposed convolution: `Doubling`
+      products       CUDA: the VAE's attention, one wide head, is two matrix products: `by_products`
+      compiled       CUDA: torch.compile writes fused kernels, minutes at the first call of a size
+      graphed        CUDA: all kernels of a call are recorded and started at once: `Graphed`
+    compile: False leaves "compiled" out, "gemm" times variants of each matrix product first.
+    cross: kernel of the UNet's attention to the text, "flash" or "cudnn"; None is PyTorch's choice.
+    Raises OptionError for other values.
     """
-    unknown = [change for change in changes if change not in CHANGES]
-    if unknown or "cached" in changes and "fused" not in changes:
-        raise OptionError(
-            f'changes = {tuple(changes)} is not possible: choose from {", ".join(CHANGES)}, "cached" only with "fused"'
-        )
-    if compile not in (True, False, *MODES):
-        raise OptionError(
-            f"compile = {compile!r} is not known: pass True, False or one of {', '.join(MODES)}"
-        )
-    mode = (
-        ("default" if compile is True else compile) if compile and "compiled" in changes else None
-    )
-    if isinstance(model, FastUNet) or isinstance(getattr(model, "unet", None), FastUNet):
-        raise OptionError(
-            "this model is a fast twin already: call speed_up on the model it came from"
-        )
+    _check(model, compile, changes, cross)
+    mode = ("gemm" if compile == "gemm" else "default") if compile and "compiled" in changes else ""
     if isinstance(model, StableDiffusion):
         twin = copy.copy(model)
         twin._modules = dict(model._modules)
-        twin.unet, twin.vae = (
-            speed_up(part, compile=compile, changes=changes) for part in (model.unet, model.vae)
-        )
+        twin.unet = FastUNet(model.unet, changes, mode, cross)
+        twin.vae = _fast_vae(model.vae, changes, mode)
         return twin
-    if isinstance(model, UNet):
-        return FastUNet(model, changes, mode)
-    if isinstance(model, VAE):
-        return _fast_vae(model, changes, mode)
-    raise OptionError(
-        f"a {type(model).__name__} cannot be sped up: pass a StableDiffusion, a UNet or a VAE"
+    return (
+        FastUNet(model, changes, mode, cross)
+        if isinstance(model, UNet)
+        else _fast_vae(model, changes, mode)
     )
 
 
-class FastUNet(UNet):
-    """The twin of a UNet: the same topology, weights and state-dict keys, another order of work. See `speed_up`."""
+def _check(model, compile, changes, cross):
+    unknown = [change for change in changes if change not in CHANGES]
+    if unknown or "cached" in changes and "fused" not in changes:
+        raise OptionError(
+            f"changes = {tuple(changes)} is not possible: choose from {', '.join(CHANGES)}, "
+            'and "cached" only with "fused"'
+        )
+    if compile not in (True, False, *MODES):
+        raise OptionError(f'compile = {compile!r} is not known: pass True, False or "gemm"')
+    if cross not in (None, *KERNELS):
+        raise OptionError(f'cross = {cross!r} is not known: pass None, "flash" or "cudnn"')
+    if not isinstance(model, (StableDiffusion, UNet, VAE)):
+        raise OptionError(
+            f"model is a {type(model).__name__}, which cannot be sped up: "
+            "pass a StableDiffusion, a UNet or a VAE"
+        )
+    if isinstance(getattr(model, "unet", model), FastUNet):
+        raise OptionError("model is a fast twin already: pass the model that it came from")
 
-    def __init__(self, unet: UNet, changes: tuple[str, ...] = CHANGES, mode: str | None = None):
+
+class FastUNet(UNet):
+    """The twin of a UNet: its weights, its state-dict keys, another order of work: `speed_up`."""
+
+    def __init__(self, model: UNet, changes=CHANGES, mode: str = "", cross: str | None = None):
         nn.Module.__init__(self)
-        self.config, self.changes = unet.config, tuple(changes)
-        for name, child in _twin(unet).named_children():
+        self.config, self.changes, self.mode = model.config, tuple(changes), mode
+        for name, child in _twin(model, changes, cross).named_children():
             self.add_module(name, child)
-        self.train(unet.training)
+        self.train(model.training)
         self.blocks = tuple(m for m in self.modules() if isinstance(m, TransformerBlock))
-        if "fused" in changes:
-            start = 0
-            for block in self.blocks:
-                block.attn1 = FusedSelf(block.attn1)
-                if self.config.context:
-                    block.attn2 = FusedCross(block.attn2, start)
-                    start = block.attn2.stop
-        if "channels_last" in changes:
-            self.to(memory_format=torch.channels_last)
-        self.mode = mode
+        self.doublings = tuple(m for m in self.modules() if isinstance(m, Doubling))
         self._settle()
 
     @torch.no_grad()
@@ -96,26 +117,24 @@ class FastUNet(UNet):
         self._check(x_t, t, cond)
         if self._where() != self.settled:
             self._settle()
+        for doubling in self.doublings:
+            doubling.settle()
         context = cond.context
         if self.crosses:
             context = self.text(context, *(linear.weight for linear in self.crosses))
         return self.run(x_t, t, context, cond.vector)
 
     def _settle(self):
-        """Stack the weights, and forget what was computed with those before. Needed again when weights were moved or replaced."""
+        """Stack the weights, now and when they were moved or replaced; forget what used others."""
         fused = "fused" in self.changes
         for block in self.blocks if fused else ():
             block.attn1.settle()
-        self.crosses = (
-            [linear for block in self.blocks for linear in (block.attn2.k, block.attn2.v)]
-            if fused and self.config.context
-            else []
-        )
+        crossed = self.blocks if fused and self.config.context else ()
+        self.crosses = [linear for block in crossed for linear in (block.attn2.k, block.attn2.v)]
         if self.crosses:
             weight = _stack(self.crosses)
-            project = lambda context, *weights: F.linear(
-                context, weight
-            )  # (B, L, K and V of every block side by side)
+            # (B, L, D) -> (B, L, K and V of every block side by side)
+            project = lambda context, *weights: F.linear(context, weight)
             self.text = remembered(project) if "cached" in self.changes else project
         self.run = _on_cuda(self.trunk, self.mode, "graphed" in self.changes)
         self.weights = list(self.parameters())
@@ -125,45 +144,57 @@ class FastUNet(UNet):
         return [p.data_ptr() for p in self.weights]
 
 
-class FusedSelf(nn.Module):
-    """Attention of x to itself, Q, K and V out of one matrix product x [W_Q; W_K; W_V]^T: (B, N, C) -> (B, N, C)."""
+# ---------------------------------------------------------------- quicker layers
 
-    def __init__(self, attention: Attention):
-        super().__init__()
-        self.heads, self.q, self.k, self.v, self.out = (
-            getattr(attention, name) for name in ("heads", "q", "k", "v", "out")
-        )
+
+class Replacement(nn.Module):
+    """Takes the place of another layer, with its parts, so that the weights keep their names."""
+
+    def __init__(self, layer: nn.Module):
+        nn.Module.__init__(self)
+        self.heads = getattr(layer, "heads", 1)
+        for name, child in layer.named_children():
+            self.add_module(name, child)
+
+
+class FusedSelf(Replacement):
+    """Self-attention with Q, K, V out of one product x [W_Q; W_K; W_V]^T: (B, N, C) -> the same."""
+
+    def __init__(self, layer: unet.Attention):
+        super().__init__(layer)
         self.qkv = Matrix()
 
     def settle(self):
-        if isinstance(self.qkv, Matrix):
+        if isinstance(self.qkv, Matrix):  # and not 8-bit
             self.qkv.weight = _stack([self.q, self.k, self.v])
 
     def forward(self, x, context=None):
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each (B, heads, N, d)
+        q, k, v = _heads(self.qkv(x), 3, self.heads)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class FusedCross(nn.Module):
-    """Attention of x to the text whose K and V are ready: columns start to stop of `text` (B, L, all K and V)."""
+class FusedCross(Replacement):
+    """Attention to the text, whose K and V are columns start to stop of `text` (B, L, all K, V)."""
 
-    def __init__(self, attention: Attention, start: int):
-        super().__init__()
-        self.heads, self.q, self.k, self.v, self.out = (
-            getattr(attention, name) for name in ("heads", "q", "k", "v", "out")
-        )
+    def __init__(self, layer: unet.Attention, start: int, kernel: list | None):
+        super().__init__(layer)
         self.start, self.stop = start, start + len(self.k.weight) + len(self.v.weight)
+        self.kernel = kernel
 
     def forward(self, x, text):
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
-        k, v = (
-            text[..., self.start : self.stop]
-            .unflatten(-1, (2, self.heads, -1))
-            .permute(2, 0, 3, 1, 4)
-        )
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        (q,) = _heads(self.q(x), 1, self.heads)
+        k, v = _heads(text[..., self.start : self.stop], 2, self.heads)
+        if self.kernel:
+            with sdpa_kernel(self.kernel):
+                h = F.scaled_dot_product_attention(q, k, v)
+        else:
+            h = F.scaled_dot_product_attention(q, k, v)
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+def _heads(x, parts, heads):
+    """(B, N, parts C) -> (parts, B, heads, N, C / heads)."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class Matrix(nn.Module):
@@ -177,12 +208,87 @@ class Matrix(nn.Module):
         return F.linear(x, self.weight)
 
 
+class Doubling(Replacement, unet.Upsample):
+    """Every pixel repeated, then a 3x3 convolution, as one transposed 4x4 one: stride 2, padding 1.
+
+    Along a row the pixels 2i and 2i+1 of the double are both x_i: a kernel k sees x_{i-1}, x_i, x_i
+    at 2i and x_i, x_i, x_{i+1} at 2i+1. So w = [k_2, k_1 + k_2, k_0 + k_1, k_0], along each axis:
+    4/9 of the operations, and the doubled picture is never written. (B, C, H, W) -> (B, C, 2H, 2W).
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__(layer)
+        self.register_buffer("weight", None, persistent=False)
+        self.seen = None
+        self.settle()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def settle(self):
+        """Sum the weights anew if they were moved, replaced or written to."""
+        k = self.conv.weight
+        seen = k.data_ptr(), k.dtype, k.device, 0 if k.is_inference() else k._version
+        if seen == self.seen:
+            return
+        wide = k.to(torch.promote_types(k.dtype, torch.float32))
+        w = _summed(_summed(wide, 2), 3).to(k.dtype).transpose(0, 1)  # (C_in, C_out, 4, 4)
+        if self.weight is not None and self.seen[:3] == seen[:3]:
+            self.weight.copy_(w)  # where it was: a CUDA graph reads it there
+        else:
+            last = k.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if last else torch.contiguous_format
+            self.weight = w.contiguous(memory_format=layout)
+        self.seen = seen
+
+    def forward(self, x, size=None):
+        if size is not None and tuple(size) != (2 * x.shape[2], 2 * x.shape[3]):
+            return super().forward(x, size)
+        return F.conv_transpose2d(x, self.weight, self.conv.bias, stride=2, padding=1)
+
+
+def _summed(k, axis):
+    k_0, k_1, k_2 = k.unbind(axis)
+    return torch.stack([k_2, k_1 + k_2, k_0 + k_1, k_0], axis)
+
+
+class WideAttention(Replacement, vae.Attention):
+    """The VAE's attention `by_products` on CUDA, where its head is wider than fast kernels take."""
+
+    def forward(self, x):
+        if not _too_wide(x):
+            return super().forward(x)
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (B, H*W, C)
+        h = self.out(by_products(self.q(h), self.k(h), self.v(h)))
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def _too_wide(x):
+    return x.is_cuda and x.shape[1] > WIDEST_HEAD
+
+
+def by_products(q: Tensor, k: Tensor, v: Tensor, rows: int = 4096) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for one head, `rows` queries at a time: (B, N, d) each -> the same.
+
+    Scores and softmax are float32 where q is 16-bit on CUDA, else of q's type.
+    """
+    wide = {"out_dtype": torch.float32} if q.is_cuda and q.element_size() == 2 else {}
+    scale, out = q.shape[2] ** -0.5, []
+    for part in q.split(rows, dim=1):
+        scores = torch.bmm(part, k.mT, **wide) * scale  # (B, rows, N)
+        out.append(torch.bmm(scores.softmax(-1).to(v.dtype), v))
+    return torch.cat(out, 1)
+
+
+# ---------------------------------------------------------------- one start for all kernels
+
+
 class Graphed:
     """f recorded as a CUDA graph, once for every shape of its inputs, then replayed.
 
-    A UNet call is thousands of kernels, and a CPU that starts them one by one can be slower than the GPU that runs
-    them. A graph starts them all with one command. It reads and writes fixed addresses: inputs are copied in, the
-    result is copied out, so it may be kept. f must not wait for the GPU, and its weights must stay where they are.
+    A UNet call is thousands of kernels; a CPU that starts them one by one can be slower than the
+    GPU that runs them. A graph starts them all with one command. It reads and writes fixed
+    addresses: inputs are copied in (those that are not the last call's), and the result is copied
+    out, so it may be kept. f must not wait for the GPU, and its weights must stay where they are.
     """
 
     def __init__(self, f: Callable):
@@ -191,15 +297,15 @@ class Graphed:
     def __call__(self, *inputs):
         key = tuple(x if x is None else (x.shape, x.dtype, x.device) for x in inputs)
         if key not in self.recorded:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # fixed addresses are for calls in any mode
-                self.recorded[key] = self._record(inputs)
-        graph, held, result = self.recorded[key]
-        for fixed, x in zip(held, inputs):
-            if x is not None:
+            # fixed addresses are for calls in any mode
+            with torch.inference_mode(False), torch.no_grad():
+                self.recorded[key] = *self._record(inputs), [None] * len(inputs)
+        graph, held, result, last = self.recorded[key]
+        for i, (fixed, x) in enumerate(zip(held, inputs)):
+            if x is not None and not (last[i] and _unchanged(x, *last[i])):
                 fixed.copy_(x)
+                # inference tensors do not tell when they are written to
+                last[i] = None if x.is_inference() else (x, x._version, x.data_ptr())
         graph.replay()
         return result.clone()
 
@@ -209,37 +315,36 @@ class Graphed:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                for _ in range(
-                    3
-                ):  # compiling, choosing kernels and first allocations are no part of the recording
+                for _ in range(3):  # compiling and choosing kernels are no part of the recording
                     self.f(*held)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                graph, pool=self.pool
-            ):  # graphs run one after the other, so they may share their memory
+            # graphs run one after the other, so they may share their memory
+            with torch.cuda.graph(graph, pool=self.pool):
                 result = self.f(*held)
             self.pool = graph.pool()
         return graph, held, result
+
+
+def _unchanged(x, last, version, address):
+    return x is last and x._version == version and x.data_ptr() == address
 
 
 # ---------------------------------------------------------------- counting
 
 
 def flops(f: Callable, *inputs) -> int:
-    """Floating-point operations of the matrix products, convolutions and attentions in f(*inputs), a multiply-add as two.
+    """Floating-point operations of products, convolutions and attentions in f(*inputs).
 
-    Counted by PyTorch as f runs. On the meta device nothing is computed, so that a network of any size takes a
-    second: `with torch.device("meta"): flops(UNet(SD15), torch.empty(1, 4, 64, 64), torch.empty(1), Cond(torch.empty(1, 77, 768)))`.
+    A multiply-add counts as two. PyTorch counts while f runs; on the meta device nothing is
+    computed, and a network of any size takes a second:
+    with torch.device("meta"): flops(UNet(config), x_t, t, cond).
     """
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    on_cpu = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
-            sdpa_flop_count(q, k, v)
-        )
-    }  # not in its list
-    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter, torch.no_grad():
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # not in PyTorch's list
+    known = {on_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter, torch.no_grad():
         f(*inputs)
     return counter.get_total_flops()
 
@@ -247,19 +352,47 @@ def flops(f: Callable, *inputs) -> int:
 # ---------------------------------------------------------------- helpers
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """A copy of the modules around the same parameters and buffers."""
-    return copy.deepcopy(module, {id(x): x for x in (*module.parameters(), *module.buffers())})
+def _twin(model: nn.Module, changes, cross=None) -> nn.Module:
+    """A copy of the modules around the same parameters, quicker layers in the place of some."""
+    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    twin, start = copy.deepcopy(model, shared), 0
+    if "channels_last" in changes:
+        twin.to(memory_format=torch.channels_last)
+    for parent in list(twin.modules()):
+        for name, layer in parent.named_children():
+            if "fused" in changes and isinstance(layer, TransformerBlock):
+                layer.attn1 = FusedSelf(layer.attn1)
+                if hasattr(layer, "attn2"):
+                    layer.attn2 = FusedCross(layer.attn2, start, KERNELS.get(cross))
+                    start = layer.attn2.stop
+            if "transposed" in changes and isinstance(layer, (unet.Upsample, vae.Upsample)):
+                setattr(parent, name, Doubling(layer))
+            if "products" in changes and isinstance(layer, vae.Attention):
+                setattr(parent, name, WideAttention(layer))
+    return twin
+
+
+def _fast_vae(model: VAE, changes, mode) -> VAE:
+    twin = _twin(model, changes)
+    doublings = [m for m in twin.modules() if isinstance(m, Doubling)]
+
+    def settle(*_):
+        for doubling in doublings:
+            doubling.settle()
+
+    twin.decoder.register_forward_pre_hook(settle)
+    for part in (twin.encoder, twin.decoder):  # few and big kernels: a graph would only hold memory
+        part.forward = _on_cuda(part.forward, mode, graphed=False)
+    return twin
 
 
 def _stack(linears) -> Tensor:
-    """The weights of some linear layers as one matrix, (sum of rows, in); each layer's weight becomes a view of its rows."""
+    """Weights of linear layers as one matrix, (sum of rows, in); each layer's becomes a view."""
     weights = [linear.weight.data for linear in linears]
     ends = [w.data_ptr() + w.nbytes for w in weights]
     first, rows = weights[0], sum(map(len, weights))
-    if len({w.untyped_storage().data_ptr() for w in weights}) == 1 and ends[:-1] == [
-        w.data_ptr() for w in weights[1:]
-    ]:
+    one_storage = len({w.untyped_storage().data_ptr() for w in weights}) == 1
+    if one_storage and ends[:-1] == [w.data_ptr() for w in weights[1:]]:
         return first.as_strided((rows, first.shape[1]), first.stride())  # they are stacked already
     whole = torch.cat(weights)
     for linear, part in zip(linears, whole.split([len(w) for w in weights])):
@@ -268,40 +401,29 @@ def _stack(linears) -> Tensor:
 
 
 def _on_cuda(f, mode, graphed):
-    """f as it is on a CPU; on CUDA compiled in this mode (None: not) and recorded as a graph."""
+    """f as it is elsewhere; on CUDA compiled in this mode ("": not) and recorded as a graph."""
     made = []
 
     def run(x, *rest):
         if not x.is_cuda:
             return f(x, *rest)
         if not made:
-            made.append(Graphed(_compile(f, mode)) if graphed else _compile(f, mode))
+            # cuDNN's attention crashes under graphs before 9.15.2
+            if graphed and (torch.backends.cudnn.version() or 0) <= 91501:
+                torch.backends.cuda.enable_cudnn_sdp(False)
+            quick = _compile(f, mode) if mode else f
+            made.append(Graphed(quick) if graphed else quick)
         return made[0](x, *rest)
 
     return run
 
 
 def _compile(f, mode):
-    """The whole network as one piece, so that everything between two matrix products can become one kernel.
+    """The whole network as one piece, so that all between two products can become one kernel.
 
-    Sizes are fixed (dynamic=False): kernels for one size are faster than kernels for any. CUDA graphs are left to
-    `Graphed`, whose results may be kept, where those of torch.compile's own are overwritten by the next call.
+    Sizes are fixed (dynamic=False): kernels for one size are faster than kernels for any. CUDA
+    graphs are left to `Graphed`: torch.compile's own overwrite a result at the next call.
     """
-    if mode is None:
-        return f
-    torch._dynamo.config.recompile_limit = max(
-        torch._dynamo.config.recompile_limit, 64
-    )  # sizes, batches, base and refiner
-    return torch.compile(f, mode=mode, fullgraph=True, dynamic=False)
-
-
-def _fast_vae(vae, changes, mode):
-    twin = _twin(vae)
-    if "channels_last" in changes:
-        twin.to(memory_format=torch.channels_last)
-    for part in (
-        twin.encoder,
-        twin.decoder,
-    ):  # few and big kernels: a graph would only hold their memory
-        part.forward = _on_cuda(part.forward, mode, graphed=False)
-    return twin
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)  # sizes, batches, base and refiner
+    return torch.compile(f, fullgraph=True, dynamic=False, **MODES[mode])

@@ -261,6 +261,33 @@ def test_empty_dataset():
         run(dataset=Points(0))
 
 
+@pytest.mark.parametrize(
+    "kind", ["tensor", "array", "list", "pairs", "bytes", "labels", "fake", "dict"]
+)
+def test_other_datasets_are_named(kind):
+    """Plain arrays and datasets of pairs: refused with the class that takes them."""
+    from torch.utils.data import TensorDataset
+    from torchvision.datasets import FakeData
+
+    x, labels = torch.randn(20, 2), torch.zeros(20, dtype=torch.long)
+    dataset = {
+        "tensor": x,
+        "array": x.numpy(),
+        "list": list(x),
+        "pairs": list(zip(x, labels)),
+        "bytes": TensorDataset(x.byte(), labels),
+        "labels": TensorDataset(x, labels),
+        "fake": FakeData(20, (1, 4, 4)),
+        "dict": {"images": x, "labels": labels},
+    }[kind]
+    for given in (dataset, [dataset]):
+        config = TrainConfig(steps=1, batch_size=min(4, len(given)))
+        with pytest.raises(
+            DataError, match=rf"dataset, a {type(given).__name__}.*ImageDataset\.of"
+        ):
+            next(train(new_model(), SCHEDULE, given, config))
+
+
 def test_a_batch_larger_than_the_dataset():
     run(dataclasses.replace(CONFIG, steps=1, batch_size=60))
     with refuses(OptionError, "TrainConfig.batch_size = 61", "at most 60"):

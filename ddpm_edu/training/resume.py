@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion import Cond
-from ..errors import CheckpointError, DataError, OptionError, TrainingError
+from ..errors import CheckpointError, DataError, DdpmEduError, OptionError, TrainingError
 from ..files.checkpoint import check_finite, check_state, describe
 from ..files.tensors import load_tensors, save_tensors
 from .optim import EMA, learning_rate, new_optimizer
@@ -79,8 +79,9 @@ class Run:
 
     # ------------------------------------------------------------ what is drawn
 
-    def batch(self):
-        """The next of the dataset's pictures, on the model's device; epochs have orders of their own."""
+    def batch(self, kind=object):
+        """The next of the dataset's pictures, each with a `kind`, on the model's device; epochs have
+        orders of their own."""
         size, n = self.config.batch_size, len(self.dataset)
         first = self.step * size
         epochs = range(first // n, (first + size - 1) // n + 1)
@@ -88,7 +89,7 @@ class Run:
             [self._order(e)[max(first - e * n, 0) : first + size - e * n] for e in epochs]
         )
         index = index[self.mine]
-        batch = self.dataset[index]
+        batch = _taken(self.dataset, index, kind)
         x_0 = batch[0] if isinstance(batch, tuple) else batch
         bad = ~x_0.isfinite().flatten(1).all(1)
         if bad.any():
@@ -328,3 +329,22 @@ def to(device, batch):
     if isinstance(batch, tuple):
         return tuple(to(device, part) for part in batch)
     return batch.to(device) if isinstance(batch, Tensor) else batch
+
+
+def _taken(dataset, index: Tensor, kind):
+    """dataset[index], if that is a batch of floats, each with a `kind`; DataError names what it is."""
+    try:
+        batch = dataset[index]
+        x_0, other = batch if kind is not object or isinstance(batch, tuple) else (batch, None)
+        if x_0.is_floating_point() and isinstance(other, kind):
+            return batch
+        cause = f"{x_0.dtype} with {type(other).__name__}"
+    except (DdpmEduError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as e:
+        cause = e
+    raise DataError(
+        f"the dataset, a {type(dataset).__name__}, gives no batch (x_0, Cond) for a tensor of "
+        f"indices ({cause!s:.200}): ImageDataset(images, labels) takes arrays, "
+        "ImageDataset.of(dataset) takes (picture, label) pairs"
+    )

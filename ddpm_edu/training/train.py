@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..diffusion import loss
+from ..diffusion import Cond, loss
 from ..errors import PREDICTIONS, choices, numbers, sizes
 from ..schedule import Schedule
 from .resume import Run
@@ -90,7 +90,7 @@ def train(
         yield report(run)
     while run.progress() < 1:
         with run.update():
-            x_0, cond = run.batch()
+            x_0, cond = run.batch(Cond)
             t, eps = run.times(schedule.T), run.noise(x_0)
             cond = run.drop(cond, getattr(dataset, "uncond", None))
             with run.precision():

@@ -1,36 +1,27 @@
-"""Training loss and the two basic samplers: Algorithm 1 and 2 of DDPM, and DDIM.
+"""The training loss, DDPM and DDIM, and guidance. Notebooks 02, 04 and 05.
 
-A denoiser is any callable (x_t, t, cond) -> prediction: an MLP, a UNet, a formula, or one wrapped in another.
-Loops are generators: progress bars, films and early stopping belong to the caller.
+A denoiser is any callable (x_t, t, cond) -> prediction: an MLP, a UNet, a formula, or one wrapped
+in another. Loops are generators: progress bars, films and early stopping belong to the caller.
 DDPM = Ho et al. 2020 (arXiv 2006.11239), DDIM = Song et al. 2020 (arXiv 2010.02502),
 guidance = Ho & Salimans 2022 (arXiv 2207.12598).
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .errors import (
-    DataError,
-    OptionError,
-    ScheduleError,
-    ShapeError,
-    in_range,
-    known_prediction,
-    whole,
-)
-from .schedule import Schedule
+from .errors import DataError, OptionError, ScheduleError, ShapeError, in_range, one_of, whole
+from .schedule import MAX_T, Schedule
 
 
 class Cond(NamedTuple):
-    """What the denoiser is told besides x_t and t. None means nothing of that kind."""
+    """What the denoiser knows besides x_t and t. None means nothing of that kind."""
 
     context: Tensor | None = None  # (B, L, D) tokens for cross-attention
-    vector: Tensor | None = (
-        None  # (B, V) added to the time embedding: one-hot class, pooled text, sizes
-    )
+    vector: Tensor | None = None  # (B, V) added to the time: one-hot class, pooled text, sizes
 
     def map(self, f: Callable) -> "Cond":
         """f applied to each part that is there."""
@@ -51,16 +42,20 @@ class Step(NamedTuple):
 
 
 def class_cond(labels, classes: int = 10) -> Cond:
-    """Labels (B,) as one-hot rows (B, classes); label -1 is "no class", all zeros. Raises DataError outside -1..classes-1."""
+    """Labels (B,) as one-hot rows (B, classes); label -1 is "no class", all zeros.
+
+    Raises DataError outside -1..classes-1.
+    """
     labels = torch.as_tensor(labels)
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ShapeError(
-            f"labels have shape {tuple(labels.shape)} and type {labels.dtype}: pass whole numbers, one a picture, (B,)"
+            f"labels have shape {tuple(labels.shape)} and type {labels.dtype}: pass whole numbers, "
+            "one a picture, (B,)"
         )
     if len(labels) and not (-1 <= int(labels.min()) and int(labels.max()) < classes):
         raise DataError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} classes: "
-            f"allowed are 0 to {classes - 1}, and -1 for no class"
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} "
+            f"classes: allowed are 0 to {classes - 1}, and -1 for no class"
         )
     return Cond(vector=(labels[:, None] == torch.arange(classes, device=labels.device)).float())
 
@@ -69,36 +64,38 @@ def class_cond(labels, classes: int = 10) -> Cond:
 
 
 def generators(seeds: Iterable[int]) -> list[torch.Generator]:
-    """One CPU generator a picture, so that a picture depends on its own seed and not on the batch around it."""
+    """One CPU generator a picture: a picture depends on its own seed, not on its batch."""
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
 def noise(shape: Sequence[int], seeds: Iterable[int]) -> Tensor:
     """Standard normal noise, (len(seeds), *shape) float32, one seed a picture."""
-    gens = generators(seeds)
-    return (
-        torch.stack([torch.randn(*shape, generator=g) for g in gens])
-        if gens
-        else torch.empty(0, *shape)
-    )
+    draws = [torch.randn(*shape, generator=g) for g in generators(seeds)]
+    return torch.stack(draws) if draws else torch.empty(0, *shape)
 
 
 def randn_like(x: Tensor, generator=None) -> Tensor:
-    """Standard normal noise shaped like x, from nothing, one generator, a list of one a picture, or a function of x."""
+    """Standard normal noise shaped like x.
+
+    generator: None, one torch.Generator, a list of one a picture, or a function of x.
+    """
     if callable(generator):
         return generator(x)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     if isinstance(generator, Sequence):
-        if len(generator) != len(x):
-            raise ShapeError(
-                f"{len(generator)} generators for a batch of {len(x)}: pass one a picture"
-            )
-        draws = [
-            torch.randn(x.shape[1:], generator=g, dtype=dtype, device=g.device) for g in generator
-        ]
+        _one_a_picture(generator, x)
+        shape = x.shape[1:]
+        draws = [torch.randn(shape, generator=g, dtype=dtype, device=g.device) for g in generator]
         return torch.stack(draws).to(x)
     device = "cpu" if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, dtype=dtype, device=device).to(x)
+
+
+def _one_a_picture(generators, x):
+    if len(generators) != len(x):
+        raise ShapeError(
+            f"{len(generators)} generators for a batch of {len(x)}: pass one a picture"
+        )
 
 
 # ---------------------------------------------------------------- training
@@ -119,11 +116,12 @@ def loss(
     """L_simple = E ||target - model(x_t, t)||^2, mean over all numbers (DDPM eq. 14, Algorithm 1).
 
     x_0: (B, ...). t: (B,) whole numbers, drawn uniformly unless given; eps likewise from N(0, I).
-    predict: what the model outputs, "eps", "x_0" or "v". reduction "none" returns one number a picture, (B,).
+    predict: what the model outputs, "eps", "x_0" or "v"; "eps" is refused with a schedule that ends
+    in pure noise. reduction "none" returns one number a picture, (B,).
     """
     _check_cond(cond, x_0)
-    if reduction not in ("mean", "none"):
-        raise OptionError(f"reduction = {reduction!r} is not known: choose 'mean' or 'none'")
+    one_of("reduction", reduction, ("mean", "none"))
+    schedule.can_predict(predict, schedule.T - 1)
     if len(x_0) == 0:
         raise DataError("x_0 holds no pictures: the loss needs a batch of at least one")
     if t is None:
@@ -136,7 +134,8 @@ def loss(
     target = schedule.target(x_0, eps, t, predict)
     if prediction.shape != target.shape:
         raise ShapeError(
-            f"the model returned shape {tuple(prediction.shape)} for x_t of {tuple(x_t.shape)}: they must be equal"
+            f"the model returned shape {tuple(prediction.shape)} for x_t of {tuple(x_t.shape)}: "
+            "they must be equal"
         )
     squared = (prediction - target) ** 2
     return squared.mean() if reduction == "mean" else squared.flatten(1).mean(1)
@@ -144,69 +143,73 @@ def loss(
 
 # ---------------------------------------------------------------- which timesteps to visit
 
+SPACINGS = ("leading", "trailing", "linspace", "sgm_uniform", "karras")
+
 
 def spaced_timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> Tensor:
     """`steps` whole timesteps out of 0..T-1, falling, (steps,) float64.
 
-    "trailing" starts at T-1; "leading" ends at `offset` (Stable Diffusion: 1) and may start well below T-1;
-    "linspace" does both (names and flaws: Lin et al. 2023, arXiv 2305.08891, table 2).
+    "trailing" starts at T-1; "leading" ends at `offset` (Stable Diffusion: 1) and may start well
+    below T-1; "linspace" does both (names and flaws: Lin et al. 2023, arXiv 2305.08891, table 2);
+    "sgm_uniform" is Stability's own even stride from T-1 down, rounded down.
     """
     whole("steps", steps, 1, T, "one model call each, and no more than the schedule has")
     whole("offset", offset, 0, T - 1, "it shifts the leading timesteps up")
+    one_of("spacing", spacing, SPACINGS[:-1])
     i = torch.arange(steps, dtype=torch.float64)
     if spacing == "trailing":
         return ((steps - i) * T / steps).round() - 1
+    if spacing == "sgm_uniform":
+        return ((steps - i) * (T - 1) / steps).floor()
     if spacing == "leading":
         first = i.flip(0) * (T // steps)
-        return first + min(
-            offset, T - 1 - int(first[0])
-        )  # 1000 of 1000 steps leave no room to shift
-    if spacing == "linspace":
-        return (i * ((T - 1) / (steps - 1))).round().flip(0) if steps > 1 else i + T - 1
-    raise OptionError(
-        f"spacing = {spacing!r} is not known: choose 'trailing', 'leading' or 'linspace'"
-    )
+        return first + min(offset, T - 1 - int(first[0]))  # 1000 of 1000 steps leave no room
+    return (i * ((T - 1) / (steps - 1))).round().flip(0) if steps > 1 else i + T - 1
 
 
 def karras_timesteps(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
-    """Fractional timesteps whose sigmas fall as in Karras et al. 2022 (arXiv 2206.00364) eq. 5, (steps,) float64.
+    """Fractional timesteps whose sigmas fall as in Karras et al. 2022 (arXiv 2206.00364) eq. 5.
 
-    sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, ends at the schedule's own.
+    sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, from
+    the schedule's last sigma to its first. Returns (steps,) float64.
     """
     whole("steps", steps, 1, schedule.T, "one model call each, and no more than the schedule has")
     in_range("rho", rho, 1, 100, "1 is even steps in sigma, 7 is usual")
+    if schedule.alpha_bar[-1] == 0:
+        raise ScheduleError(
+            'spacing = "karras" needs a largest sigma, but this schedule ends in pure noise, where '
+            'sigma is infinite: choose "trailing"'
+        )
     low, high = schedule.sigma[0] ** (1 / rho), schedule.sigma[-1] ** (1 / rho)
-    sigma = (high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)) ** rho
-    right = torch.searchsorted(schedule.sigma, sigma).clamp(max=schedule.T - 1)
-    left = (right - 1).clamp(min=0)
-    width = (schedule.sigma[right] - schedule.sigma[left]).clamp(
-        min=1e-30
-    )  # right = left at t = 0: nothing to add
-    return left + ((sigma - schedule.sigma[left]) / width).clamp(0, 1)
+    u = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return schedule.time_at((high + u * (low - high)) ** rho).clamp(0, schedule.T - 1)
 
 
 def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, float]]:
     """Pairs (t, t_prev) a sampler walks through; a whole number means that many trailing timesteps.
 
     The last t_prev is `end`: -1 is the clean picture; Stable Diffusion's own DDIM stops at 0.
-    Raises OptionError or ScheduleError unless timesteps fall strictly, inside the schedule and above `end`.
+    Raises OptionError or ScheduleError unless timesteps fall strictly, inside the schedule and
+    above `end`.
     """
     if isinstance(timesteps, (int, bool)):
         timesteps = spaced_timesteps(schedule.T, timesteps)
     times = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu")
     if times.ndim != 1 or len(times) == 0:
         raise OptionError(
-            f"timesteps have shape {tuple(times.shape)}: pass a number of steps, or a falling row of at least one time"
+            f"timesteps have shape {tuple(times.shape)}: pass a number of steps, or a falling row "
+            "of at least one time"
         )
     if not (times >= 0).all() or not (times <= schedule.T - 1).all():
         raise ScheduleError(
-            f"timesteps run from {times.min():g} to {times.max():g}, outside this schedule: allowed are 0 to {schedule.T - 1}"
+            f"timesteps run from {times.min():g} to {times.max():g}, outside this schedule: "
+            f"allowed are 0 to {schedule.T - 1}"
         )
     path = [*times.tolist(), float(end)]
     if not -1 <= path[-1] or any(a <= b for a, b in zip(path, path[1:])):
         raise OptionError(
-            f"timesteps must fall strictly and stay above end = {end:g}: sampling goes from noise (large t) to picture "
-            f"(got {', '.join(f'{t:g}' for t in path[:4])}, ... {path[-2]:g})"
+            f"timesteps must fall strictly and stay above end = {end:g}: sampling goes from noise "
+            f"(large t) to picture (got {', '.join(f'{t:g}' for t in path[:4])}, ... {path[-2]:g})"
         )
     return list(zip(path, path[1:]))
 
@@ -214,20 +217,26 @@ def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, f
 # ---------------------------------------------------------------- sampling
 
 
-def check_call(x_T: Tensor, cond: Cond | None, predict: str, clip: float | None, generator) -> None:
-    """Raise at the call of a sampler what would otherwise come up in the middle of its run."""
+def begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator):
+    """What every sampler does at its call: check the arguments. Returns (path, look).
+
+    path: the pairs (t, t_prev) of `visit`.  look(x_t, t) -> (x0_hat, eps_hat): one model call.
+    Raises OptionError, ShapeError, ScheduleError: at the call, not in the middle of the run.
+    """
+    path = visit(schedule, timesteps, end)
     if x_T.ndim == 0 or not x_T.is_floating_point():
         raise ShapeError(
-            f"x_T has shape {tuple(x_T.shape)} and type {x_T.dtype}: pass a batch of noise as floats, (B, ...)"
+            f"x_T has shape {tuple(x_T.shape)} and type {x_T.dtype}: pass a batch of noise as "
+            "floats, (B, ...)"
         )
     _check_cond(cond, x_T)
-    known_prediction(predict)
+    _same_device(model, x_T)
+    schedule.can_predict(predict, path[0][0])
     if clip is not None:
         in_range("clip", clip, 0, 1e9, "1 for pictures in [-1, 1], None for none")
-    if isinstance(generator, Sequence) and len(generator) != len(x_T):
-        raise ShapeError(
-            f"{len(generator)} generators for a batch of {len(x_T)}: pass one a picture"
-        )
+    if isinstance(generator, Sequence):
+        _one_a_picture(generator, x_T)
+    return path, lambda x_t, t: evaluate(model, schedule, x_t, t, cond, predict, clip)
 
 
 def _check_cond(cond, x):
@@ -240,8 +249,20 @@ def _check_cond(cond, x):
     for name, part in zip(Cond._fields, cond):
         if part is not None and len(part) != len(x):
             raise ShapeError(
-                f"cond.{name} has shape {tuple(part.shape)} for a batch of {len(x)}: pass one row a picture"
+                f"cond.{name} has shape {tuple(part.shape)} for a batch of {len(x)}: pass one row "
+                "a picture"
             )
+
+
+def _same_device(model, x_T):
+    """The network inside of wrappers such as `guided` must be where x_T is."""
+    network = inspect.unwrap(model)
+    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    if weight is not None and weight.device != x_T.device:
+        raise ShapeError(
+            f"x_T is on {x_T.device}, but the model is on {weight.device}: pass "
+            f'x_T.to("{weight.device}"), or move the model'
+        )
 
 
 def evaluate(
@@ -253,7 +274,7 @@ def evaluate(
     predict: str,
     clip: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """One call of the model: (x0_hat, eps_hat). With `clip`, x0_hat is held in [-clip, clip] and eps_hat follows it."""
+    """One model call: (x0_hat, eps_hat). x0_hat is held in [-clip, clip], eps_hat follows it."""
     with torch.no_grad():
         prediction = model(x_t, torch.full((len(x_t),), t, device=x_t.device), cond or Cond())
         x0_hat, eps = schedule.split(x_t, prediction, t, predict)
@@ -278,25 +299,22 @@ def ddpm(
 ) -> Iterator[Step]:
     """Algorithm 2 of DDPM: draw x_{t-1} from the posterior q(x_{t-1} | x_t, x0_hat).
 
-    variance "small" is the posterior's own beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), right when the data is
-    one point; "large" is beta_t, right when the data is N(0, I) (section 3.2). Skipped timesteps: alpha_t spans the gap.
+    variance "small" is the posterior's own beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), right
+    when the data is one point; "large" is beta_t, right when the data is N(0, I) (section 3.2).
+    Where timesteps are skipped, alpha_t spans the gap. Other arguments: see `sample`.
     """
-    if variance not in ("small", "large"):
-        raise OptionError(f"variance = {variance!r} is not known: choose 'small' or 'large'")
-    check_call(x_T, cond, predict, clip, generator)
-    path = visit(schedule, timesteps, end)
+    one_of("variance", variance, ("small", "large"))
+    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
 
     def steps(x):
         for t, t_prev in path:
-            x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
-            mean, var = schedule.posterior(x0_hat, x, t, t_prev)
+            x0_hat, eps = look(x, t)
+            x_prev, var = schedule.posterior(x0_hat, x, t, t_prev)
             if variance == "large":
-                var = torch.full_like(
-                    var, 1 - schedule.alpha_bar_at(t) / schedule.alpha_bar_at(t_prev)
-                )
-            x_prev = (
-                mean if t_prev < 0 else mean + var.sqrt() * randn_like(x, generator)
-            )  # z = 0 at the last step
+                alpha = schedule.alpha_bar_at(t) / schedule.alpha_bar_at(t_prev)
+                var = torch.full_like(var, 1 - alpha)
+            if t_prev >= 0:  # no noise at the last step
+                x_prev = x_prev + var.sqrt() * randn_like(x, generator)
             yield Step(t, x, x0_hat, eps, x_prev)
             x = x_prev
 
@@ -319,18 +337,18 @@ def sample(
     """DDIM (eq. 12 and 16): eta = 0 is deterministic, eta = 1 is DDPM with the small variance.
 
     x_prev = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma z,
-    sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_prev).
+    sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t/alpha_bar_prev).
 
-    x_T: (B, ...) noise. timesteps: a number of steps or a falling row of times. predict: the model's output.
-    clip: hold x0_hat in [-clip, clip]. end: see `visit`. generator: see `randn_like`. Yields one Step a model call.
+    x_T: (B, ...) noise. timesteps: a number of steps or a falling row of times. predict: what the
+    model outputs. clip: hold x0_hat in [-clip, clip]. end: see `visit`. generator: see
+    `randn_like`. Yields one Step a model call. Arguments are checked at the call: see `begin`.
     """
     in_range("eta", eta, 0, 1, "0 is deterministic, 1 adds as much noise as DDPM")
-    check_call(x_T, cond, predict, clip, generator)
-    path = visit(schedule, timesteps, end)
+    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
 
     def steps(x):
         for t, t_prev in path:
-            x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
+            x0_hat, eps = look(x, t)
             now, before = schedule.alpha_bar_at(t), schedule.alpha_bar_at(t_prev)
             sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)) ** 0.5
             x_prev = before**0.5 * x0_hat + max(1 - before - sigma**2, 0.0) ** 0.5 * eps
@@ -354,22 +372,66 @@ def last(steps: Iterable[Step]) -> Tensor:
     return step.x_prev
 
 
-def guided(model: Denoiser, scale: float, uncond: Cond | None = None) -> Denoiser:
-    """Classifier-free guidance: uncond + scale (cond - uncond), one batched call (Ho & Salimans eq. 6, scale = 1 + w).
+# ---------------------------------------------------------------- guidance
 
-    scale 1 is the plain conditional model, 0 the unconditional one. `uncond`, or a part of it, defaults to zeros (no class).
+
+def guided(
+    model: Denoiser,
+    scale: float,
+    uncond: Cond | None = None,
+    *,
+    rescale: float = 0.0,
+    interval: tuple[float, float] | None = None,
+) -> Denoiser:
+    """Classifier-free guidance: uncond + scale (cond - uncond), in one batched call.
+
+    Ho & Salimans eq. 6 with scale = 1 + w. Scale 1 is the plain conditional model, 0 the
+    unconditional one. `uncond`, or a part of it, defaults to zeros (no class); a single row is
+    repeated.
+    rescale = phi gives phi of the way back to the spread of the conditional prediction, a picture:
+    times phi std(cond) / std(guided) + 1 - phi (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
+    interval = (low, high): guidance at low <= t <= high only, elsewhere the plain model at half the
+    price (Kynkaanniemi et al. 2024, arXiv 2404.07724).
     """
     in_range("guidance scale", scale, 0, 100, "1 is no guidance, 2 to 8 are usual")
+    in_range("rescale", rescale, 0, 1, "0 is plain guidance")
+    low, high = _interval(interval)
     if scale == 1:
         return model
     pair = remembered(lambda *parts: Cond(*map(_beside, Cond._fields, parts[:2], parts[2:])))
 
     def denoise(x_t, t, cond):
-        both = pair(*(cond or Cond()), *(uncond or Cond()))
+        cond = cond or Cond()
+        if interval and not low <= t[0].item() <= high:  # waits for a GPU: cheaper than a pass
+            return model(x_t, t, cond)
+        both = pair(*cond, *(uncond or Cond()))
         with_cond, without = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return without + scale * (with_cond - without)
+        prediction = without + scale * (with_cond - without)
+        if rescale:
+            ratio = _spread(with_cond) / _spread(prediction)
+            prediction = (rescale * ratio + 1 - rescale) * prediction
+        return prediction
 
+    denoise.__wrapped__ = model  # where `inspect.unwrap` looks for the network
     return denoise
+
+
+def _interval(interval):
+    """Two times, the lower first."""
+    if interval is None:
+        return 0, MAX_T
+    if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+        raise OptionError(f"interval = {interval!r:.80}: pass two times t, the lower first")
+    for t in interval:
+        in_range("interval", t, 0, MAX_T, "times t, the lower first")
+    if interval[0] > interval[1]:
+        raise OptionError(f"interval = {interval!r} is upside down: pass the lower t first")
+    return interval
+
+
+def _spread(x):
+    """Standard deviation of each picture, (B, 1, ...)."""
+    return x.flatten(1).std(1).view(-1, *[1] * (x.ndim - 1))
 
 
 def _beside(name, cond, uncond):
@@ -380,29 +442,27 @@ def _beside(name, cond, uncond):
         return torch.cat([cond, torch.zeros_like(cond)])
     if uncond.shape[1:] != cond.shape[1:] or len(uncond) not in (1, len(cond)):
         raise ShapeError(
-            f"uncond.{name} has shape {tuple(uncond.shape)} but cond.{name} {tuple(cond.shape)}: make them equal"
+            f"uncond.{name} has shape {tuple(uncond.shape)} but cond.{name} {tuple(cond.shape)}: "
+            "make them equal"
         )
     return torch.cat([cond, uncond.expand_as(cond)])
 
 
 def remembered(f: Callable) -> Callable:
-    """f, computed again only if one of its tensors (or None) is another one or was written to since.
+    """f, computed again only if one of its tensors (or None) is another one or was written to.
 
-    What depends on the prompt alone is so worked out once a run, not once a step. With gradients nothing is remembered.
+    What depends on the prompt alone is so worked out once a run, not once a step. With gradients
+    nothing is remembered.
     """
     memory = []
 
     def call(*tensors):
+        # A graph is good for one backward; inference tensors do not tell when they are written to.
         if torch.is_grad_enabled() or any(x is not None and x.is_inference() for x in tensors):
-            return f(
-                *tensors
-            )  # a graph is good for one backward; inference tensors do not tell when they are written to
+            return f(*tensors)
         versions = [x if x is None else x._version for x in tensors]
-        if (
-            not memory
-            or memory[1] != versions
-            or any(a is not b for a, b in zip(memory[0], tensors))
-        ):
+        same = memory and memory[1] == versions
+        if not same or any(a is not b for a, b in zip(memory[0], tensors)):
             memory[:] = tensors, versions, f(*tensors)
         return memory[2]
 

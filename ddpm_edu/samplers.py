@@ -1,158 +1,266 @@
-"""Faster samplers: the reverse process as an ordinary differential equation, and five ways to solve it.
+"""Faster samplers: the way from noise to picture as an equation, and ways to solve it. Notebook 05.
 
-All have the signature of `diffusion.sample` and the same coordinates: x_t as DDPM scales it, unit variance.
-Inside, x_bar = x_t / sqrt(alpha_bar_t) = x_0 + sigma eps obeys d x_bar / d sigma = eps(x_t, t) (DDIM eq. 14),
-so each solver is a rule for one step in sigma. k-diffusion's coordinates are these x_bar.
+All take the arguments of `diffusion.sample` and yield its Steps. x_t is always as DDPM scales it,
+x_t = s x_0 + n eps with s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t). Seen as x_bar = x_t / s it
+obeys d x_bar / d sigma = eps(x_t, t) with sigma = n / s (DDIM eq. 14). Here the solvers of that
+equation are written in s and n, so that they hold at s = 0 too, where sigma is infinite.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 
-from torch import Tensor
-
-from .diffusion import Cond, Denoiser, Step, check_call, ddpm, evaluate, randn_like, sample, visit
-from .errors import OptionError, in_range, whole
+from .diffusion import (
+    SPACINGS,
+    Step,
+    begin,
+    ddpm,
+    karras_timesteps,
+    randn_like,
+    sample,
+    spaced_timesteps,
+)
+from .errors import in_range, one_of, whole
 from .schedule import Schedule
 
 
-def _solver(rule: Callable) -> Callable:
-    """Turn a rule for x_bar into a sampler: the loop, the change of coordinates and the checks, written once.
+def euler(
+    model,
+    schedule,
+    x_T,
+    timesteps,
+    cond=None,
+    *,
+    s_churn=0.0,
+    s_min=0.0,
+    s_max=math.inf,
+    s_noise=1.0,
+    predict="eps",
+    clip=None,
+    end=-1,
+    generator=None,
+):
+    """Euler: x_bar + (sigma_prev - sigma) eps = x_0 + sigma_prev eps. Equal to DDIM with eta = 0.
 
-    rule(x_bar, sigma, sigma_next, eps, again, noise, memory, **options) -> x_bar at sigma_next, where
-    again(x_bar, t) is one more model call, noise() a fresh N(0, I), memory a list that lives as long as the run.
+    s_churn > 0 adds noise before each step, where sigma lies in [s_min, s_max]: up to the time with
+    sigma (1 + min(s_churn / steps, sqrt(2) - 1)), at most the schedule's last (Karras et al. 2022,
+    arXiv 2206.00364, Algorithm 2; its s_noise scales that noise). t and x_t of a Step are then
+    those that the model saw.
     """
+    in_range("s_churn", s_churn, 0, 1e6, "0 adds no noise, 40 of 50 steps are much")
+    in_range("s_min", s_min, 0, 1e6, "the smallest sigma where noise is added")
+    in_range("s_max", s_max, 0, math.inf, "the largest sigma where noise is added")
+    in_range("s_noise", s_noise, 0, 2, "1 is the noise that belongs to the time")
+    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    gamma = min(s_churn / len(path), 2**0.5 - 1)
 
-    def sampler(
-        model: Denoiser,
-        schedule: Schedule,
-        x_T: Tensor,
-        timesteps,
-        cond: Cond | None = None,
-        *,
-        predict: str = "eps",
-        clip: float | None = None,
-        end: float = -1,
-        generator=None,
-        **options,
-    ) -> Iterator[Step]:
-        path = visit(schedule, timesteps, end)
-        check_call(x_T, cond, predict, clip, generator)
-        known = rule.__kwdefaults__ or {}
-        for name, value in options.items():
-            if name not in known:
-                raise OptionError(
-                    f"{rule.__name__} has no option {name}: it knows {', '.join(known) or 'none'} besides those of sample()"
-                )
-            check, *limits = RANGES[name]
-            check(name, value, *limits)
+    def steps(x):
+        for t, t_prev in path:
+            if gamma and s_min <= (sigma := schedule.sigma_at(t)) <= min(s_max, 1e6):
+                s = schedule.signal_noise(t)[0]
+                t = schedule.time_at(sigma * (1 + gamma)).item()
+                ratio = schedule.signal_noise(t)[0] / s  # alpha_bar falls by ratio^2
+                z = s_noise * randn_like(x, generator)
+                x = ratio * x + max(1 - ratio**2, 0.0) ** 0.5 * z
+            x0_hat, eps = look(x, t)
+            s, n = schedule.signal_noise(t_prev)
+            x_prev = s * x0_hat + n * eps
+            yield Step(t, x, x0_hat, eps, x_prev)
+            x = x_prev
 
-        def call(x_bar, t):
-            return evaluate(
-                model, schedule, x_bar * schedule.alpha_bar_at(t) ** 0.5, t, cond, predict, clip
-            )[1]
-
-        def steps(x):
-            memory = []
-            for t, t_prev in path:
-                x0_hat, eps = evaluate(model, schedule, x, t, cond, predict, clip)
-                x_bar = rule(
-                    x / schedule.alpha_bar_at(t) ** 0.5,
-                    schedule.sigma_at(t),
-                    schedule.sigma_at(t_prev),
-                    eps,
-                    partial(call, t=t_prev),
-                    partial(randn_like, x, generator),
-                    memory,
-                    **options,
-                )
-                x_prev = x_bar * schedule.alpha_bar_at(t_prev) ** 0.5
-                yield Step(t, x, x0_hat, eps, x_prev)
-                x = x_prev
-
-        return steps(x_T)
-
-    sampler.__name__, sampler.__doc__ = rule.__name__, rule.__doc__
-    return sampler
+    return steps(x_T)
 
 
-@_solver
-def euler(x_bar, sigma, sigma_next, eps, again, noise, memory):
-    """Euler: follow the slope for the whole step, x_bar + (sigma_next - sigma) eps. The same as DDIM with eta = 0."""
-    return x_bar + (sigma_next - sigma) * eps
+def euler_ancestral(model, schedule, x_T, timesteps, cond=None, *, eta=1.0, **options):
+    """Euler to sigma_down, then noise of size sigma_up, where their squares add to sigma_prev^2.
 
-
-@_solver
-def euler_ancestral(x_bar, sigma, sigma_next, eps, again, noise, memory, *, eta=1.0):
-    """Euler to sigma_down, then fresh noise sigma_up, with sigma_down^2 + sigma_up^2 = sigma_next^2.
-
-    sigma_up = eta sqrt(sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2): eta = 1 keeps the marginals as DDPM does.
+    sigma_up = eta sqrt(sigma_prev^2 (sigma^2 - sigma_prev^2) / sigma^2): eta = 1 keeps the marginals
+    as DDPM does. Put in alpha_bar, sqrt(alpha_bar_prev) sigma_up is DDIM's sigma: this is `sample`.
     """
-    sigma_up = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
-    sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
-    x_bar = x_bar + (sigma_down - sigma) * eps
-    return x_bar + sigma_up * noise() if sigma_up > 0 else x_bar
+    return sample(model, schedule, x_T, timesteps, cond, eta=eta, **options)
 
 
-@_solver
-def heun(x_bar, sigma, sigma_next, eps, again, noise, memory):
-    """Heun: look at the slope at both ends and take the mean (Karras et al. 2022, Algorithm 1): two calls a step.
+def heun(
+    model, schedule, x_T, timesteps, cond=None, *, predict="eps", clip=None, end=-1, generator=None
+):
+    """Heun: look at the slope at both ends and take the mean (Karras et al. 2022, Algorithm 1).
 
-    The last step, to sigma = 0, is plain Euler: there is no slope at the clean picture.
+    Two model calls a step. The last step, to sigma = 0, is Euler's: the clean picture has no slope.
     """
-    guess = x_bar + (sigma_next - sigma) * eps
-    if sigma_next == 0:
-        return guess
-    return x_bar + (sigma_next - sigma) * (eps + again(guess)) / 2
+    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+
+    def steps(x):
+        for t, t_prev in path:
+            x0_hat, eps = look(x, t)
+            x_prev = along(schedule, t, t_prev, x0_hat, eps, eps)
+            if t_prev > -1:
+                mean = (eps + look(x_prev, t_prev)[1]) / 2
+                x_prev = along(schedule, t, t_prev, x0_hat, eps, mean)
+            yield Step(t, x, x0_hat, eps, x_prev)
+            x = x_prev
+
+    return steps(x_T)
 
 
-@_solver
-def dpmpp_2m(x_bar, sigma, sigma_next, eps, again, noise, memory):
-    """DPM-Solver++(2M): a straight line through the last two x0_hat, exact in sigma (Lu et al. 2022, arXiv 2211.01095, Alg. 2).
+def along(schedule, t, t_prev, x_0, eps, slope):
+    """x at t_prev on a straight line in sigma: x_bar + (sigma_prev - sigma) slope, times s_prev.
 
-    With lambda = -log sigma, h the step in lambda, r = h_before / h: D = x0_hat + (x0_hat - x0_hat_before) / (2 r), and
-    x_bar_next = sigma_next / sigma x_bar + (1 - sigma_next / sigma) D. First and last step are first order.
+    With x_bar = x_0 + sigma eps that is s_prev x_0 + n_prev eps + (n_prev - s_prev sigma)
+    (slope - eps). The factor multiplies every error of the slope. Near pure noise, in a step from
+    sigma = 20,000 or infinity, it has no bound: beyond 100 the line follows eps, as Euler does.
     """
-    x_0 = x_bar - sigma * eps
-    d = x_0
-    if memory and sigma_next > 0:
-        sigma_before, x_0_before = memory[-1]
-        r = math.log(sigma_before / sigma) / math.log(sigma / sigma_next)
-        d = x_0 + (x_0 - x_0_before) / (2 * r)
-    memory[:] = [(sigma, x_0)]
-    return sigma_next / sigma * x_bar + (1 - sigma_next / sigma) * d
+    (s, n), (s_prev, n_prev) = schedule.signal_noise(t), schedule.signal_noise(t_prev)
+    x_prev = s_prev * x_0 + n_prev * eps
+    if slope is eps or s_prev * n > 100 * s:
+        return x_prev
+    return x_prev + (n_prev - s_prev * n / s) * (slope - eps)
 
 
-@_solver
-def ipndm(x_bar, sigma, sigma_next, eps, again, noise, memory, *, order=4):
-    """iPNDM: Adams-Bashforth on eps, the last `order` slopes combined (Zhang & Chen 2022, arXiv 2204.13902, eq. 23).
+def dpmpp_2m(
+    model, schedule, x_T, timesteps, cond=None, *, predict="eps", clip=None, end=-1, generator=None
+):
+    """DPM-Solver++(2M): a straight line through the last two x0_hat, exact in sigma.
 
-    Weights are those of equal steps, as in the paper; the first steps use as many slopes as there are.
+    With lambda = log(s / n), h the step in lambda, h_before the one before it:
+    D = x0_hat + h / (2 h_before) (x0_hat - x0_hat_before),
+    x_prev = n_prev / n x_t + (s_prev - s n_prev / n) D (Lu et al. 2022, arXiv 2211.01095, Alg. 2),
+    and n_prev / n x_t = s n_prev / n x0_hat + n_prev eps. First and last step are first order.
     """
-    memory.append(eps)
-    del memory[:-order]
-    weights = ADAMS_BASHFORTH[len(memory)]
-    slope = sum(w * e for w, e in zip(weights, reversed(memory)))
-    return x_bar + (sigma_next - sigma) * slope
+    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    lam = lambda s, n: -math.inf if s == 0 else math.log(s / n)
+
+    def steps(x):
+        x0_before = lam_before = None
+        for t, t_prev in path:
+            x0_hat, eps = look(x, t)
+            (s, n), (s_prev, n_prev) = schedule.signal_noise(t), schedule.signal_noise(t_prev)
+            x_prev = s_prev * x0_hat + n_prev * eps
+            if x0_before is not None and n_prev > 0:
+                r = (lam(s_prev, n_prev) - lam(s, n)) / (lam(s, n) - lam_before)  # h / h_before
+                x_prev = x_prev + (s_prev - s * n_prev / n) * r / 2 * (x0_hat - x0_before)
+            x0_before, lam_before = x0_hat, lam(s, n)
+            yield Step(t, x, x0_hat, eps, x_prev)
+            x = x_prev
+
+    return steps(x_T)
 
 
-ADAMS_BASHFORTH = {
+ADAMS_BASHFORTH = {  # weights of the last slopes, the newest first
     1: (1,),
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
-RANGES = {
-    "eta": (in_range, 0, 1, "0 is Euler, 1 adds as much noise as DDPM"),
-    "order": (whole, 1, 4, "number of slopes combined"),
-}
+
+
+def ipndm(
+    model,
+    schedule,
+    x_T,
+    timesteps,
+    cond=None,
+    *,
+    order=4,
+    predict="eps",
+    clip=None,
+    end=-1,
+    generator=None,
+):
+    """iPNDM: Adams-Bashforth on eps, the last `order` slopes combined.
+
+    Zhang & Chen 2022 (arXiv 2204.13902), eq. 23. Weights are those of equal steps, as in the paper;
+    the first steps use as many slopes as there are.
+    """
+    whole("order", order, 1, 4, "number of slopes combined")
+    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+
+    def steps(x):
+        slopes = []
+        for t, t_prev in path:
+            x0_hat, eps = look(x, t)
+            slopes = [eps, *slopes][:order]
+            slope = sum(w * e for w, e in zip(ADAMS_BASHFORTH[len(slopes)], slopes))
+            x_prev = along(schedule, t, t_prev, x0_hat, eps, slope)
+            yield Step(t, x, x0_hat, eps, x_prev)
+            x = x_prev
+
+    return steps(x_T)
+
+
+def pndm(
+    model, schedule, x_T, timesteps, cond=None, *, predict="eps", clip=None, end=-1, generator=None
+):
+    """PLMS, the pseudo linear multistep method of PNDM (Liu et al. 2022, arXiv 2202.09778, eq. 12).
+
+    What SD 1.5's own scheduler does: iPNDM of order 4, but that the first step is Heun's, with a
+    second look, so that a run makes one model call more than steps.
+    """
+    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+
+    def steps(x):
+        slopes = []
+        for t, t_prev in path:
+            x0_hat, eps = look(x, t)
+            slopes = [eps, *slopes][:4]
+            slope = sum(w * e for w, e in zip(ADAMS_BASHFORTH[len(slopes)], slopes))
+            if len(slopes) == 1 and len(path) > 1:
+                guess = along(schedule, t, t_prev, x0_hat, eps, eps)
+                slope = (eps + look(guess, t_prev)[1]) / 2
+            x_prev = along(schedule, t, t_prev, x0_hat, eps, slope)
+            yield Step(t, x, x0_hat, eps, x_prev)
+            x = x_prev
+
+    return steps(x_T)
+
 
 SAMPLERS: dict[str, Callable] = {
     "ddpm": ddpm,
     "ddim": sample,
+    "pndm": pndm,
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
     "ipndm": ipndm,
 }
+
+
+# ---------------------------------------------------------------- as Stable Diffusion walks them
+
+
+def sampling_times(
+    schedule: Schedule, steps: int, sampler: str, spacing: str = "leading"
+) -> tuple[list[float], float]:
+    """(timesteps, end) as Stable Diffusion's own samplers walk.
+
+    "leading" has offset 1, as trained. Euler and Heun take "linspace" at fractional times, the
+    others round them. DPM-Solver++ counts the end as one of its evenly spaced points, so its grid
+    is a little narrower. DDIM and PNDM stop at alpha_bar[0] instead of the clean picture.
+    1000 of 1000 steps leave no room for any of these.
+    """
+    one_of("sampler", sampler, SAMPLERS)
+    one_of("spacing", spacing, SPACINGS)
+    T, offset = schedule.T, min(1, schedule.T - 1)
+    if spacing == "karras":
+        times = karras_timesteps(schedule, steps).tolist()
+    elif sampler == "dpmpp_2m" and spacing in ("leading", "linspace") and steps < T:
+        times = spaced_timesteps(T, steps + 1, spacing, offset).tolist()[:-1]
+    else:
+        times = spaced_timesteps(T, steps, spacing, offset).tolist()
+        if spacing == "linspace" and in_sigma(sampler) and steps > 1:
+            times = [(T - 1) * i / (steps - 1) for i in reversed(range(steps))]
+    stops = sampler in ("ddim", "pndm") and times[-1] > 0
+    return times, 0 if stops else -1
+
+
+def in_sigma(sampler: str) -> bool:
+    """Whether the original of this sampler counts noise in sigma."""
+    return sampler in ("euler", "euler_ancestral", "heun")
+
+
+def noise_scale(schedule: Schedule, t: float, sampler: str, spacing: str = "leading") -> float:
+    """What N(0, I) is multiplied by to be x_t at the first time t of `sampling_times`.
+
+    x_t is s x_0 + n eps. Samplers that count in sigma leave out s x_0 and start from sigma N(0, I),
+    here n N(0, I); with "leading" times and in all other samplers N(0, I) stands for the whole.
+    """
+    return 1.0 if spacing == "leading" or not in_sigma(sampler) else schedule.signal_noise(t)[1]

@@ -1,10 +1,12 @@
-"""The noise schedule: how fast a picture turns into noise, and every number that follows from it.
+"""The noise schedule: how fast a picture turns into noise, and what follows. Notebooks 01 and 02.
 
 Papers count t = 1..T. In code t = 0..T-1 indexes the arrays, so code t is the paper's t + 1, and
 t = -1 is the clean picture (alpha_bar = 1). References: DDPM = Ho et al. 2020 (arXiv 2006.11239),
-iDDPM = Nichol & Dhariwal 2021 (arXiv 2102.09672), v = Salimans & Ho 2022 (arXiv 2202.00512).
+iDDPM = Nichol & Dhariwal 2021 (arXiv 2102.09672), v = Salimans & Ho 2022 (arXiv 2202.00512),
+zero terminal SNR = Lin et al. 2023 (arXiv 2305.08891).
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,51 +15,49 @@ from torch import Tensor
 
 from .errors import ScheduleError, ShapeError, known_prediction
 
+MAX_T = 100_000  # steps; a thousand are usual
+NO_SIGNAL = 1e-12  # an alpha_bar below this leaves nothing of the picture that float32 could hold
+
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """beta_1..beta_T and what follows from them, kept in float64.
 
-    beta: (T,) tensor, every value strictly between 0 and 1, alpha_bar above 0 to the end. Raises ScheduleError otherwise.
+    beta: (T,) tensor, every value between 0 and 1, both excluded, but that beta_T may be 1: then
+    alpha_bar_T = 0 and x_T is pure noise (zero terminal SNR). Raises ScheduleError otherwise.
     """
 
     beta: Tensor
 
     def __post_init__(self):
-        beta = torch.as_tensor(self.beta)
-        if beta.ndim != 1 or len(beta) == 0:
-            raise ScheduleError(
-                f"beta has shape {tuple(beta.shape)}, but a schedule is one row of T numbers: pass (T,)"
-            )
-        beta = beta.detach().to("cpu", torch.float64).clone()
+        beta = _row("beta", self.beta)
         bad = ~((beta > 0) & (beta < 1))  # written so that NaN is bad too
+        bad[-1] &= beta[-1] != 1
         if bad.any():
             t = int(bad.nonzero()[0])
             raise ScheduleError(
-                f"beta[{t}] = {beta[t].item():g} is not between 0 and 1 (both excluded): beta is the "
-                "variance of the noise added in one step, choose a value such as 0.02"
+                f"beta[{t}] = {beta[t].item():g} is not between 0 and 1 (both excluded): beta is "
+                "the variance of the noise added in one step, choose a value such as 0.02"
             )
         object.__setattr__(self, "beta", beta)
-        if self.alpha_bar[-1] < 1e-300:  # sigma would be infinite, and x0_hat 0 / 0
-            t = int((self.alpha_bar < 1e-300).nonzero()[0])
+        gone = self.alpha_bar < 1e-300  # smaller numbers lose their digits
+        gone[-1] &= beta[-1] != 1
+        if gone.any():
             raise ScheduleError(
-                f"alpha_bar reaches 0 at t = {t}: beta is so large that nothing of the picture is left long before "
-                f"T = {len(beta)}; choose a smaller beta or fewer steps"
+                f"alpha_bar reaches 0 at t = {int(gone.nonzero()[0])}: beta is so large that "
+                f"nothing of the picture is left long before T = {len(beta)}; choose a smaller "
+                "beta or fewer steps"
             )
 
     @classmethod
     def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02) -> "Schedule":
         """beta rises on a straight line from `start` to `end` (DDPM section 4)."""
-        return cls(torch.linspace(start, end, _count(T), dtype=torch.float64))
+        return cls(_line(T, start, end))
 
     @classmethod
     def sqrt_linear(cls, T: int = 1000, start: float = 0.00085, end: float = 0.012) -> "Schedule":
-        """sqrt(beta) rises on a straight line: the schedule of Stable Diffusion, where it is called "linear"."""
-        if not (0 < start < 1 and 0 < end < 1):
-            raise ScheduleError(
-                f"beta from {start:g} to {end:g}: both ends must lie between 0 and 1, such as 0.00085 and 0.012"
-            )
-        return cls(torch.linspace(start**0.5, end**0.5, _count(T), dtype=torch.float64) ** 2)
+        """sqrt(beta) rises on a straight line: Stable Diffusion's, where it is called "linear"."""
+        return cls(_line(T, start, end, 0.5) ** 2)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> "Schedule":
@@ -68,21 +68,31 @@ class Schedule:
 
     @classmethod
     def from_alpha_bar(cls, alpha_bar: Tensor) -> "Schedule":
-        """The schedule with these alpha_bar, (T,), strictly falling inside (0, 1): beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}."""
-        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        if alpha_bar.ndim != 1 or len(alpha_bar) == 0:
-            raise ScheduleError(
-                f"alpha_bar has shape {tuple(alpha_bar.shape)}: pass one row of T numbers, (T,)"
-            )
+        """The schedule with these alpha_bar, (T,): beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}.
+
+        They must fall strictly, from below 1, and stay above 0; the last one may be 0.
+        """
+        alpha_bar = _row("alpha_bar", alpha_bar)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
         bad = ~((alpha_bar > 0) & (alpha_bar < previous))
+        bad[-1] &= alpha_bar[-1] != 0
         if bad.any():
             t = int(bad.nonzero()[0])
             raise ScheduleError(
-                f"alpha_bar[{t}] = {alpha_bar[t].item():g} does not decrease from {previous[t].item():g} "
-                "(or is not above 0): each step adds noise, so alpha_bar must fall, from below 1, and stay positive"
+                f"alpha_bar[{t}] = {alpha_bar[t].item():g} does not decrease from "
+                f"{previous[t].item():g} (or is not above 0): each step adds noise, so alpha_bar "
+                "must fall, from below 1, and stay positive; only the last may be 0"
             )
         return cls(1 - alpha_bar / previous)
+
+    def zero_terminal_snr(self) -> "Schedule":
+        """The same schedule, shifted and stretched to end in pure noise (Lin et al., Algorithm 1).
+
+        With s_t = sqrt(alpha_bar_t): s_t <- (s_t - s_T) s_1 / (s_1 - s_T). For models that predict
+        v or x_0: where nothing of the picture is left, eps says nothing about it.
+        """
+        s = self.alpha_bar.sqrt()
+        return Schedule.from_alpha_bar(((s - s[-1]) * s[0] / (s[0] - s[-1])) ** 2)
 
     @property
     def T(self) -> int:
@@ -111,34 +121,55 @@ class Schedule:
 
     @cached_property
     def sigma(self) -> Tensor:
-        """Noise per unit of signal, sqrt((1 - alpha_bar_t) / alpha_bar_t), (T,): the x-axis of Euler and Heun."""
+        """Noise per unit of signal, sqrt((1 - alpha_bar_t) / alpha_bar_t), (T,); infinite at 0."""
         return self.snr**-0.5
 
     def alpha_bar_at(self, t: float) -> float:
-        """alpha_bar at any time in [-1, T-1]: 1 at t = -1 (clean); between two steps sigma is interpolated linearly."""
+        """alpha_bar at any time in [-1, T-1]: 1 at t = -1 (clean).
+
+        Between two steps sigma is interpolated linearly (1 / sigma, where it ends at infinity).
+        """
         t = float(t)
         if not -1 <= t <= self.T - 1:
             raise ScheduleError(
-                f"t = {t:g} lies outside this schedule: t runs from 0 to {self.T - 1} (and -1 means clean)"
+                f"t = {t:g} lies outside this schedule: t runs from 0 to {self.T - 1} "
+                "(and -1 means clean)"
             )
-        low = int(t // 1)
+        low = math.floor(t)
         if t == low:
             return 1.0 if low < 0 else self.alpha_bar[low].item()
-        below = 0.0 if low < 0 else self.sigma[low].item()
-        sigma = below + (t - low) * (self.sigma[low + 1].item() - below)
+        below, above = 0.0 if low < 0 else self.sigma[low].item(), self.sigma[low + 1].item()
+        w = t - low
+        sigma = below + w * (above - below) if above < math.inf else below / (1 - w)
         return 1 / (1 + sigma**2)
 
+    def signal_noise(self, t: float) -> tuple[float, float]:
+        """(s, n) = (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)) at any time: x_t = s x_0 + n eps."""
+        alpha_bar = self.alpha_bar_at(t)
+        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+
     def sigma_at(self, t: float) -> float:
-        """sigma at any time in [-1, T-1]; 0 at t = -1."""
-        return (1 / self.alpha_bar_at(t) - 1) ** 0.5
+        """sigma = n / s at any time in [-1, T-1]; 0 at t = -1."""
+        s, n = self.signal_noise(t)
+        return n / s if s else math.inf
+
+    def time_at(self, sigma) -> Tensor:
+        """The time whose `sigma_at` is sigma, for a number or a tensor of them, float64."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64)
+        grid = torch.cat([torch.zeros(1, dtype=torch.float64), self.sigma])  # at t = -1, 0, 1, ...
+        i = torch.searchsorted(grid, sigma).clamp(1, self.T)
+        below, above = grid[i - 1], grid[i]
+        w = torch.where(above.isinf(), 1 - below / sigma, (sigma - below) / (above - below))
+        return i - 2 + w.clamp(max=1)
 
     def q_step(self, x_prev: Tensor, t, eps: Tensor) -> Tensor:
-        """One step of the chain, x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps (DDPM eq. 2). Shapes as q_sample."""
+        """One step, x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps (DDPM eq. 2).
+
+        Shapes as in `q_sample`.
+        """
         _same_shape("x_{t-1}", x_prev, "eps", eps)
-        return (
-            self._at(self.alpha.sqrt(), t, x_prev) * x_prev
-            + self._at(self.beta.sqrt(), t, x_prev) * eps
-        )
+        s, n = (self._at(c.sqrt(), t, x_prev) for c in (self.alpha, self.beta))
+        return s * x_prev + n * eps
 
     def q_sample(self, x_0: Tensor, t, eps: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: any t in one jump (DDPM eq. 4).
@@ -147,18 +178,19 @@ class Schedule:
         Raises ScheduleError for t outside the schedule, ShapeError where shapes differ.
         """
         _same_shape("x_0", x_0, "eps", eps)
-        signal, scale = self._signal_noise(self._whole(t), x_0)
-        return signal * x_0 + scale * eps
+        s, n = self._signal_noise(self._whole(t), x_0)
+        return s * x_0 + n * eps
 
     def posterior(
         self, x_0: Tensor, x_t: Tensor, t, t_prev: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 6 and 7). The variance broadcasts over the mean.
+        """Mean and variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 6 and 7).
 
-        mean = [sqrt(alpha_bar_{t-1}) beta_t x_0 + sqrt(alpha_t) (1 - alpha_bar_{t-1}) x_t] / (1 - alpha_bar_t)
-        variance = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)
+        mean = [sqrt(alpha_bar_{t-1}) beta_t x_0 + sqrt(alpha_t) (1 - alpha_bar_{t-1}) x_t]
+               / (1 - alpha_bar_t)
+        variance = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), broadcasts over the mean
         For a number t, `t_prev` may name an earlier time than t - 1: the same formulas with
-        alpha_t = alpha_bar_t / alpha_bar_{t_prev} and beta_t = 1 - alpha_t then jump several steps at once.
+        alpha_t = alpha_bar_t / alpha_bar_{t_prev} and beta_t = 1 - alpha_t jump several steps.
         """
         _same_shape("x_0", x_0, "x_t", x_t)
         if t_prev is None:
@@ -166,24 +198,21 @@ class Schedule:
         else:
             if not float(t_prev) < float(t):
                 raise ScheduleError(
-                    f"t_prev = {t_prev:g} is not earlier than t = {t:g}: the posterior goes from noise to picture, so t_prev < t"
+                    f"t_prev = {t_prev:g} is not earlier than t = {t:g}: the posterior goes from "
+                    "noise to picture, so t_prev < t"
                 )
             now, before = (
                 torch.tensor(self.alpha_bar_at(s), dtype=torch.float64) for s in (t, t_prev)
             )
-            at = lambda c: c.to(
-                x_0.dtype
-            )  # one number, left on the CPU: as a factor it reaches a GPU without a wait
+            at = lambda c: c.to(x_0.dtype)  # one number on the CPU: reaches a GPU without a wait
         alpha = now / before
         beta = 1 - alpha
-        mean = (
-            at(before.sqrt() * beta / (1 - now)) * x_0
-            + at(alpha.sqrt() * (1 - before) / (1 - now)) * x_t
-        )
-        return mean, at(beta * (1 - before) / (1 - now))
+        c_0 = before.sqrt() * beta / (1 - now)
+        c_t = alpha.sqrt() * (1 - before) / (1 - now)
+        return at(c_0) * x_0 + at(c_t) * x_t, at(beta * (1 - before) / (1 - now))
 
     def target(self, x_0: Tensor, eps: Tensor, t, predict: str = "eps") -> Tensor:
-        """What the network is asked for: eps, x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
+        """What the network is asked for: eps, x_0, or v = s eps - n x_0 (s, n: `signal_noise`)."""
         _same_shape("x_0", x_0, "eps", eps)
         c_0, c_eps = _coefficients(predict, *self._signal_noise(self._whole(t), x_0))
         return c_0 * x_0 + c_eps * eps
@@ -193,34 +222,48 @@ class Schedule:
     ) -> tuple[Tensor, Tensor]:
         """(x0_hat, eps_hat) from x_t and the network's prediction: two equations, two unknowns.
 
-        x_t = s x_0 + n eps and prediction = c_0 x_0 + c_eps eps, with s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t).
+        x_t = s x_0 + n eps and prediction = c_0 x_0 + c_eps eps.
         t may be fractional here (a number, or a (B,) tensor of whole numbers).
+        Raises ScheduleError for eps where alpha_bar_t is 0, see `can_predict`.
         """
         _same_shape("x_t", x_t, "the prediction", prediction)
+        self.can_predict(predict, t)
         s, n = self._signal_noise(t, x_t)
         c_0, c_eps = _coefficients(predict, s, n)
         det = s * c_eps - n * c_0
         return (c_eps * x_t - n * prediction) / det, (s * prediction - c_0 * x_t) / det
 
+    def can_predict(self, predict: str, t) -> None:
+        """Raise ScheduleError for "eps" where alpha_bar_t is 0: x_0 = (x_t - n eps) / s is 0 / 0."""
+        known_prediction(predict)
+        if predict == "eps" and self.alpha_bar[-1] < NO_SIGNAL:
+            t = float(torch.as_tensor(t).max())
+            if self.alpha_bar_at(t) < NO_SIGNAL:
+                raise ScheduleError(
+                    f'predict = "eps" cannot be used at t = {t:g}: alpha_bar is '
+                    f"{self.alpha_bar_at(t):g} there, nothing of the picture is left, and x_0 "
+                    'would be 0 / 0. Use a model that predicts "v" or "x_0", or start at an '
+                    "earlier t"
+                )
+
     def _signal_noise(self, t, x):
-        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t): floats for a number t, (B, 1, ...) tensors for a tensor t."""
-        if isinstance(t, Tensor) and t.ndim > 0:
-            return self._at(self.alpha_bar.sqrt(), t, x), self._at(
-                (1 - self.alpha_bar).sqrt(), t, x
-            )
-        alpha_bar = self.alpha_bar_at(t)
-        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        """`signal_noise` of a number t, or (B, 1, ...) tensors of a tensor t."""
+        if not (isinstance(t, Tensor) and t.ndim > 0):
+            return self.signal_noise(t)
+        return self._at(self.alpha_bar.sqrt(), t, x), self._at((1 - self.alpha_bar).sqrt(), t, x)
 
     def _whole(self, t):
         """t itself, after checking that it holds steps of the schedule only: whole, 0 to T-1."""
         times = torch.as_tensor(t, device="cpu")
         if times.is_floating_point() and bool((times != times.floor()).any()):  # NaN too
             raise ScheduleError(
-                f"t = {times.tolist()} is not whole: this formula needs a step of the schedule, 0 to {self.T - 1}"
+                f"t = {times.tolist()} is not whole: this formula needs a step of the schedule, "
+                f"0 to {self.T - 1}"
             )
-        if times.numel() and not (0 <= times.min() and times.max() < self.T):
+        if times.numel() and not (times.min() >= 0 and times.max() < self.T):
             raise ScheduleError(
-                f"t runs from {times.min():g} to {times.max():g}, outside this schedule: allowed are 0 to {self.T - 1}"
+                f"t runs from {times.min():g} to {times.max():g}, outside this schedule: allowed "
+                f"are 0 to {self.T - 1}"
             )
         return t
 
@@ -229,29 +272,53 @@ class Schedule:
         t = torch.as_tensor(self._whole(t), device="cpu")
         if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):
             raise ShapeError(
-                f"t has shape {tuple(t.shape)} for a batch of {len(x)}: pass one number, or one a picture, ({len(x)},)"
+                f"t has shape {tuple(t.shape)} for a batch of {len(x)}: pass one number, or one a "
+                f"picture, ({len(x)},)"
             )
         return values[t.long()].to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _coefficients(predict, s, n):
-    """(c_0, c_eps) with prediction = c_0 x_0 + c_eps eps: the three formulations differ by these two numbers only."""
+    """(c_0, c_eps): prediction = c_0 x_0 + c_eps eps; the formulations differ by these two only."""
     known_prediction(predict)
     return {"eps": (0.0, 1.0), "x_0": (1.0, 0.0), "v": (-n, s)}[predict]
 
 
 def _count(T) -> int:
-    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
+    if isinstance(T, bool) or not isinstance(T, int) or not 1 <= T <= MAX_T:
         raise ScheduleError(
-            f"T = {T!r} is not a number of steps: pass a whole number of at least 1, such as 1000"
+            f"T = {T!r:.40} is not a number of steps: pass a whole number from 1 to {MAX_T}, such "
+            "as 1000"
         )
     return T
+
+
+def _line(T, start, end, power=1.0) -> Tensor:
+    """T numbers evenly from start^power to end^power, for betas that begin and end there."""
+    if not (0 < start < 1 and 0 < end < 1):
+        raise ScheduleError(
+            f"beta from {start:g} to {end:g}: both ends must lie between 0 and 1, such as 0.00085 "
+            "and 0.012"
+        )
+    return torch.linspace(start**power, end**power, _count(T), dtype=torch.float64)
+
+
+def _row(name, values) -> Tensor:
+    """A copy of (T,) numbers as float64 on the CPU."""
+    values = torch.as_tensor(values)
+    if values.ndim != 1 or not 1 <= len(values) <= MAX_T:
+        raise ScheduleError(
+            f"{name} has shape {tuple(values.shape)}, but a schedule is one row of 1 to {MAX_T} "
+            "numbers: pass (T,)"
+        )
+    return values.detach().to("cpu", torch.float64).clone()
 
 
 def _same_shape(name_a, a, name_b, b):
     if a.shape != b.shape:
         raise ShapeError(
-            f"{name_a} has shape {tuple(a.shape)} but {name_b} has {tuple(b.shape)}: they must be equal"
+            f"{name_a} has shape {tuple(a.shape)} but {name_b} has {tuple(b.shape)}: they must be "
+            "equal"
         )
     if not a.is_floating_point():  # sqrt(alpha_bar) as a whole number is 0
         raise ShapeError(

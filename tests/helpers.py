@@ -68,10 +68,11 @@ def in_turn(noises):
     return lambda x: next(noises)
 
 
-def affine_map(sampler, schedule, timesteps, model, steps, **options):
+def affine_map(sampler, schedule, timesteps, model, steps, skip=0, **options):
     """(offset, slope, noise variance) of the map from x_T to each x_prev, exact where the model is affine in x.
 
-    One batch row starts at 0, one at 1, and one a step at 0 with a single unit of noise in that step.
+    One batch row starts at 0, one at 1, and one a step at 0 with a single unit of noise in that step
+    (the first `skip` steps draw none).
     """
     x_T = torch.zeros(steps + 2, 1, dtype=torch.float64)
     x_T[1] = 1
@@ -79,7 +80,7 @@ def affine_map(sampler, schedule, timesteps, model, steps, **options):
     x = torch.cat(
         [
             s.x_prev
-            for s in sampler(model, schedule, x_T, timesteps, generator=in_turn(unit), **options)
+            for s in sampler(model, schedule, x_T, timesteps, generator=in_turn(unit[skip:]), **options)
         ],
         dim=1,
     )

@@ -220,9 +220,16 @@ def test_timesteps_as_in_the_reference(steps, spacing):
         assert ours == expected
 
 
+@pytest.mark.parametrize("steps", [n for n in FACTS if "sgm_legacy_ddpm_indices" in FACTS[n]])
+def test_sgm_uniform_as_in_sgm(steps):
+    ours = spaced_timesteps(1000, int(steps), "sgm_uniform").tolist()
+    assert ours == FACTS[steps]["sgm_legacy_ddpm_indices"]
+
+
 @pytest.mark.parametrize("T", [1, 2, 9, 27, 50, 1000])
 @pytest.mark.parametrize(
-    "spacing, offset", [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)]
+    "spacing, offset",
+    [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0), ("sgm_uniform", 0)],
 )
 def test_every_step_count_is_exact(T, spacing, offset):
     for steps in range(1, T + 1):
@@ -257,8 +264,10 @@ def test_bad_step_counts(steps):
 
 
 def test_bad_spacing_offset_rho():
-    with refuses(OptionError, "spacing", "leading", "trailing", "linspace"):
+    with refuses(OptionError, "spacing", "leading", "trailing", "linspace", "sgm_uniform"):
         spaced_timesteps(1000, 10, "karras")
+    with refuses(ScheduleError, "karras", "infinite", "trailing"):
+        karras_timesteps(SD.zero_terminal_snr(), 10)
     for offset in (-1, 1000, 0.5, True):
         with refuses(OptionError, "offset", "0 to 999"):
             spaced_timesteps(1000, 10, "leading", offset)
@@ -328,6 +337,11 @@ def test_bad_options_are_refused_at_the_call(name, options, error, words):
         ("ddim", dict(eta=-0.1), ("eta",)),
         ("ddim", dict(eta=1.1), ("eta",)),
         ("ddim", dict(eta="1"), ("eta",)),
+        ("euler", dict(s_churn=-1), ("s_churn",)),
+        ("euler", dict(s_churn=NAN), ("s_churn",)),
+        ("euler", dict(s_min=-1), ("s_min",)),
+        ("euler", dict(s_max="5"), ("s_max",)),
+        ("euler", dict(s_noise=3), ("s_noise", "from 0 to 2")),
         ("ddim", dict(eta=True), ("eta",)),
         ("euler_ancestral", dict(eta=NAN), ("eta = nan",)),
         ("euler_ancestral", dict(eta=2), ("eta = 2", "from 0 to 1")),
@@ -335,8 +349,6 @@ def test_bad_options_are_refused_at_the_call(name, options, error, words):
         ("ipndm", dict(order=0), ("order",)),
         ("ipndm", dict(order=2.5), ("order", "whole number")),
         ("ddpm", dict(variance="middle"), ("variance", "small", "large")),
-        ("euler", dict(eta=1), ("euler has no option eta", "none")),
-        ("ipndm", dict(eta=1), ("no option eta", "order")),
     ],
     ids=str,
 )
@@ -354,6 +366,28 @@ def test_bad_noise_and_bad_predictions():
             ShapeError, r"x_t has shape \(2, 3\)", r"prediction has \(2, 2\)"
         ):  # known only when the model was called
             last(sampler(lambda x, t, c: x[:, :2], SD, torch.zeros(2, 3), 5))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_noise_on_another_device_than_the_model(name):
+    """Before the first call, through guidance too; the meta device stands in for a GPU."""
+    x_T = torch.zeros(1, 3)
+    network = torch.nn.Linear(3, 3, device="meta")
+    network.forward = lambda x, t, c: pytest.fail("called")
+    for model in (network, guided(network, 3.0), guided(guided(network, 2.0), 3.0)):
+        with refuses(ShapeError, "x_T is on cpu", "the model is on meta", "move the model"):
+            SAMPLERS[name](model, SD, x_T, 5)
+    SAMPLERS[name](network, SD, x_T.to("meta"), 5), SAMPLERS[name](zero, SD, x_T.to("meta"), 5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_eps_is_refused_at_the_call_where_the_schedule_ends_in_noise(name):
+    schedule, x = SD.zero_terminal_snr(), torch.zeros(1, 3)
+    for call in (lambda: SAMPLERS[name](zero, schedule, x, 5), lambda: loss(zero, schedule, x)):
+        with refuses(ScheduleError, "eps", "t = 999", '"v" or "x_0"'):
+            call()
+    assert last(SAMPLERS[name](zero, schedule, x, [998, 500])).isfinite().all()
+    assert loss(zero, schedule, x, t=999, predict="v") == 0
 
 
 def test_last_needs_a_fresh_sampler():
@@ -406,6 +440,63 @@ def test_guidance_calls_the_model_once():
     model(torch.zeros(2, 2), torch.zeros(2), Cond())
     assert calls == [4]
     assert guided(linear, 1) is linear
+
+
+def test_guidance_below_one_is_between_the_two():
+    """0 is the unconditional model; other programs take anything up to 1 for "no guidance"."""
+    cond, x, t = Cond(torch.ones(2, 5, 6), torch.ones(2, 3)), torch.ones(2, 2), torch.ones(2)
+    none, all_ = linear(x, t, cond.map(torch.zeros_like)), linear(x, t, cond)
+    assert torch.equal(guided(linear, 0)(x, t, cond), none) and not torch.equal(none, all_)
+    torch.testing.assert_close(guided(linear, 0.25)(x, t, cond), 0.75 * none + 0.25 * all_)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 3), (2, 7)])
+def test_rescale_gives_back_the_spread(shape):
+    """phi = 1: the standard deviation of the conditional prediction, a picture; 1/2: half way."""
+    g = torch.Generator().manual_seed(0)
+    x, t = torch.randn(shape, generator=g, dtype=torch.float64), torch.full((2,), 5.0)
+    row = lambda c: c.vector.mean(1).view(-1, *[1] * (x.ndim - 1))
+    model = lambda x, t, c: x + row(c) * x**2
+    cond, uncond = (Cond(vector=torch.full((2, 3), v)) for v in (2.0, -1.0))
+    plain, full, half = (guided(model, 7.5, uncond, rescale=phi)(x, t, cond) for phi in (0, 1, 0.5))
+    std = lambda p: p.flatten(1).std(1)
+    torch.testing.assert_close(std(full), std(model(x, t, cond)))
+    assert not torch.allclose(std(plain), std(full))
+    torch.testing.assert_close(half, (plain + full) / 2)
+
+
+def test_guidance_only_within_the_interval():
+    rows = []
+
+    def model(x_t, t, cond):
+        rows.append((t[0].item(), len(x_t)))
+        return x_t * t[:, None] + cond.vector
+
+    denoise = guided(model, 7.5, Cond(vector=-torch.ones(2, 2)), interval=(100, 200))
+    x, cond = torch.ones(2, 2), Cond(vector=torch.ones(2, 2))
+    for t in (99, 100, 200, 201):
+        times = torch.full((2,), float(t))
+        plain = torch.equal(denoise(x, times, cond), x * t + cond.vector)
+        assert plain == (t in (99, 201))
+    assert rows == [(99, 2), (100, 4), (200, 4), (201, 2)]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(rescale=1.1), ("rescale", "0 to 1")),
+        (dict(rescale=NAN), ("rescale",)),
+        (dict(interval=(200, 100)), ("interval", "upside down")),
+        (dict(interval=(100,)), ("interval", "two times")),
+        (dict(interval=5), ("interval", "two times")),
+        (dict(interval=(0, NAN)), ("interval",)),
+        (dict(interval=(-1, 5)), ("interval",)),
+    ],
+    ids=str,
+)
+def test_bad_guidance_options(options, words):
+    with refuses(OptionError, *words):
+        guided(zero, 2.0, **options)
 
 
 @pytest.mark.parametrize("scale", [NAN, -1, 101, math.inf, "2", None, True])

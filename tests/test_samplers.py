@@ -2,19 +2,10 @@
 
 import pytest
 import torch
-from helpers import gaussian_eps, mixture_eps, read_json, read_tensors, refuses
+from helpers import gaussian_eps, mixture_eps, read_json, read_tensors
 
-from ddpm_edu import (
-    SAMPLERS,
-    OptionError,
-    Schedule,
-    generators,
-    karras_timesteps,
-    last,
-    noise,
-    spaced_timesteps,
-)
-from ddpm_edu.samplers import euler, ipndm
+from ddpm_edu import SAMPLERS, Schedule, generators, karras_timesteps, last, noise, spaced_timesteps
+from ddpm_edu.samplers import euler
 
 SD = Schedule.sqrt_linear()
 TOY = {
@@ -65,7 +56,7 @@ def test_model_calls_a_step(name):
     calls = []
     model = lambda x, t, c: calls.append(t) or torch.zeros_like(x)
     last(SAMPLERS[name](model, SD, torch.ones(2, 3), 10))
-    assert len(calls) == (19 if name == "heun" else 10)
+    assert len(calls) == {"heun": 19, "pndm": 11}.get(name, 10)
     assert all(t.shape == (2,) and t.dtype == torch.float32 for t in calls)
 
 
@@ -130,6 +121,7 @@ def test_the_batch_does_not_change_a_picture(name):
         ("heun", False),
         ("dpmpp_2m", False),
         ("ipndm", False),
+        ("pndm", False),
     ],
 )
 def test_which_samplers_draw_noise(name, noisy):
@@ -153,5 +145,12 @@ def test_no_gradients_are_kept():
     weight = torch.ones(1, requires_grad=True)
     for sampler in SAMPLERS.values():
         assert not last(sampler(lambda x, t, c: x * weight, SD, torch.ones(1, 2), 4)).requires_grad
-    with refuses(OptionError, "no option", "order"):
-        ipndm(toy(SD), SD, REFERENCE["x_T"], 4, orders=3)
+
+
+@pytest.mark.parametrize(
+    "name, option", [(name, "orders") for name in SAMPLERS] + [("ddim", "order")]
+)
+def test_an_option_that_a_sampler_does_not_have(name, option):
+    """Refused at the call, not at the first step."""
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+        SAMPLERS[name](toy(SD), SD, REFERENCE["x_T"], 4, **{option: 3})

@@ -1,5 +1,7 @@
 """Schedule: every formula against algebra (sympy), grid Bayes, walks, known numbers and diffusers."""
 
+import math
+
 import pytest
 import sympy as sp
 import torch
@@ -181,6 +183,84 @@ def test_fractional_time_splits_with_interpolated_sigma():
     )
 
 
+@pytest.mark.parametrize("name", [*ALL, "zero"])
+def test_time_at_undoes_sigma_at(name):
+    schedule = ALL["sd"].zero_terminal_snr() if name == "zero" else ALL[name]
+    times = [-1.0, -0.3, 0.0, 0.5, 1.0, 499.0, 700.25, 997.5, 998.0, 998.75]
+    sigmas = torch.tensor([schedule.sigma_at(t) for t in times], dtype=torch.float64)
+    assert (sigmas.diff() > 0).all()
+    assert schedule.time_at(sigmas).tolist() == pytest.approx(times, abs=1e-6)
+    assert schedule.time_at(sigmas[3]).item() == pytest.approx(0.5)
+    assert schedule.time_at(schedule.sigma[-1]).item() == 999
+
+
+def test_signal_and_noise_are_a_circle():
+    for t in (-1, 0, 0.5, 300, 999):
+        s, n = ALL["sd"].signal_noise(t)
+        assert s**2 + n**2 == pytest.approx(1) and s**2 == pytest.approx(ALL["sd"].alpha_bar_at(t))
+
+
+# ---------------------------------------------------------------- pure noise at the end
+
+ZERO = ALL["sd"].zero_terminal_snr()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rescaled_betas_as_in_diffusers(name):
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    ours, plain = ALL[name].zero_terminal_snr(), ALL[name]
+    torch.testing.assert_close(ours.beta, rescale_zero_terminal_snr(plain.beta), rtol=0, atol=1e-9)
+    assert ours.alpha_bar[-1] == 0 and ours.snr[-1] == 0 and ours.sigma[-1] == math.inf
+    assert ours.beta[-1] == 1 and ours.beta[0].item() == pytest.approx(plain.beta[0].item())
+    assert (ours.alpha_bar.diff() < 0).all() and plain.alpha_bar[-1] > 0
+
+
+def test_all_ways_to_a_schedule_that_ends_in_pure_noise():
+    for schedule in (
+        Schedule(torch.tensor([0.1, 0.5, 1.0])),
+        Schedule.from_alpha_bar(torch.tensor([0.9, 0.45, 0.0])),
+    ):
+        assert schedule.alpha_bar.tolist() == pytest.approx([0.9, 0.45, 0.0])
+        assert schedule.signal_noise(2) == (0, 1) and schedule.sigma_at(2) == math.inf
+    assert Schedule(torch.tensor([1.0])).alpha_bar.tolist() == [0]
+
+
+def test_formulas_where_nothing_is_left():
+    """x_T is the noise; the posterior forgets it and noises x_0; v and x_0 give x_0 back."""
+    x_0, eps = pair(2, 5)
+    for t in (999, torch.tensor([999, 999])):
+        assert torch.equal(ZERO.q_sample(x_0, t, eps), eps)
+        assert torch.equal(ZERO.target(x_0, eps, t, "v"), -x_0)
+        for predict in ("v", "x_0"):
+            back = ZERO.split(eps, ZERO.target(x_0, eps, t, predict), t, predict)
+            assert torch.equal(back[0], x_0) and torch.equal(back[1], eps)
+        mean, variance = ZERO.posterior(x_0, eps, t)
+        torch.testing.assert_close(mean, ZERO.alpha_bar[998].sqrt() * x_0)
+        torch.testing.assert_close(variance.max(), 1 - ZERO.alpha_bar[998])
+    mean, variance = ZERO.posterior(x_0, eps, 999, 500)
+    torch.testing.assert_close(mean, ZERO.alpha_bar[500].sqrt() * x_0)
+    torch.testing.assert_close(variance, 1 - ZERO.alpha_bar[500])
+
+
+@pytest.mark.parametrize("end", [0.0, 1e-20, 1e-13])
+@pytest.mark.parametrize("t", [999, 998.9999999999, torch.tensor([3, 999])])
+def test_eps_is_refused_where_nothing_is_left(end, t):
+    alpha_bar = ZERO.alpha_bar.clone()
+    alpha_bar[-1] = end
+    schedule, x = Schedule.from_alpha_bar(alpha_bar), torch.zeros(2, 3)
+    with refuses(ScheduleError, "eps", "nothing of the picture", '"v" or "x_0"', "earlier t"):
+        schedule.split(x, x, t, "eps")
+    assert schedule.split(x, x, 998, "eps")[0].isfinite().all()
+
+
+def test_between_the_last_time_and_infinity():
+    """1 / sigma is interpolated there."""
+    low = ZERO.sigma[998].item()
+    assert ZERO.sigma_at(998.75) == pytest.approx(4 * low)
+    assert ZERO.alpha_bar_at(998.75) == pytest.approx(1 / (1 + 16 * low**2))
+
+
 # ---------------------------------------------------------------- known numbers
 
 
@@ -276,12 +356,14 @@ def test_the_argument_is_not_shared():
     "beta, words",
     [
         ([0.1, 0.0, 0.1], (r"beta\[1\]", "between 0 and 1")),
-        ([1.0], (r"beta\[0\] = 1",)),
+        ([1.0, 0.1], (r"beta\[0\] = 1",)),
+        ([0.1, 1.01], (r"beta\[1\] = 1.01",)),
         ([0.1, -0.2], (r"beta\[1\] = -0.2",)),
         ([0.1, float("nan")], (r"beta\[1\] = nan",)),
         ([], ("shape", r"\(T,\)")),
         ([[0.1]], (r"\(1, 1\)",)),
         (0.1, ("shape",)),
+        ([0.01] * 100_001, ("shape", "100000")),
         ([0.9] * 400, ("alpha_bar reaches 0 at t = 300", "smaller beta")),
     ],
 )
@@ -296,7 +378,8 @@ def test_bad_beta(beta, words):
         ([0.9, 0.9], (r"alpha_bar\[1\]", "not decrease", "must fall")),
         ([0.5, 0.6], (r"alpha_bar\[1\]",)),
         ([1.0, 0.5], (r"alpha_bar\[0\]",)),
-        ([0.9, 0.0], (r"alpha_bar\[1\]", "positive")),
+        ([0.9, 0.0, 0.0], (r"alpha_bar\[1\]", "positive")),
+        ([0.9, 0.5, -1e-9], (r"alpha_bar\[2\]",)),
         ([0.9, float("nan")], (r"alpha_bar\[1\] = nan",)),
         ([], ("shape",)),
         ([[0.9]], ("shape",)),
@@ -308,7 +391,9 @@ def test_bad_alpha_bar(alpha_bar, words):
 
 
 @pytest.mark.parametrize("make", [Schedule.linear, Schedule.cosine, Schedule.sqrt_linear])
-@pytest.mark.parametrize("T", [0, -1, 2.5, True, "10", float("nan"), None])
+@pytest.mark.parametrize(
+    "T", [0, -1, 2.5, True, "10", float("nan"), None, 100_001, 2 * 10**8, 10**12, 10**400]
+)
 def test_bad_T(make, T):
     with refuses(ScheduleError, "T = ", "whole number", "1000"):
         make(T)

@@ -4,20 +4,30 @@ import math
 
 import pytest
 import torch
-from helpers import affine_map, gaussian_eps, in_turn, mixture_eps, read_json, read_tensors
+from helpers import affine_map, gaussian_eps, in_turn, mixture_eps, read_json, read_tensors, refuses
 
 from ddpm_edu import (
     SAMPLERS,
     Cond,
     Schedule,
+    ScheduleError,
     generators,
     karras_timesteps,
     last,
+    noise,
     sample,
     spaced_timesteps,
 )
 from ddpm_edu.diffusion import ddpm
-from ddpm_edu.samplers import dpmpp_2m, euler, euler_ancestral, heun, ipndm
+from ddpm_edu.samplers import (
+    dpmpp_2m,
+    euler,
+    euler_ancestral,
+    heun,
+    ipndm,
+    noise_scale,
+    sampling_times,
+)
 
 SD = Schedule.sqrt_linear()
 TRUTH, REFERENCE = read_json("gmm_trajectories.json"), read_tensors("gmm_trajectories.safetensors")
@@ -144,7 +154,11 @@ def transported(name, schedule, steps, mean, std, **options):
 def test_noise_becomes_the_data(name, mean, std):
     """DDPM's linear schedule ends in noise (alpha_bar_T = 4e-5), so N(0, 1) must land on N(mean, std^2) within 2 %."""
     offset, variance, _ = transported(
-        name, Schedule.linear(), 250 if name in ("heun", "dpmpp_2m", "ipndm") else 1000, mean, std
+        name,
+        Schedule.linear(),
+        250 if name in ("heun", "dpmpp_2m", "ipndm", "pndm") else 1000,
+        mean,
+        std,
     )
     assert offset[-1].item() == pytest.approx(mean, abs=0.02)
     assert variance[-1].item() ** 0.5 == pytest.approx(std, rel=0.02)
@@ -402,80 +416,298 @@ def test_the_formulation_does_not_matter(name, predict):
     torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
 
 
-# ---------------------------------------------------------------- diffusers, step by step
+# ---------------------------------------------------------------- diffusers, with official configs
+
+CONFIGS = {
+    name: read_json("official_configs.json.gz")[name]["scheduler/scheduler_config.json"]
+    for name in ("sd15", "sdxl_base")
+}
+CONFIGS["sd21"] = {  # the 768 one: v
+    **CONFIGS["sd15"],
+    "_class_name": "DDIMScheduler",
+    "prediction_type": "v_prediction",
+}
+SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+}
+PREDICT = {"epsilon": "eps", "v_prediction": "v"}
 
 
-def diffusers_case(name):
-    """(their scheduler, our sampler and options, whether x is in sigma coordinates)"""
-    import diffusers as d
-
-    sd = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    leading = dict(**sd, timestep_spacing="leading", steps_offset=1)
-    return {
-        "euler_ancestral": lambda: (
-            d.EulerAncestralDiscreteScheduler(**leading),
-            euler_ancestral,
-            {},
-            True,
-        ),
-        "euler": lambda: (d.EulerDiscreteScheduler(**leading), euler, {}, True),
-        "heun": lambda: (d.HeunDiscreteScheduler(**leading), heun, {}, True),
-        "dpmpp_2m": lambda: (
-            d.DPMSolverMultistepScheduler(
-                **sd,
-                timestep_spacing="leading",
-                steps_offset=1,
-                lower_order_final=True,
-                euler_at_final=True,
-            ),
-            dpmpp_2m,
-            {},
-            False,
-        ),
-        "ddim": lambda: (
-            d.DDIMScheduler(**leading, clip_sample=False, set_alpha_to_one=False),
-            sample,
-            dict(end=0),
-            False,
-        ),
-        "ddim_clipped": lambda: (
-            d.DDIMScheduler(**leading, clip_sample=True, set_alpha_to_one=False),
-            sample,
-            dict(end=0, clip=1.0),
-            False,
-        ),
-        "ddpm_clipped": lambda: (
-            d.DDPMScheduler(**sd, clip_sample=True, variance_type="fixed_large"),
-            ddpm,
-            dict(variance="large", clip=1.0),
-            False,
-        ),
-    }[name]()
+def run_diffusers(scheduler, model, x, seed):
+    """Their loop as their pipelines write it, from standard normal x."""
+    x = x * scheduler.init_noise_sigma
+    knows = scheduler.step.__code__.co_varnames
+    extra = {"generator": torch.Generator().manual_seed(seed)} if "generator" in knows else {}
+    for t in scheduler.timesteps:
+        times = t.float().repeat(len(x))
+        prediction = model(scheduler.scale_model_input(x, t), times, Cond())
+        x = scheduler.step(prediction, t, x, **extra).prev_sample
+    return x
 
 
-@pytest.mark.parametrize(
-    "name", ["euler_ancestral", "euler", "heun", "dpmpp_2m", "ddim", "ddim_clipped", "ddpm_clipped"]
-)
-def test_the_same_picture_as_diffusers(name):
-    """17 steps, float32 on both sides, noise from equal generators; 5e-4 because theirs rounds sigma to float32.
-    DDPM runs with offset 0: only at t = 0 does theirs leave out the noise, ours at the last step wherever that is."""
-    theirs, sampler, options, ve = diffusers_case(name)
+def run_ours(sampler, model, x, steps, spacing, predict, seed=5, schedule=SD):
+    times, end = sampling_times(schedule, steps, sampler, spacing)
+    x_T = x * noise_scale(schedule, times[0], sampler, spacing)
+    how = dict(predict=predict, end=end, generator=torch.Generator().manual_seed(seed))
+    return last(SAMPLERS[sampler](model, schedule, x_T, times, **how))
+
+
+def exact(predict, schedule=SD):
+    """The mixture's denoiser in float32, at fractional times too; "v" = s eps - n x_0."""
+
+    def model(x_t, t, cond):
+        x = x_t.double()
+        eps, (s, n) = toy(schedule)(x, t.double(), cond), schedule.signal_noise(t[0].item())
+        return (eps if predict == "eps" else (eps - n * x) / s).to(x_t)
+
+    return model
+
+
+OWN_STEPS = 20  # of 1000: DDIM and PNDM of diffusers step by T // steps, whatever their times are
+CASES_OF_DIFFUSERS = [
+    (sampler, spacing, config)
+    for sampler in SCHEDULERS
+    for spacing in ("leading", "trailing", "linspace")
+    for config in CONFIGS
+    if not (sampler == "pndm" and config == "sd21")  # see test_pndm_combines_eps_and_not_v
+    and not (sampler in ("ddim", "pndm") and spacing == "linspace")  # so not to the next of these
+]
+
+
+@pytest.mark.parametrize("sampler, spacing, config", CASES_OF_DIFFUSERS)
+def test_the_same_picture_as_diffusers(sampler, spacing, config):
+    """The scale of the first noise, the times, the end and every step: 1e-4 in float32."""
+    import diffusers
+
+    entries = {**CONFIGS[config], "timestep_spacing": spacing}
+    theirs = getattr(diffusers, SCHEDULERS[sampler]).from_config(entries)
+    theirs.set_timesteps(OWN_STEPS)
+    predict = PREDICT[entries.get("prediction_type", "epsilon")]
+    model, x = exact(predict), REFERENCE["x_T"].float()
+    times, _ = sampling_times(SD, OWN_STEPS, sampler, spacing)
+    assert list(dict.fromkeys(theirs.timesteps.tolist())) == pytest.approx(times, rel=1e-6)
+    ours = run_ours(sampler, model, x, OWN_STEPS, spacing, predict)
+    expected = run_diffusers(theirs, model, x, seed=5)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+    wrong = {"leading": "trailing", "trailing": "leading", "linspace": "leading"}[spacing]
+    apart = run_ours(sampler, model, x, OWN_STEPS, wrong, predict) - expected
+    assert apart.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+def test_karras_sigmas_as_diffusers(sampler):
+    """Equal sigmas. The time that belongs to one is told to the model a little otherwise (theirs
+    interpolates log sigma, and DPM-Solver++ rounds): this model turns it back into sigma, 5e-3."""
+    import diffusers
+
+    entries = {**CONFIGS["sdxl_base"], "timestep_spacing": "linspace", "use_karras_sigmas": True}
+    theirs = getattr(diffusers, SCHEDULERS[sampler]).from_config(entries)
+    theirs.set_timesteps(OWN_STEPS)
+    times, _ = sampling_times(SD, OWN_STEPS, sampler, "karras")
+    sigmas = list(dict.fromkeys(theirs.sigmas.tolist()))[:-1]
+    assert [SD.sigma_at(t) for t in times] == pytest.approx(sigmas, rel=3e-5)
+    x = REFERENCE["x_T"].float()
+    ours = run_ours(sampler, exact("eps"), x, OWN_STEPS, "karras", "eps")
+    expected = run_diffusers(theirs, exact("eps"), x, seed=5)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=5e-3 if sampler != "dpmpp_2m" else 3e-2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 9, 27, 50])
+def test_pndm_of_any_length(steps):
+    """Its first step is Heun's; one, two and three slopes come before four."""
+    from diffusers import PNDMScheduler
+
+    theirs = PNDMScheduler.from_config(CONFIGS["sd15"])
+    theirs.set_timesteps(steps)
+    model, calls = exact("eps"), []
+    counted = lambda x, t, c: calls.append(t[0].item()) or model(x, t, c)
+    x = REFERENCE["x_T"].float()
+    ours = run_ours("pndm", counted, x, steps, "leading", "eps")
+    assert calls == theirs.timesteps.tolist()
+    torch.testing.assert_close(ours, run_diffusers(theirs, model, x, 0), rtol=0, atol=1e-4)
+
+
+def test_pndm_combines_eps_and_not_v():
+    """The slope of the equation is eps. diffusers combines v where the model says v, each with the
+    latest x: no longer of high order, and further from the limit."""
+    from diffusers import PNDMScheduler
+
+    theirs = PNDMScheduler.from_config(CONFIGS["sd21"])
+    theirs.set_timesteps(OWN_STEPS)
+    x = REFERENCE["x_T"].float()
+    expected = run_diffusers(theirs, exact("v"), x, 0)
+    ours, by_eps = (run_ours("pndm", exact(p), x, OWN_STEPS, "leading", p) for p in ("v", "eps"))
+    torch.testing.assert_close(ours, by_eps, rtol=0, atol=1e-4)
+    times, _ = sampling_times(SD, OWN_STEPS, "pndm")
+    fine = torch.linspace(times[0], 0, 1001, dtype=torch.float64)[:-1]
+    limit = last(heun(toy(SD), SD, REFERENCE["x_T"], fine, end=0))
+    assert (ours - limit).abs().max() < (expected - limit).abs().max() / 2
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_clipping_as_diffusers(name):
+    import diffusers
+
+    entries = {**CONFIGS["sd15"], "clip_sample": True, "variance_type": "fixed_large"}
+    entries |= {"steps_offset": 0} if name == "ddpm" else {}  # no noise at t = 0 only, there
+    theirs = getattr(diffusers, SCHEDULERS[name]).from_config(entries)
     theirs.set_timesteps(17)
-    times = list(dict.fromkeys(float(t) for t in theirs.timesteps))
-    model = lambda x, t, c: toy(SD)(x.double(), t.double(), c).float()
-    x_T = REFERENCE["x_T"].float()
-    ours = last(
-        sampler(model, SD, x_T, times, generator=torch.Generator().manual_seed(5), **options)
+    x, end = REFERENCE["x_T"].float(), 0 if name == "ddim" else -1
+    options = dict(variance="large") if name == "ddpm" else {}
+    if name == "ddim":
+        step = theirs.step
+        theirs.step = lambda *a, **k: step(*a, use_clipped_model_output=True)
+    generator = torch.Generator().manual_seed(5)
+    times = [float(t) for t in theirs.timesteps]
+    how = dict(clip=1.0, end=end, generator=generator, **options)
+    ours = last(SAMPLERS[name](exact("eps"), SD, x, times, **how))
+    torch.testing.assert_close(ours, run_diffusers(theirs, exact("eps"), x, 5), rtol=0, atol=1e-4)
+
+
+# ---------------------------------------------------------------- churn
+
+CHURN = dict(s_churn=8.0, s_min=0.05, s_max=5.0, s_noise=1.007)
+
+
+def churned_by_hand(model, schedule, x_bar, times, noises, s_churn, s_min, s_max, s_noise):
+    """Karras et al. 2022, Algorithm 2, in x_bar and without its second-order lines 7 to 9."""
+    sigmas = [schedule.sigma_at(t) for t in times] + [0.0]
+    grid = torch.cat([torch.zeros(1, dtype=torch.float64), schedule.sigma])
+    for i in range(len(times)):
+        gamma = min(s_churn / len(times), 2**0.5 - 1) if s_min <= sigmas[i] <= s_max else 0
+        hat = min(sigmas[i] * (1 + gamma), schedule.sigma[-1].item())
+        if gamma:
+            x_bar = x_bar + (hat**2 - sigmas[i] ** 2) ** 0.5 * s_noise * next(noises)
+        right = int(torch.searchsorted(grid, hat))
+        t = right - 2 + (hat - grid[right - 1]) / (grid[right] - grid[right - 1])
+        eps = model(x_bar / (1 + hat**2) ** 0.5, t[None], Cond())
+        x_bar = x_bar + (sigmas[i + 1] - hat) * eps
+    return x_bar
+
+
+@pytest.mark.parametrize("steps", [4, 12])
+def test_churn_is_algorithm_2(steps):
+    times, x_T = karras_timesteps(SD, steps).tolist(), REFERENCE["x_T"]
+    noises = lambda: iter(noise((8, 2), range(20)).double())
+    x_bar = x_T / SD.signal_noise(times[0])[0]
+    by_hand = churned_by_hand(toy(SD), SD, x_bar, times, noises(), **CHURN)
+    draws = noises()
+    run = list(euler(toy(SD), SD, x_T, times, generator=lambda x: next(draws), **CHURN))
+    torch.testing.assert_close(run[-1].x_prev, by_hand, rtol=0, atol=1e-5)  # t is float32
+    moved = [step.t > t for step, t in zip(run, times)]
+    assert moved == [0.05 <= SD.sigma_at(t) <= 5 for t in times] and any(moved)
+    assert (run[-1].x_prev - last(euler(toy(SD), SD, x_T, times))).abs().max() > 1e-3
+
+
+def test_churn_keeps_the_marginals_of_one_point():
+    """With s_noise = 1 the noise added is what belongs to the later time."""
+    times, x_0, steps = spaced_timesteps(1000, 15), 0.9, 15
+    model = gaussian_eps(SD, x_0, 0.0)
+    how = dict(s_churn=6.0, s_max=10.0)
+    offset, slope, fresh = affine_map(euler, SD, times, model, steps, skip=1, **how)
+    end = SD.alpha_bar[-1]
+    ab = torch.tensor([SD.alpha_bar_at(t) for t in [*times.tolist()[1:], -1]]).double()
+    torch.testing.assert_close(
+        offset + slope * end.sqrt() * x_0, ab.sqrt() * x_0, rtol=0, atol=1e-6
     )
-    x = x_T / SD.alpha_bar_at(times[0]) ** 0.5 if ve else x_T
-    extra = (
-        dict(generator=torch.Generator().manual_seed(5))
-        if name in ("euler_ancestral", "ddpm_clipped")
-        else {}
+    torch.testing.assert_close(slope**2 * (1 - end) + fresh, 1 - ab, rtol=0, atol=1e-6)
+    assert fresh[1:-1].min() > 1e-3
+
+
+# ---------------------------------------------------------------- the end of the schedule
+
+
+def ending(alpha_bar):
+    """Stable Diffusion's schedule, rescaled to end in pure noise, with another last alpha_bar."""
+    values = SD.zero_terminal_snr().alpha_bar.clone()
+    values[-1] = alpha_bar
+    return Schedule.from_alpha_bar(values)
+
+
+def gaussian(schedule, mean, std, predict):
+    """The exact denoiser of N(mean, std^2) in any formulation, without a division by s."""
+
+    def model(x_t, t, cond):
+        s, n = schedule.signal_noise(t[0].item())
+        residual = (x_t - s * mean) / (s * s * std**2 + n * n)
+        x_0, eps = mean + s * std**2 * residual, n * residual
+        return {"eps": eps, "x_0": x_0, "v": s * eps - n * x_0}[predict]
+
+    return model
+
+
+ENDS = {
+    "cosine": Schedule.cosine(),
+    "zero": ending(0.0),
+    "1e-20": ending(1e-20),
+    "1e-10": ending(1e-10),
+    "cosine to zero": Schedule.cosine().zero_terminal_snr(),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("end, predict", [(e, p) for e in ENDS for p in ("eps", "v", "x_0")])
+def test_float32_at_the_end_of_the_schedule(name, end, predict):
+    """Two things at once: float32 agrees with float64, and float64 turns noise into the data.
+
+    eps in float32 holds x_0 only to about 1e-7 / s, however it is solved: 3e-4 for the cosine
+    schedule, which ends at s = 5e-5; v and x_0 hold it at any s."""
+    schedule, mean, std, n = ENDS[end], 0.5, 0.6, 60
+    if predict == "eps" and schedule.alpha_bar[-1] < 1e-12:
+        with refuses(ScheduleError, "eps", "t = 999", '"v" or "x_0"'):
+            SAMPLERS[name](None, schedule, torch.zeros(1, 1), n, predict="eps")
+        return
+    model = gaussian(schedule, mean, std, predict)
+    x_T = noise((1,), range(200)).double()
+    draw = lambda x: last(
+        SAMPLERS[name](model, schedule, x, n, predict=predict, generator=generators(range(200)))
     )
-    extra |= dict(use_clipped_model_output=True) if name == "ddim_clipped" else {}
-    for t in theirs.timesteps:
-        x = theirs.step(
-            model(theirs.scale_model_input(x, t), t.float().repeat(8), Cond()), t, x, **extra
-        ).prev_sample
-    torch.testing.assert_close(ours, x, rtol=0, atol=5e-4)
+    same_draws = torch.randn  # float32 draws for both: the difference is the arithmetic's alone
+    try:
+        torch.randn = lambda *a, dtype=None, **k: same_draws(*a, **k).to(dtype or torch.float32)
+        double, single = draw(x_T), draw(x_T.float())
+    finally:
+        torch.randn = same_draws
+    assert (single.double() - double).abs().max() < (3e-4 if predict == "eps" else 1e-5)
+    times = spaced_timesteps(1000, n)
+    offset, slope, fresh = affine_map(SAMPLERS[name], schedule, times, model, n, predict=predict)
+    assert offset[-1].item() == pytest.approx(mean, abs=0.05)
+    assert (slope[-1] ** 2 + fresh[-1]).item() ** 0.5 == pytest.approx(std, rel=0.1)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_zero_is_the_limit(name):
+    """alpha_bar = 0 is drawn as alpha_bar = 1e-24 is, for v."""
+    limit, zero = (
+        last(
+            SAMPLERS[name](
+                gaussian(schedule, 0.5, 0.6, "v"),
+                schedule,
+                noise((1,), range(50)).double(),
+                25,
+                predict="v",
+                generator=generators(range(50)),
+            )
+        )
+        for schedule in (ending(1e-24), ending(0.0))
+    )
+    torch.testing.assert_close(limit, zero, rtol=0, atol=1e-10)
+
+
+def test_a_zero_terminal_schedule_as_diffusers():
+    """DDIM with rescaled betas, v, trailing: Lin et al. 2023. Their alpha_bar is float32."""
+    from diffusers import DDIMScheduler
+
+    entries = {**CONFIGS["sd21"], "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    theirs, schedule = DDIMScheduler.from_config(entries), SD.zero_terminal_snr()
+    theirs.set_timesteps(OWN_STEPS)
+    model = lambda x, t, c: gaussian(schedule, 0.5, 0.6, "v")(x.double(), t, c).float()
+    x = REFERENCE["x_T"].float()
+    ours = run_ours("ddim", model, x, OWN_STEPS, "trailing", "v", schedule=schedule)
+    torch.testing.assert_close(ours, run_diffusers(theirs, model, x, 0), rtol=0, atol=1e-4)

@@ -242,12 +242,12 @@ def sampling_times(
     T, offset = schedule.T, min(1, schedule.T - 1)
     if spacing == "karras":
         times = karras_timesteps(schedule, steps).tolist()
-    elif sampler == "dpmpp_2m" and spacing in ("leading", "linspace") and steps < T:
-        times = spaced_timesteps(T, steps + 1, spacing, offset).tolist()[:-1]
     else:
         times = spaced_timesteps(T, steps, spacing, offset).tolist()
-        if spacing == "linspace" and in_sigma(sampler) and steps > 1:
-            times = [(T - 1) * i / (steps - 1) for i in reversed(range(steps))]
+    if sampler == "dpmpp_2m" and spacing in ("leading", "linspace") and steps < T:
+        times = spaced_timesteps(T, steps + 1, spacing, offset).tolist()[:-1]
+    if in_sigma(sampler) and spacing == "linspace" and steps > 1:
+        times = [(T - 1) * i / (steps - 1) for i in reversed(range(steps))]
     stops = sampler in ("ddim", "pndm") and times[-1] > 0
     return times, 0 if stops else -1
 

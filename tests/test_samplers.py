@@ -2,10 +2,20 @@
 
 import pytest
 import torch
-from helpers import gaussian_eps, mixture_eps, read_json, read_tensors
+from helpers import gaussian_eps, mixture_eps, read_json, read_tensors, refuses
 
-from ddpm_edu import SAMPLERS, Schedule, generators, karras_timesteps, last, noise, spaced_timesteps
-from ddpm_edu.samplers import euler
+from ddpm_edu import (
+    SAMPLERS,
+    OptionError,
+    Schedule,
+    generators,
+    karras_timesteps,
+    last,
+    noise,
+    spaced_timesteps,
+)
+from ddpm_edu.diffusion import SPACINGS, visit
+from ddpm_edu.samplers import euler, noise_scale, sampling_times
 
 SD = Schedule.sqrt_linear()
 TOY = {
@@ -154,3 +164,38 @@ def test_an_option_that_a_sampler_does_not_have(name, option):
     """Refused at the call, not at the first step."""
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
         SAMPLERS[name](toy(SD), SD, REFERENCE["x_T"], 4, **{option: 3})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_sampling_times_are_as_many_as_asked(sampler, spacing):
+    for steps in (1, 2, 3, 9, 27, 30, 999, 1000):
+        times, end = sampling_times(SD, steps, sampler, spacing)
+        assert len(times) == steps and len(visit(SD, times, end)) == steps
+        if spacing != "leading":
+            assert times[0] == pytest.approx(999)
+        assert noise_scale(SD, times[0], sampler, spacing) in (1, SD.signal_noise(times[0])[1])
+
+
+@pytest.mark.parametrize("T", [1, 2, 50])
+def test_sampling_times_of_a_short_schedule(T):
+    for sampler in SAMPLERS:
+        for spacing in SPACINGS:
+            assert len(sampling_times(Schedule.linear(T, 1e-3, 0.2), T, sampler, spacing)[0]) == T
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((SD, 5, "plms"), ("sampler", "'plms'", "pndm", "euler")),
+        ((SD, 5, None), ("sampler", "euler")),
+        ((SD, 5, "euler", "simple"), ("spacing", "'simple'", "karras", "sgm_uniform")),
+        ((SD, 0, "euler"), ("steps = 0", "1 to 1000")),
+        ((SD, "30", "dpmpp_2m"), ("steps", "whole number")),
+        ((SD, 1001, "pndm", "karras"), ("steps = 1001",)),
+    ],
+    ids=lambda value: str(value[1:]),
+)
+def test_bad_sampling_times(arguments, words):
+    with refuses(OptionError, *words):
+        sampling_times(*arguments)

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..diffusion import Cond, Denoiser, Step, generators, last, randn_like, spaced_timesteps
+from ..diffusion import Cond, Denoiser, Step, generators, last, randn_like
 from ..errors import OptionError, SamplingError, ShapeError, checked_prompts, in_range, whole
 from ..files.load import StableDiffusion
 from ..networks.tokenizer import unseen
 from ..networks.unet import timestep_embedding
 from ..networks.vae import decode_tiled
-from ..samplers import SAMPLERS
-from ..schedule import Schedule
+from ..samplers import SAMPLERS, sampling_times
 from .guard import make_room, watched, within_memory
 
 MAX_SIDE = (
@@ -123,25 +122,6 @@ def _in_turn(stages: Iterable[Callable], x: Tensor) -> Iterator[Step]:
         for step in stage(x):
             yield step
             x = step.x_prev
-
-
-def sampling_times(
-    schedule: Schedule, steps: int, sampler: str, spacing: str = "leading"
-) -> tuple[list[float], float]:
-    """(timesteps, end) as Stable Diffusion's samplers walk: "leading" with offset 1, as trained; "linspace", "trailing".
-
-    DDIM stops at alpha_bar[0] instead of the clean picture. DPM-Solver++ counts the end as one of its evenly spaced points,
-    so its grid is a little narrower. 1000 of 1000 steps leave no room for either.
-    """
-    if sampler not in SAMPLERS:
-        raise OptionError(
-            f"sampler = {sampler!r} is not known: choose one of {', '.join(SAMPLERS)}"
-        )
-    offset = min(1, schedule.T - 1)
-    times = spaced_timesteps(schedule.T, steps, spacing, offset)
-    if sampler == "dpmpp_2m" and spacing != "trailing" and steps < schedule.T:
-        times = spaced_timesteps(schedule.T, steps + 1, spacing, offset)[:-1]
-    return times.tolist(), 0 if sampler == "ddim" and times[-1] > 0 else -1
 
 
 # ---------------------------------------------------------------- what the UNet is told, and how it is asked

@@ -80,7 +80,9 @@ def affine_map(sampler, schedule, timesteps, model, steps, skip=0, **options):
     x = torch.cat(
         [
             s.x_prev
-            for s in sampler(model, schedule, x_T, timesteps, generator=in_turn(unit[skip:]), **options)
+            for s in sampler(
+                model, schedule, x_T, timesteps, generator=in_turn(unit[skip:]), **options
+            )
         ],
         dim=1,
     )

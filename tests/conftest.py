@@ -17,11 +17,11 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    from run_notebooks import line
-
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
     costs = sorted(v for r in reports for k, v in r.user_properties if k == "notebook")
     if costs:
+        from run_notebooks import line  # needs more than a machine with a GPU may have
+
         terminalreporter.section("notebooks: seconds, peak MB of the kernel")
         for name, seconds, mb in costs:
             terminalreporter.write_line(line(name, seconds, mb))

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import torch
 
-from ddpm_edu import SAMPLERS, class_cond, last, noise
+from ddpm_edu import SAMPLERS, class_cond, guided, last, noise
 from ddpm_edu.files.checkpoint import load_pretrained
 from ddpm_edu.metrics import frechet as metrics
-from ddpm_edu.systems.pipeline import steer
 
 STEPS = {
     f"{sampler} {steps}": dict(steps=steps, sampler=sampler)
@@ -43,12 +42,9 @@ def draw(trained, x_T, cond, steps=20, sampler="dpmpp_2m", interval=None):
         passes.append(len(x_t) / len(x_T))
         return trained.model(x_t, t, cond)
 
-    told = steer(counted, cond, cond.map(torch.zeros_like), 1.7, interval=interval)
-    x = last(
-        SAMPLERS[sampler](
-            told, trained.schedule, x_T, steps, cond, predict=trained.predict, clip=1.0
-        )
-    )
+    model = guided(counted, 1.7, interval=interval)
+    how = dict(predict=trained.predict, clip=1.0)
+    x = last(SAMPLERS[sampler](model, trained.schedule, x_T, steps, cond, **how))
     return x.clamp(-1, 1), sum(passes)
 
 

@@ -1,10 +1,9 @@
 """ddpm_edu: diffusion models from first noise to Stable Diffusion XL, small enough to read.
 
-Start with `schedule.py`, then `diffusion.py` and `samplers.py`; `networks/unet.py` is the network. The names below are
-loaded with the package; the folders are imported when first touched, so that `import ddpm_edu` stays quick.
+Start with `schedule.py`, then `diffusion.py` and `samplers.py`; `networks/unet.py` is the network.
+The names below are loaded with the package; the folders, `load` and `save` when first touched, so
+that `import ddpm_edu` stays quick.
 """
-
-import importlib
 
 from .diffusion import (
     Cond,
@@ -31,20 +30,14 @@ from .errors import (
     ShapeError,
     TrainingError,
 )
+from .lazy import lazily
 from .samplers import SAMPLERS
 from .schedule import Schedule
 
 __version__ = "0.1.0"
-_FOLDERS = (
-    "networks",
-    "systems",
-    "files",
-    "training",
-    "datasets",
-    "metrics",
-    "gpu",
-    "show",
-    "exercises",
+_FOLDERS = "networks systems files datasets metrics training gpu show exercises"
+__getattr__, _later = lazily(
+    __name__, {"files.load": "load save"} | dict.fromkeys(_FOLDERS.split(), "")
 )
 __all__ = [
     "Schedule",
@@ -73,11 +66,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    if name in _FOLDERS:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def __dir__():
-    return sorted({*globals(), *_FOLDERS})
+    return sorted({*globals(), *_later()})

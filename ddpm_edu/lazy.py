@@ -1,11 +1,14 @@
-"""Names of a folder that are imported when they are first asked for, so that `import ddpm_edu` stays quick."""
+"""Names of a folder, imported when first asked for, so that `import` is quick. Notebook 00."""
 
 from collections.abc import Callable
 from importlib import import_module
 
 
 def lazily(package: str, names: dict[str, str]) -> tuple[Callable, Callable]:
-    """(__getattr__, __dir__) of a package: {module below it: "the names it gives"}; the modules count as names too."""
+    """(__getattr__, __dir__) of a package: {module below it: "the names it gives"}.
+
+    The modules count as names too.
+    """
     home = {name: module for module, given in names.items() for name in given.split()}
 
     def get(name):
@@ -15,4 +18,4 @@ def lazily(package: str, names: dict[str, str]) -> tuple[Callable, Callable]:
             return import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, lambda: sorted({*home, *names})
+    return get, lambda: sorted({*home, *(name for name in names if "." not in name)})

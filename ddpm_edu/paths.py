@@ -34,8 +34,8 @@ def replacing(path: Path) -> Iterator[str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time: the others wait at this line. The lock ends with its process, and leaves
-    no file; where folders cannot be locked (Windows, some networks) there is none."""
+    """One process at a time: the others wait at this line. The lock ends with its process, and
+    leaves no file; where folders cannot be locked (Windows, some networks) there is none."""
     handle = None
     try:
         import fcntl

@@ -1,9 +1,9 @@
 """Faster samplers: the way from noise to picture as an equation, and ways to solve it. Notebook 05.
 
 All take the arguments of `diffusion.sample` and yield its Steps. x_t is always as DDPM scales it,
-x_t = s x_0 + n eps with s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t). Seen as x_bar = x_t / s it
-obeys d x_bar / d sigma = eps(x_t, t) with sigma = n / s (DDIM eq. 14). Here the solvers of that
-equation are written in s and n, so that they hold at s = 0 too, where sigma is infinite.
+x_t = s x_0 + n eps with s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t). Seen as x_bar = x_t / s
+it obeys d x_bar / d sigma = eps(x_t, t) with sigma = n / s (DDIM eq. 14). The solvers of that
+equation are written in s and n here, so that they hold at s = 0 too, where sigma is infinite.
 """
 
 import math
@@ -73,8 +73,8 @@ def euler(
 def euler_ancestral(model, schedule, x_T, timesteps, cond=None, *, eta=1.0, **options):
     """Euler to sigma_down, then noise of size sigma_up, where their squares add to sigma_prev^2.
 
-    sigma_up = eta sqrt(sigma_prev^2 (sigma^2 - sigma_prev^2) / sigma^2): eta = 1 keeps the marginals
-    as DDPM does. Put in alpha_bar, sqrt(alpha_bar_prev) sigma_up is DDIM's sigma: this is `sample`.
+    sigma_up = eta sqrt(sigma_prev^2 (sigma^2 - sigma_prev^2) / sigma^2): eta = 1 keeps the
+    marginals as DDPM does. s_prev sigma_up is DDIM's sigma, so this is `sample`.
     """
     return sample(model, schedule, x_T, timesteps, cond, eta=eta, **options)
 

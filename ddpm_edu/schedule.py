@@ -234,7 +234,7 @@ class Schedule:
         return (c_eps * x_t - n * prediction) / det, (s * prediction - c_0 * x_t) / det
 
     def can_predict(self, predict: str, t) -> None:
-        """Raise ScheduleError for "eps" where alpha_bar_t is 0: x_0 = (x_t - n eps) / s is 0 / 0."""
+        """Raise ScheduleError for "eps" where alpha_bar_t is 0: (x_t - n eps) / s is 0 / 0."""
         known_prediction(predict)
         if predict == "eps" and self.alpha_bar[-1] < NO_SIGNAL:
             t = float(torch.as_tensor(t).max())

@@ -1,15 +1,7 @@
-"""Notebook 14: wrong answers as a student would write them, and its recorded results from a made-up file."""
+"""Notebook 14: wrong answers as a student would write them."""
 
-import json
-from pathlib import Path
-
-import nbformat
-import pytest
 import torch
 from common import answers
-
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "14_sdxl_sampling.ipynb"
-
 
 # ---------------------------------------------------------------- exercises
 
@@ -128,63 +120,3 @@ WRONG = [
 ]
 
 TestAnswers = answers(RIGHT, WRONG)
-
-
-# ---------------------------------------------------------------- recorded results
-
-
-@pytest.fixture(scope="module")
-def shown():
-    """What the cells tagged "records" define, with the few names they take from the cells before."""
-    import ddpm_edu
-    from ddpm_edu.show import plot
-
-    space = {
-        "json": json,
-        "Path": Path,
-        "ddpm_edu": ddpm_edu,
-        "plot": plot,
-        "BLUE": plot.OKABE_ITO["blue"],
-        "STEP": None,
-        "tera": lambda kernels: 13.52,
-    }
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if "records" in cell.metadata.get("tags", []):
-            exec(cell.source, space)
-    return space
-
-
-MADE_UP = {
-    "device": "Made-up GPU",
-    "tiny": False,
-    "weights": "random",
-    "torch": "9.9",
-    "results": {
-        "roof/matmul": {"seconds": 1.0, "tflops": 700.0},
-        "ladder/float32": {"seconds": 0.4, "roof_share": 0.05},
-        "ladder/bf16": {"seconds": 0.1},
-        "ladder/graphed": {"failed": "not here"},
-        "ladder_sd15/bf16": {"seconds": 0.01},
-    },
-}
-
-
-def test_a_recorded_ladder_is_drawn(shown, tmp_path):
-    (tmp_path / "gpu_sampling_made_up.json").write_text(json.dumps(MADE_UP))
-    (tmp_path / "gpu_sampling_tiny.json").write_text(
-        json.dumps({**MADE_UP, "tiny": True, "device": "a CPU"})
-    )
-    (tmp_path / "approximations.json").write_text("{}")
-    [record] = shown["records"](tmp_path)
-    assert record["device"] == "Made-up GPU"
-    assert shown["ladder"](record) == [("float32", 400.0, 0.05), ("bf16", 100.0, None)]
-    picture = shown["show_ladder"](record)
-    assert (
-        "float32 400 ms" in picture.alt
-        and "Made-up GPU" in picture.caption
-        and "random weights" in picture.caption
-    )
-
-
-def test_without_records_there_is_nothing_to_draw(shown, tmp_path):
-    assert shown["records"](tmp_path) == [] and shown["records"](tmp_path / "nowhere") == []

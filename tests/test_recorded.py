@@ -1,0 +1,108 @@
+"""Recorded GPU runs are shown as they were written; what is missing or failed is said. The runs here are made up."""
+
+import json
+
+import pytest
+
+from ddpm_edu.show import recorded
+
+DAY = {"date": "2026-11-28", "command": "made up", "run": "1"}
+MADE_UP = {
+    "device": "Made-up GPU",
+    "tiny": False,
+    "weights": "random",
+    "torch": "9.9",
+    "results": {
+        "roof/matmul": {"seconds": 0.001, "tflops": 700.0, **DAY},
+        "sdxl/fast": {"seconds": 0.84, "tflop": 416.0, "off": 0.031, **DAY},
+        "sdxl/diffusers": {"seconds": 1.4, "diffusers": "0.42.1", **DAY},
+        "sdxl/diffusers_compiled": {"failed": "stopped after 280 s", **DAY},
+        "vae/fast": {"seconds": 0.0234, "tflop": 10.47, "off": 0.012, **DAY},
+        "throughput/bf16_4": {"seconds": 2.4, "images_per_s": 1.67, **DAY},
+        "throughput/bf16_8": {"seconds": 4.0, "images_per_s": 2.0, **DAY},
+        "ladder/graphed": {"seconds": 0.03, "rung": 7, "tflop": 13.52, **DAY},
+        "ladder/bf16": {"seconds": 0.1, "rung": 2, "tflop": 13.52, **DAY},
+        "ladder/float32": {"seconds": 0.4, "rung": 0, **DAY},
+        "ladder/compiled": {"seconds": 0.03, "rung": 6, "failed": "off by 0.9", **DAY},
+        "profile/step": {
+            "total_ms": 30.0,
+            "kernels": [["nvjet_hsh_256x128", 15.0, 70.0], ["triton_red_fused_0", 3.0, 46.0]],
+            **DAY,
+        },
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "gpu_sampling_made_up.json").write_text(json.dumps(MADE_UP))
+    tiny = {**MADE_UP, "tiny": True, "device": "a CPU"}
+    (tmp_path / "gpu_sampling_tiny.json").write_text(json.dumps(tiny))
+    (tmp_path / "approximations.json").write_text("{}")
+    return tmp_path
+
+
+def lines(report):
+    return {line.split("  ")[0].strip(): line for line in str(report).splitlines()}
+
+
+def test_a_run_on_a_cpu_is_no_record(folder):
+    assert [record["device"] for record in recorded.records(folder)] == ["Made-up GPU"]
+
+
+def test_times_of_a_system_and_what_is_missing(folder):
+    shown = lines(recorded.times("sdxl", "vae", "throughput", folder=folder))
+    assert "0.84 s" in shown["sdxl/fast"] and "3.1e-02" in shown["sdxl/fast"]
+    assert f"{416 / 0.84 / 700:.0%}" in shown["sdxl/fast"]
+    assert "23.4 ms" in shown["vae/fast"] and "1.67" in shown["throughput/bf16_4"]
+    assert "2.00" in shown["throughput/bf16_8"]  # beyond what a full run is expected to have
+    assert "not recorded" in shown["sdxl/plain"] and "not recorded" in shown["throughput/fp8_4"]
+    assert "failed: stopped after 280 s" in shown["sdxl/diffusers_compiled"]
+    caption = str(recorded.times("sdxl", folder=folder)).splitlines()[-1]
+    for word in ("Made-up GPU", "PyTorch 9.9", "diffusers 0.42.1", "random", "2026-11-28"):
+        assert word in caption
+
+
+def test_the_ladder_goes_from_float32_to_all_changes(folder):
+    [record] = recorded.records(folder)
+    assert recorded.rungs(record) == [
+        ("float32", 400.0, None),
+        ("bf16", 100.0, pytest.approx(13.52 / 0.1 / 700)),
+        ("graphed", 30.0, pytest.approx(13.52 / 0.03 / 700)),
+    ]
+    [picture] = recorded.ladder(folder).parts
+    assert "float32 400 ms, bf16 100 ms, graphed 30 ms" in picture.alt
+    assert "Made-up GPU" in picture.caption
+
+
+def test_the_profile_names_kernels(folder):
+    shown = lines(recorded.profile(folder=folder))
+    assert "15.00" in shown["nvjet_hsh_256x128"] and "50%" in shown["nvjet_hsh_256x128"]
+    assert "profile/vae: not recorded" in str(recorded.profile("vae", folder=folder))
+
+
+@pytest.mark.parametrize("report", [recorded.ladder, recorded.profile, recorded.times])
+def test_without_a_record_that_is_said(report, tmp_path):
+    for empty in (tmp_path, tmp_path / "nowhere"):
+        shown = report(folder=empty)
+        assert str(shown) == recorded.NOTHING
+        assert "NO GPU RUN" in shown._repr_mimebundle_()["text/html"]
+
+
+def test_texts_are_escaped(folder):
+    table = recorded.Table(["a"], [["void kernel<float>"]], "x < y")
+    assert "kernel&lt;float&gt;" in table._repr_mimebundle_()["text/html"]
+
+
+def test_the_tables_know_every_row_that_the_benchmark_has(monkeypatch):
+    """A row that a full run measures must not be missing in the tables."""
+    from pathlib import Path
+
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
+    from gpu import bench, rows
+
+    keys = [row.key for row in rows.all_rows(bench.Bench(bench.Setting(), 0))]
+    extra = {"throughput/bf16_8", "throughput/fp8_8"}  # shown once they are recorded
+    for task, names in recorded.ROWS.items():
+        known = {f"{task}/{name}" for name in names}
+        assert {key for key in keys if key.startswith(task + "/")} - extra == known

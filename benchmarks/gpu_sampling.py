@@ -1,14 +1,15 @@
-"""Text-to-image on an NVIDIA GPU: is it right, how fast is it, where does the time go; beside diffusers, in one run.
+"""Text-to-image on an NVIDIA GPU: is it right, how fast, where does the time go; with diffusers.
 
-    python benchmarks/gpu_sampling.py                     every row, in order of worth, into benchmarks/results
-    python benchmarks/gpu_sampling.py --budget 325        what fits into 325 seconds; the same again goes on
+    python benchmarks/gpu_sampling.py                     every row, in order of worth
+    python benchmarks/gpu_sampling.py --budget 325        what fits into 325 s; again: goes on
     python benchmarks/gpu_sampling.py --only sdxl,check   some tasks or rows
-    python benchmarks/gpu_sampling.py --tiny              all of it at tiny size on the CPU, to see that it works
+    python benchmarks/gpu_sampling.py --tiny              all of it, tiny, on the CPU, as a test
 
-benchmarks/gpu.md says what each row is, and how to run this on a bare machine lent for some minutes. Weights are random:
-speed does not depend on them. Each row is tried alone: an error, an alarm or a wrong result is written down and the next
-row runs. Results are written whole after each row. Where an error has killed the CUDA context or a row cannot be stopped,
-the program starts itself again, with the same deadline, and goes on behind that row. The last line is one JSON object.
+benchmarks/gpu.md says what each row is, and how to run this on a bare machine lent for minutes.
+Weights are random: speed does not depend on them. Each row is tried alone: an error, an alarm or a
+wrong result is written down, and the next row runs. Results are written whole after each row. Where
+an error has killed the CUDA context or a row cannot be stopped, the program starts itself again,
+with the same deadline, and goes on behind that row. The last line is one JSON object.
 """
 
 import argparse
@@ -83,7 +84,7 @@ class Record:
             os.replace(part, folder / self.name)
 
     def waiting(self, rows: list[Row], again: bool) -> list[Row]:
-        """Rows without a result, then those that failed in an earlier run; with `again` all but this run's."""
+        """Rows without a result (again: of this run), then those that failed in earlier runs."""
         old = lambda row: self.results.get(row.key, {}).get("run") != self.run
         new = [row for row in rows if row.key not in self.results or again and old(row)]
         failed = [row for row in rows if "failed" in self.results.get(row.key, {}) and old(row)]
@@ -130,7 +131,7 @@ def context_is_dead() -> bool:
 
 
 def start_again() -> None:
-    """This program anew in the same process: the environment holds the deadline, the file what is done."""
+    """This program anew: the environment holds the deadline, the file what is done."""
     print("starting again", flush=True)
     signal.setitimer(signal.ITIMER_REAL, 0)  # timers outlive exec
     for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_sampling.py: every row answers at tiny size, and whatever happens in one row the others stand."""
+"""benchmarks/gpu_sampling.py: every row answers, and whatever happens in one the others stand."""
 
 import json
 import os
@@ -186,7 +186,7 @@ def test_without_diffusers_its_rows_say_so(script, monkeypatch):
 
 
 def test_parts_are_the_networks(script):
-    """The census of a tiny UNet: every linear layer is a product, every convolution is one, attentions are two a block."""
+    """A tiny UNet's census: products, convolutions and norms as it has layers, two attentions a block."""
     from gpu import parts
 
     bench = script.Bench(script.TINY, 0)

@@ -1,4 +1,4 @@
-"""Recorded GPU runs are shown as they were written; what is missing or failed is said. The runs here are made up."""
+"""Recorded GPU runs are shown as written; what is missing or failed is said. All made up here."""
 
 import json
 

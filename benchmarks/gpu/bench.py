@@ -1,4 +1,4 @@
-"""What every row shares: the sizes, the systems with random weights, the twins made so far, clocks and errors."""
+"""What every row shares: sizes, systems with random weights, twins, clocks and errors."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ FLOPS = {
 
 
 class Alarm(BaseException):
-    """The row's time is over. No Exception, so that no `except Exception` on the way swallows it."""
+    """The row's time is over; not an Exception, so that no `except` on the way swallows it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Setting:
     few_steps: int = 20  # MLPerf's, for the throughput
     repeats: int = 3
     matmul: int = 8192  # side of the matrices of the roof
-    # attention: pictures x heads, queries, keys, width of a head; a guided pair, the VAE's single picture
+    # attention: pictures, heads, queries, keys, width of a head; a guided pair, the VAE's one
     attention: tuple = (
         (2, 10, 4096, 4096, 64),
         (2, 20, 1024, 1024, 64),
@@ -76,7 +76,7 @@ TINY = Setting(
 
 
 class Bench:
-    """A setting, the seconds left, the folders that results go to, and what was made or compiled on the way."""
+    """A setting, the seconds left, the folders of results, and what was made or compiled."""
 
     def __init__(self, setting: Setting, deadline: float, folders=()):
         self.setting, self.deadline, self.folders = setting, deadline, [Path(f) for f in folders]
@@ -131,7 +131,10 @@ class Bench:
         return change(config, unet=unet, vae=vae, text=(text,), size=64, number_dim=32)
 
     def network(self, part, name, dtype=None, use="plain"):
-        """The UNet ("unet") or VAE ("vae") of a system. Twins rearrange the weights they share, so they get `use` "twin"."""
+        """The UNet ("unet") or VAE ("vae") of a system.
+
+        Twins rearrange the weights that they share with their model: theirs are another `use`.
+        """
         kind, config = {"unet": UNet, "vae": VAE}[part], getattr(self.plan(name), part)
         dtype = dtype or self.setting.dtype
         make = lambda: random_network(kind, config, dtype, self.setting.device)
@@ -150,7 +153,7 @@ class Bench:
     # ------------------------------------------------------------ inputs and errors
 
     def inputs(self, name, batch=1, dtype=None):
-        """(cond, uncond, x_T): random numbers where the text encoders' would be; x_T (B, 4, H/8, W/8) float32."""
+        """(cond, uncond, x_T (B, 4, H/8, W/8)): random numbers for what the text encoders give."""
         config, device = self.plan(name), self.setting.device
         c, side, gen = config.unet, config.size // 8, torch.Generator().manual_seed(1)
         sizes = torch.tensor([config.size, config.size, 0, 0, config.size, config.size])
@@ -187,7 +190,7 @@ class Bench:
 
     @torch.no_grad()
     def truth(self, part, name):
-        """One call of the float32 network (no tf32), on the CPU: what errors are measured against."""
+        """One call of the float32 network, no tf32, on the CPU: the reference of all errors."""
 
         def make():
             with tf32(False):
@@ -209,15 +212,15 @@ class Bench:
         return off(model.from_latent(self.latent(name, dtype)), truth)
 
     def plain_error(self, part, name) -> float:
-        """How far the plain network in the setting's type is off float32: what rounding alone does."""
+        """How far the plain network in the setting's type is off: what rounding alone does."""
         make = lambda: self.off(part, name, self.network(part, name))
         return self.keep(("plain error", part, name), make)
 
     def limit(self, part, name, kind=None) -> float:
-        """Beyond it a fast network is wrong: LIMITS, but not below what rounding must do to so deep a network.
+        """A fast network that is further off is wrong: LIMITS, or some times what rounding does.
 
-        140 layers of random weights in bf16 are off by about 0.03 however they are computed; 8-bit products, with
-        four bits less, by several times that.
+        140 layers of random weights in bf16 are off by about 0.03 however they are computed;
+        8-bit products, with four bits less, by several times that.
         """
         times = 8 if kind == "fp8" else 1.5
         return max(LIMITS[kind or self.setting.dtype], times * self.plain_error(part, name))
@@ -233,7 +236,7 @@ def count(config) -> tuple[int, int]:
 
 
 def random_network(kind, config, dtype, device):
-    """Weights made on the device, in float32 and then rounded: N(0, 1 / fan in), norms near 1, small biases."""
+    """Weights N(0, 1 / fan in), norms near 1, small biases: made in float32 and then rounded."""
     with torch.device("meta"):
         model = kind(config)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -252,7 +255,7 @@ def off(a, b) -> float:
 
 
 def judged(result: dict, limit: float) -> dict:
-    """The row fails if its error `off` is above the limit, or no number; what was measured is kept."""
+    """The row fails if its error `off` is above the limit or NaN; what was measured is kept."""
     if not result["off"] <= limit:
         result["failed"] = f"off by {result['off']:.2g}, the limit is {limit:.2g}"
     return result
@@ -262,7 +265,7 @@ def judged(result: dict, limit: float) -> dict:
 
 
 def clock(f, bench: Bench, repeats: int | None = None, calls: int = 1) -> dict:
-    """{seconds (median), low, high, repeats, peak_gb} of a call; f() makes `calls` of them, once more to warm up."""
+    """{seconds (median), low, high, repeats, peak_gb} of a call; f() makes `calls` of them."""
     times = []
     f()
     if bench.cuda:
@@ -286,7 +289,7 @@ def clock(f, bench: Bench, repeats: int | None = None, calls: int = 1) -> dict:
 
 
 def kernel_clock(f, bench: Bench, calls: int = 20) -> float:
-    """Seconds of a small f on the GPU alone: `calls` of them recorded as one CUDA graph, so that no launch counts."""
+    """Seconds of a small f on the GPU alone: `calls` of them as one CUDA graph, no launches."""
     if not bench.cuda:
         return clock(f, bench)["seconds"]
     aside = torch.cuda.Stream()
@@ -303,7 +306,7 @@ def kernel_clock(f, bench: Bench, calls: int = 20) -> float:
 
 
 def kernels(f, bench: Bench, calls: int = 3, most: int = 40) -> dict:
-    """Where the milliseconds of a call go, by kernel name: {total_ms, kernels: [[name, ms a call, runs a call]]}."""
+    """{total_ms, kernels: [[name, ms, runs]]} of a call: where its milliseconds go."""
     from torch.profiler import DeviceType, ProfilerActivity, profile
 
     f()
@@ -339,7 +342,7 @@ def tf32(allowed: bool):
 
 @contextlib.contextmanager
 def without_graphs():
-    """Twins call what they compiled directly, kernel by kernel: the same compiled code, no recording."""
+    """Twins call what they compiled directly: the same code, started kernel by kernel."""
     replay = Graphed.__call__
     Graphed.__call__ = lambda self, *inputs: self.f(*inputs)
     try:

@@ -1,7 +1,8 @@
-"""check/eager and check/compiled: is what this GPU computes right? One line each, PASS or FAIL; nothing stops them.
+"""check/eager and check/compiled: is what this GPU computes right? A line each, PASS or FAIL.
 
-A check is a function of the Bench that yields (name, error, limit), or (name, text) for what is only noted.
-References are float64 or float32 on the CPU. On a CPU (--tiny) the same checks run, but for those that need a GPU.
+A check is a function of the Bench that yields (name, error, limit), or (name, text) for what is
+only noted; nothing stops the others. References are float64 or float32 on the CPU. With --tiny the
+same checks run on a CPU, but for those that need a GPU.
 """
 
 import copy
@@ -37,7 +38,7 @@ SIZES = (16, 16), (8, 24)
 
 
 def run(checks: list[Callable], bench: Bench) -> dict:
-    """{lines, passed, failed?}: every check to its end or to its error; an alarm leaves out what is left."""
+    """{lines, passed, failed?}: every check to its end or its error; an alarm ends all."""
     lines, passed, bad = [], 0, 0
 
     def say(line):
@@ -144,7 +145,7 @@ def unets(bench):
 
 
 def twins(bench):
-    """Twins of every prefix of the changes, nothing compiled: two sizes, results kept, another prompt, other weights."""
+    """Twins of every prefix of the changes, nothing compiled, and of every kind of UNet."""
     device = bench.setting.device
     for n in range(len(CHANGES) + 1):
         changes = tuple(change for change in CHANGES[:n] if change != "compiled")
@@ -217,7 +218,7 @@ def tiny(config):
 
 
 def systems(bench):
-    """Tiny SD 1.5, and SDXL with the refiner: every sampler, with guidance and without, against the CPU."""
+    """Tiny SD 1.5, SDXL with refiner: every sampler, guided and not, against the CPU."""
     for name, config, second in (("sd15", SD15, None), ("sdxl + refiner", SDXL, REFINER)):
         on_cpu, refiner = tiny(config), second and tiny(second)
         with tf32(False):
@@ -280,7 +281,7 @@ def nan_weights(bench):
 
 
 def eight_bits(bench):
-    """The 8-bit product of this GPU against the same rounding done by hand; where there is none, against float32."""
+    """The GPU's 8-bit product against the same rounding by hand; a UNet of them against bf16."""
     gen, device = torch.Generator().manual_seed(0), bench.setting.device
     x, w = (torch.randn(256, 128, generator=gen).to(device) for _ in range(2))
     if bench.cuda:

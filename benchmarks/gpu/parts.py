@@ -1,4 +1,4 @@
-"""What a step is made of: every product, convolution, attention and norm of the network, each timed alone."""
+"""What a step is made of: its products, convolutions, attentions, norms, each timed alone."""
 
 import itertools
 from collections import Counter
@@ -31,7 +31,7 @@ BACKENDS = {
 
 
 class Census(TorchFunctionMode):
-    """Counts the calls of OPERATIONS: {(function, arguments, options): times}; a tensor is written as its Shape."""
+    """Counts calls of OPERATIONS: {(function, arguments, options): times}, tensors as Shapes."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ def census(bench: Bench, name: str) -> Counter:
 
 
 def step_parts(bench: Bench, name: str = "sdxl") -> dict:
-    """Each operation of a guided step alone, and what they add up to: nothing fused, nothing between them."""
+    """Each operation of a guided step alone, and their sum: nothing fused, no gaps."""
     rows = []
     for (function, shapes, options), times in census(bench, name).items():
         gen = torch.Generator(bench.setting.device).manual_seed(0)
@@ -101,7 +101,7 @@ def _made(spec, bench, gen):
 
 
 def upsample(bench: Bench, pictures: int, channels: int, side: int) -> dict:
-    """Twice the size and a 3x3 convolution, in two steps and as one transposed 4x4 convolution with stride 2."""
+    """Twice the size and a 3x3 convolution: in two steps, and as one transposed convolution."""
     like = dict(device=bench.setting.device, dtype=bench.setting.dtype)
     last = dict(memory_format=torch.channels_last)
     x = torch.randn(pictures, channels, side, side, **like).to(**last)
@@ -122,7 +122,7 @@ def transposed(w):
 
 
 def attention(bench: Bench, pictures, heads, queries, keys, width) -> dict:
-    """One shape through every kernel that takes it; seconds: the quickest, `default`: what PyTorch takes by itself."""
+    """One shape through every kernel that takes it; `default` is PyTorch's own choice."""
     gen = torch.Generator(bench.setting.device).manual_seed(0)
     q, k, v = (
         torch.randn(pictures, heads, n, width, generator=gen, device=bench.setting.device)
@@ -153,7 +153,7 @@ def _with(backend, call):
 
 
 def products(q, k, v, slices: int = 4):
-    """Attention as two matrix products and a softmax in float32, some queries at a time: for heads no kernel takes."""
+    """Attention as two products and a float32 softmax, some queries at a time."""
     B, H, N, d = q.shape
     q, k, v = (x.flatten(0, 1) for x in (q * d**-0.5, k, v))
     out = []
@@ -167,7 +167,7 @@ def products(q, k, v, slices: int = 4):
 
 
 def shape_name(*numbers) -> str:
-    """10x4096x64 for self-attention (heads, tokens, width), 10x4096x77x64 where the keys are others."""
+    """10x4096x64 (heads, tokens, width) for self-attention, 10x4096x77x64 for other keys."""
     _, heads, queries, keys, width = numbers
     return "x".join(map(str, (heads, queries, *([keys] if keys != queries else []), width)))
 

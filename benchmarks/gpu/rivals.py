@@ -1,4 +1,4 @@
-"""diffusers around the same weights: its own pipelines and VAE, eager and compiled as its guide advises.
+"""diffusers around the same weights: its pipelines and VAE, eager and compiled as it advises.
 
 It is measured where it is installed or carried (benchmarks/gpu.md); nothing else needs it.
 """
@@ -20,7 +20,8 @@ def missing() -> str | None:
 def pipeline(bench: Bench, name: str, compile: str = ""):
     """draw(inputs, steps) -> pictures (B, 3, H, W) in [0, 1] by diffusers' pipeline.
 
-    compile: "" is eager, "whole" compiles UNet and VAE as one piece each, "regional" the repeated blocks of the UNet.
+    compile: "" is eager, "whole" compiles UNet and VAE as one piece each, "regional" the UNet's
+    repeated blocks.
     """
     import diffusers
 
@@ -122,7 +123,7 @@ def their_vae(bench: Bench, name: str):
 
 
 def filled(theirs, part: str, ours):
-    """Our weights in their model. Which is which, our loader says: it is asked to rename numbers 0, 1, 2, ..."""
+    """Our weights in their model; our loader says which is which, as it renames 0, 1, 2, ..."""
     shapes = {key: value.shape for key, value in theirs.state_dict().items()}
     numbers = {key: torch.tensor([i]) for i, key in enumerate(shapes)}
     place = {int(i): key for key, i in to_ours(part, numbers).items()}

@@ -1,4 +1,4 @@
-"""The rows of the benchmark in order of worth; each is a function of the Bench that returns what it measured."""
+"""The rows of the benchmark in order of worth: functions of the Bench that return a dict."""
 
 import dataclasses
 import functools
@@ -48,13 +48,13 @@ PLAIN = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """key: task/name in the results.  need: seconds, without what it compiles.  unless: a row that makes it superfluous."""
+    """One measurement of the list below."""
 
-    key: str
-    need: float
+    key: str  # task/name in the results
+    need: float  # seconds, without those of compiling
     measure: Callable[[Bench], dict]
-    compiles: tuple[str, ...] = ()
-    unless: str = ""
+    compiles: tuple[str, ...] = ()  # of COMPILES
+    unless: str = ""  # a row that makes this one superfluous
 
     def seconds(self, bench: Bench) -> float:
         new = [what for what in self.compiles if what not in bench.compiled]
@@ -91,7 +91,7 @@ def copy(bench: Bench) -> dict:
 
 
 def ours(unet, vae, inputs, steps):
-    """Pictures (B, 3, H, W) in [0, 1]: Euler, every step with guidance in one batched call, and the VAE one by one."""
+    """Pictures (B, 3, H, W) in [0, 1]: guided Euler steps, then the VAE one by one."""
     cond, uncond, x_T = inputs
     dtype = cond.context.dtype
     model = guided(lambda x_t, t, cond: unet(x_t.to(dtype), t, cond).float(), GUIDANCE, uncond)
@@ -103,7 +103,7 @@ def ours(unet, vae, inputs, steps):
 
 
 def networks(bench: Bench, name: str, way: str):
-    """(unet, vae): "plain", "graphed_only" (every change but compiling) or "fast" (every change)."""
+    """(unet, vae): "plain", "graphed_only" (all changes but compiling) or "fast" (all)."""
     if way == "plain":
         return bench.network("unet", name), bench.network("vae", name)
     changes = CHANGES if way == "fast" else EAGER
@@ -111,7 +111,7 @@ def networks(bench: Bench, name: str, way: str):
 
 
 def picture(bench: Bench, name: str, way: str, repeats: int | None = None) -> dict:
-    """A whole picture at batch 1. `off` is one UNet call's, against float32; bf16 alone makes about 1 %."""
+    """A whole picture at batch 1; `off` is one UNet call's, against float32."""
     unet, vae = networks(bench, name, way)
     draw, inputs, steps = (
         functools.partial(ours, unet, vae),
@@ -131,7 +131,7 @@ def picture(bench: Bench, name: str, way: str, repeats: int | None = None) -> di
 
 
 def rival(bench: Bench, name: str, compile: str = "") -> dict:
-    """diffusers' picture of the same weights; `off_plain` is the picture's after 3 steps, against ours: not judged."""
+    """diffusers' picture of the same weights; `off_plain`: from ours after 3 steps, not judged."""
     if why := rivals.missing():
         return {"failed": why}
     draw, inputs, steps = (
@@ -177,7 +177,7 @@ RUNGS = ("float32", "tf32", "bf16", *CHANGES)
 
 
 def rung(bench: Bench, name: str) -> dict:
-    """One guided SDXL step with the changes up to this one; the error is against float32 without tf32."""
+    """One guided SDXL step with the changes up to this one."""
     here = {"rung": RUNGS.index(name)}
     if name in ("float32", "tf32"):  # 10 GB of weights, not kept
         with tf32(name == "tf32"):
@@ -199,7 +199,7 @@ def rung(bench: Bench, name: str) -> dict:
 
 
 def other_step(bench: Bench, mode=True, pdl: bool = False) -> dict:
-    """The step of a twin compiled another way: torch.compile's mode, or dependent launches of Triton's kernels."""
+    """The step compiled another way: `speed_up`'s mode, or Triton's dependent launches."""
     import torch._inductor.config as inductor
 
     if pdl and not hasattr(inductor.triton, "enable_pdl"):
@@ -247,7 +247,7 @@ def profile(bench: Bench, what: str) -> dict:
 
 
 def throughput(bench: Bench, batch: int, eight_bits: bool = False) -> dict:
-    """SDXL in a few Euler steps, guided: pictures a second; `off` is one call's, of the first picture, against float32."""
+    """SDXL in a few guided Euler steps: pictures a second; `off` is of the first one's call."""
     unet, vae = networks(bench, "sdxl", "fast")
     if eight_bits:
         unet = bench.eight_bits("sdxl")

@@ -1,4 +1,4 @@
-"""The emoji system trained on, from the weights that ship: what a minute on a GPU is worth. Kept only if better."""
+"""The emoji system trained on from the weights that ship: what a minute on a GPU is worth."""
 
 import dataclasses
 import time
@@ -15,7 +15,7 @@ from .bench import Bench
 
 
 def emoji(bench: Bench) -> dict:
-    """Updates a second at batch 512, and the averaged UNet beside the results, to be judged at home."""
+    """Updates a second at batch 512; the averaged UNet is written beside the results."""
     sd = load(EMOJI.name)
     latents = encode(sd, EMOJI.pictures(), None if bench.cuda else 32)  # on the CPU
     seconds = min(60, bench.left() - 12) if bench.cuda else 0.5

@@ -84,7 +84,7 @@ class Table:
 
 
 def times(*tasks: str, folder=RESULTS) -> Report:
-    """A table for each machine: the rows of "sdxl", "sd15", "vae", "throughput", recorded or not."""
+    """A table for each machine: the rows of "sdxl", "sd15", "vae", "throughput"."""
     head = ["", "time", "pictures a second", "of the roof", "error"]
     return Report(
         [Table(head, _lines(record, tasks), source(record)) for record in records(folder)]
@@ -135,7 +135,7 @@ def source(record: dict) -> str:
 
 
 def rungs(record: dict) -> list[tuple[str, float, float | None]]:
-    """[(change, milliseconds a guided SDXL step, share of the roof or None)] from float32 to all changes."""
+    """[(change, ms a guided SDXL step, share of the roof or None)], from float32 to all changes."""
     rows = [
         (row["rung"], key.removeprefix("ladder/"), row)
         for key, row in record["results"].items()

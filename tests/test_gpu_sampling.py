@@ -8,8 +8,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
-import torch.nn.functional as F
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_sampling.py"
@@ -48,9 +46,9 @@ def test_every_row_answers_at_tiny_size(tmp_path):
     assert file["tiny"] and file["weights"] == "random" and "CPU" in file["device"]
     results = file["results"]
     last = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
-    assert last["no_time"] == [] and set(last["failed"]) <= {"step/gemm"}
+    assert last["no_time"] == [] and last["failed"] == []
     for key, result in results.items():
-        assert "failed" not in result or key == "step/gemm", (key, result)
+        assert "failed" not in result, (key, result)
         assert result["date"] and "--tiny" in result["command"] and result["run"], key
         assert result.get("seconds", 1) > 0, key
     tasks = {key.split("/")[0] for key in results}
@@ -186,7 +184,7 @@ def test_without_diffusers_its_rows_say_so(script, monkeypatch):
 
 
 def test_parts_are_the_networks(script):
-    """A tiny UNet's census: products, convolutions and norms as it has layers, two attentions a block."""
+    """A tiny UNet's census: a product a linear layer and so on, two attentions a block."""
     from gpu import parts
 
     bench = script.Bench(script.TINY, 0)
@@ -198,21 +196,6 @@ def test_parts_are_the_networks(script):
     for kind, module in (("product", "Linear"), ("convolution", "Conv2d"), ("GroupNorm",) * 2):
         assert kinds[kind] == modules.count(module)
     assert kinds["attention"] == 2 * modules.count("TransformerBlock")
-
-
-def test_upsampling_as_one_transposed_convolution(script):
-    from gpu.parts import transposed
-
-    x, w = torch.randn(2, 3, 5, 4).double(), torch.randn(6, 3, 3, 3).double()
-    two = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), w, padding=1)
-    torch.testing.assert_close(F.conv_transpose2d(x, transposed(w), stride=2, padding=1), two)
-
-
-def test_attention_by_products(script):
-    from gpu.parts import products
-
-    q, k, v = (torch.randn(2, 3, n, 8).double() for n in (10, 7, 7))
-    torch.testing.assert_close(products(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
 @pytest.mark.slow

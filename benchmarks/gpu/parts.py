@@ -1,6 +1,5 @@
 """What a step is made of: its products, convolutions, attentions, norms, each timed alone."""
 
-import itertools
 from collections import Counter
 
 import torch
@@ -8,7 +7,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from ddpm_edu.gpu.fast import WIDEST_HEAD, Doubling, by_products
 from ddpm_edu.networks.unet import UNet
+from ddpm_edu.networks.vae import Upsample
 
 from .bench import Bench, kernel_clock, off
 
@@ -100,25 +101,18 @@ def _made(spec, bench, gen):
     return x.to(memory_format=torch.channels_last) if len(spec) == 4 and spec[-1] != 64 else x
 
 
+@torch.no_grad()
 def upsample(bench: Bench, pictures: int, channels: int, side: int) -> dict:
     """Twice the size and a 3x3 convolution: in two steps, and as one transposed convolution."""
     like = dict(device=bench.setting.device, dtype=bench.setting.dtype)
-    last = dict(memory_format=torch.channels_last)
-    x = torch.randn(pictures, channels, side, side, **like).to(**last)
-    w = (torch.randn(channels, channels, 3, 3, **like) / (9 * channels) ** 0.5).to(**last)
-    w4 = transposed(w).to(**last)
-    two = lambda: F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), w, padding=1)
-    one = lambda: F.conv_transpose2d(x, w4, stride=2, padding=1)
-    ways = {"two_steps": kernel_clock(two, bench), "transposed": kernel_clock(one, bench)}
-    return {"seconds": min(ways.values()), "ways": ways, "off": off(one(), two())}
-
-
-def transposed(w):
-    """(O, I, 3, 3) -> (I, O, 4, 4): [k2, k1 + k2, k0 + k1, k0] along each axis."""
-    for dim in (2, 3):
-        k0, k1, k2 = w.unbind(dim)
-        w = torch.stack([k2, k1 + k2, k0 + k1, k0], dim)
-    return w.transpose(0, 1).contiguous()
+    layer = Upsample(channels).to(**like, memory_format=torch.channels_last)
+    x = torch.randn(pictures, channels, side, side, **like).to(memory_format=torch.channels_last)
+    one, two = Doubling(layer), layer
+    ways = {
+        "two_steps": kernel_clock(lambda: two(x), bench),
+        "transposed": kernel_clock(lambda: one(x), bench),
+    }
+    return {"seconds": min(ways.values()), "ways": ways, "off": off(one(x), two(x))}
 
 
 def attention(bench: Bench, pictures, heads, queries, keys, width) -> dict:
@@ -133,8 +127,8 @@ def attention(bench: Bench, pictures, heads, queries, keys, width) -> dict:
     ways, refused = {"default": kernel_clock(plain, bench)}, {}
     named = BACKENDS if bench.cuda else {"flash": BACKENDS["flash"]}
     calls = {way: lambda b=b: _with(b, plain) for way, b in named.items()}
-    if width > 256:
-        calls["products"] = lambda: products(q, k, v)
+    if width > WIDEST_HEAD:
+        calls["products"] = lambda: by_products(q[:, 0], k[:, 0], v[:, 0])
     for way, call in calls.items():
         try:
             ways[way] = kernel_clock(call, bench)
@@ -152,20 +146,6 @@ def _with(backend, call):
         return call()
 
 
-def products(q, k, v, slices: int = 4):
-    """Attention as two products and a float32 softmax, some queries at a time."""
-    B, H, N, d = q.shape
-    q, k, v = (x.flatten(0, 1) for x in (q * d**-0.5, k, v))
-    out = []
-    for part in q.split(-(-N // slices), 1):
-        if q.is_cuda and q.dtype != torch.float32:
-            scores = torch.bmm(part, k.mT, out_dtype=torch.float32)
-        else:
-            scores = part @ k.mT
-        out.append(torch.bmm(scores.softmax(-1).to(v.dtype), v))
-    return torch.cat(out, 1).unflatten(0, (B, H))
-
-
 def shape_name(*numbers) -> str:
     """10x4096x64 (heads, tokens, width) for self-attention, 10x4096x77x64 for other keys."""
     _, heads, queries, keys, width = numbers
@@ -176,6 +156,6 @@ def rows(bench: Bench):
     """(key, function) of every shape of the setting."""
     for numbers in bench.setting.attention:
         yield f"attention/{shape_name(*numbers)}", lambda b, n=numbers: attention(b, *n)
-    for numbers in itertools.chain(bench.setting.upsamples):
+    for numbers in bench.setting.upsamples:
         name = "x".join(map(str, numbers))
         yield f"upsample/{name}", lambda b, n=numbers: upsample(b, *n)

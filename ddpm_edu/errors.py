@@ -168,6 +168,18 @@ def numbers(config, **limits) -> None:
     _each(config, in_range, limits)
 
 
+def one_a_level(config, *names) -> None:
+    """Tuple fields of a network that has levels: as many entries in each, at most 8."""
+    first = getattr(config, names[0])
+    for name in names:
+        value = getattr(config, name)
+        if len(value) != len(first) or len(value) > 8:
+            raise OptionError(
+                f"{type(config).__name__}.{name} = {value} needs one entry a level, as "
+                f"{names[0]} = {first} has; there are at most 8 levels"
+            )
+
+
 def choices(config, **known) -> None:
     """Fields that hold one of some names: choices(self, act=("gelu", "quick_gelu"))."""
     for name, names in known.items():
@@ -221,19 +233,19 @@ def _entries(config, name) -> list[tuple]:
 # ---------------------------------------------------------------- tensors: ShapeError, DataError
 
 
-def fits(name, x, shape, whose, hint="") -> None:
-    """ShapeError unless the tensor x has `shape`: numbers must agree, names stand for any size.
+def fits(name, x, shape, whose, hint="", of=()) -> None:
+    """ShapeError unless the tensor x has `shape`; a name in it stands for any size but 0.
 
-    fits("x_t", x_t, ("B", 4, "H", "W"), "this UNet takes").
+    fits("x_t", x_t, ("B", 4, "H", "W"), "this UNet takes"). of: a divisor for each size.
     """
     if not hasattr(x, "is_floating_point"):
         got = f"is {'missing' if x is None else 'no tensor but a ' + type(x).__name__}"
-    elif len(x.shape) == len(shape) and all(
-        isinstance(want, str) or n == want for n, want in zip(x.shape, shape)
-    ):
-        return
     else:
         got = f"has shape {tuple(x.shape)}"
+        agree = (n > 0 if isinstance(want, str) else n == want for n, want in zip(x.shape, shape))
+        divide = (n % d == 0 for n, d in zip(x.shape, of))
+        if len(x.shape) == len(shape) and all(agree) and all(divide):
+            return
     wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     raise ShapeError(f"{name} {got}: {whose} {wanted}" + (hint and f", {hint}"))
 

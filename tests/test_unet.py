@@ -539,18 +539,32 @@ def test_classic_needs_eight_pixels():
 
 
 @pytest.mark.parametrize(
-    "changes, words",
+    "name, value",
     [
-        (dict(channels=20), ("20 channels", "groups = 32")),
-        (dict(heads=(3, 4)), ("64 channels", "heads = 3")),
-        (dict(depth=(1,)), ("depth", "one entry a level")),
-        (dict(mult=()), ("one entry",)),
-        (dict(heads=(0, 4)), ("0", "at least 1")),
-        (dict(groups=0), ("groups", "at least 1")),
-        (dict(channels=-64), ("-64",)),
+        ("channels", 20),  # no multiple of groups
+        ("heads", (3, 4)),  # no divisor of the width
+        ("depth", (1,)),
+        ("mult", ()),
+        ("heads", (0, 4)),
+        ("groups", 0),
+        ("channels", -64),
+        ("channels", 8192),  # harmful plans are refused before anything is built
+        ("blocks", 65_536),
+        ("middle", 65_536),
+        ("depth", (0, 65_536)),
+        ("mult", (1,) * 9),
+        ("vector", True),
+        ("context", 1.5),
     ],
-    ids=str,
 )
-def test_bad_config(changes, words):
-    with refuses(OptionError, *words):
-        UNetConfig(**{**SMALL.__dict__, **changes})
+def test_bad_config(name, value):
+    with refuses(OptionError, {"channels": "channels|width of level 0"}.get(name, name)):
+        UNetConfig(**{**SMALL.__dict__, name: value})
+
+
+@pytest.mark.parametrize("channels, kind", [(9, "inpainting"), (8, "InstructPix2Pix")])
+def test_other_kinds_of_models_are_named(channels, kind):
+    """What takes more than a latent says what it is, before the first layer."""
+    model = UNet(UNetConfig(**{**SMALL.__dict__, "in_channels": channels, "out_channels": 4}))
+    with refuses(ShapeError, "x_t", f"{channels} input channels", kind):
+        model(torch.zeros(1, 4, 8, 8), torch.zeros(1), Cond(vector=torch.zeros(1, 5)))

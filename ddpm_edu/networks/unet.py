@@ -1,7 +1,7 @@
-"""The denoising UNet, one class from MNIST digits to the SDXL refiner; only the config grows.
+"""The denoising UNet, one class from digits to the SDXL refiner: the config grows. Notebook 03.
 
-Original topology and arithmetic of Rombach et al. 2022 (latent diffusion) and Podell et al. 2023 (SDXL).
-`down`, `mid` and `up` are flat lists of small lists of blocks; every output of `down` is a skip for `up`.
+Topology and arithmetic of Rombach et al. 2022 (latent diffusion) and Podell et al. 2023 (SDXL).
+`down`, `mid` and `up` are lists of small lists of blocks; what `down` puts out are skips for `up`.
 """
 
 import math
@@ -12,78 +12,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion import Cond
-from ..errors import OptionError, ShapeError
+from ..errors import ShapeError, fits, multiple, one_a_level, sizes
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of a UNet; tuples hold one entry a level, from the finest.
+    """Sizes of a UNet. A tuple holds one entry a level, from the finest."""
 
-    in_channels, out_channels: of x_t and of the prediction (0: the same).  channels: width of the first level.
-    mult: width of each level, times channels.  depth: transformer blocks after each ResBlock of a level (0: none).
-    middle: transformer blocks in the middle.  heads: attention heads of each level.  context: width D of
-    cond.context (0: self-attention only).  vector: width V of cond.vector (0: none).  blocks: ResBlocks a level.
-    groups: of every GroupNorm.
-    """
-
-    in_channels: int = 4
-    out_channels: int = 0
-    channels: int = 320
-    mult: tuple[int, ...] = (1, 2, 4, 4)
-    depth: tuple[int, ...] = (1, 1, 1, 0)
-    middle: int = 1
-    heads: tuple[int, ...] = (8, 8, 8, 8)
-    context: int = 0
-    vector: int = 0
-    blocks: int = 2
-    groups: int = 32
+    in_channels: int = 4  # of x_t
+    out_channels: int = 0  # of the prediction; 0: as many as in_channels
+    channels: int = 320  # width of the first level
+    mult: tuple[int, ...] = (1, 2, 4, 4)  # width of each level, times channels
+    depth: tuple[int, ...] = (1, 1, 1, 0)  # transformer blocks after each ResBlock; 0: none
+    middle: int = 1  # transformer blocks between the two ResBlocks of the middle
+    heads: tuple[int, ...] = (8, 8, 8, 8)  # of attention
+    context: int = 0  # width D of cond.context, the tokens of a text; 0: self-attention only
+    vector: int = 0  # width V of cond.vector, added to the time; 0: none
+    blocks: int = 2  # ResBlocks a level on the way down; on the way up there is one more
+    groups: int = 32  # of every GroupNorm
 
     def __post_init__(self):
-        levels = len(self.mult)
-        for name, least in (
-            ("in_channels", 1),
-            ("out_channels", 0),
-            ("middle", 0),
-            ("context", 0),
-            ("vector", 0),
-            ("blocks", 1),
-        ):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= 2**16:
-                raise OptionError(
-                    f"{name} = {size!r:.40} is not a whole number from {least} to {2**16}"
-                )
-        if any(
-            isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= 2**10 for n in self.depth
-        ):
-            raise OptionError(
-                f"depth = {self.depth!r:.80}: whole numbers of at least 0, one a level"
-            )
-        for size in (self.channels, self.groups, *self.mult, *self.heads):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise OptionError(
-                    f"{size!r} in {self}: channels, groups and every mult and heads are whole numbers of at least 1"
-                )
-        for name in ("mult", "depth", "heads"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists come out of JSON
-            if len(getattr(self, name)) != levels or levels == 0:
-                raise OptionError(
-                    f"{name} = {getattr(self, name)} needs one entry a level, as mult = {self.mult} has"
-                )
-        for level, m in enumerate(self.mult):
-            width = self.channels * m
-            if width % self.groups:
-                raise OptionError(
-                    f"level {level} has {width} channels, not a multiple of groups = {self.groups}: change one of them"
-                )
-            if width % self.heads[level]:
-                raise OptionError(
-                    f"level {level} has {width} channels, not a multiple of heads = {self.heads[level]}: change one of them"
-                )
+        sizes(self, in_channels=(1, 4096), out_channels=(0, 4096), channels=(1, 4096))
+        sizes(self, mult=(1, 64), depth=(0, 32), middle=(0, 32), heads=(1, 1024))
+        sizes(self, context=(0, 2**15), vector=(0, 2**15), blocks=(1, 8), groups=(1, 1024))
+        one_a_level(self, "mult", "depth", "heads")
+        for level, (m, heads) in enumerate(zip(self.mult, self.heads)):
+            width = multiple(f"width of level {level}", self.channels * m, "groups", self.groups)
+            multiple(f"width of level {level}", width, "heads", heads)
 
 
 SD15 = UNetConfig(context=768)
-SD21 = UNetConfig(heads=(5, 10, 20, 20), context=1024)  # the 768-pixel model predicts v
+SD21 = UNetConfig(heads=(5, 10, 20, 20), context=1024)
 SDXL_BASE = UNetConfig(
     mult=(1, 2, 4), depth=(0, 2, 10), middle=10, heads=(5, 10, 20), context=2048, vector=2816
 )
@@ -93,22 +52,23 @@ SDXL_REFINER = UNetConfig(
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """[cos(t w_k), sin(t w_k)], w_k = 10000^(-k / (dim/2)), k = 0..dim/2-1: t (B,) -> (B, dim) float32.
+    """[cos(t w_k), sin(t w_k)], w_k = 10000^(-2k / dim), k = 0 .. dim/2 - 1: (B,) -> (B, dim).
 
-    As in Transformers (Vaswani et al. 2017, section 3.5), but all cosines first, as the original checkpoints expect.
+    In float32. Vaswani et al. 2017, section 3.5, but all cosines first, as the original
+    checkpoints expect. An odd dim ends in a 0.
     """
     half = dim // 2
-    w = torch.exp(
-        -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
-    )
-    angle = t.float()[:, None] * w
-    return F.pad(
-        torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2)
-    )  # an odd dim ends in a 0
+    k = torch.arange(half, dtype=torch.float32, device=t.device)
+    w = torch.exp(-math.log(10000) * k / half)
+    angle = t.float()[:, None] * w  # (B, dim/2)
+    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))  # (B, dim)
 
 
 class ResBlock(nn.Module):
-    """x + conv(SiLU(norm(conv(SiLU(norm(x))) + time))): (B, C_in, H, W), (B, E) -> (B, C_out, H, W)."""
+    """x + conv(SiLU(norm(conv(SiLU(norm(x))) + time))): (B, C_in, H, W) -> (B, C_out, H, W).
+
+    The time embedding (B, E) is added to every pixel.
+    """
 
     def __init__(self, c_in: int, c_out: int, emb: int, groups: int):
         super().__init__()
@@ -126,7 +86,10 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(d)) V, Q from x, K and V from `context` (x itself if None): (B, N, C) -> (B, N, C)."""
+    """softmax(Q K^T / sqrt(d)) V: (B, N, C) -> (B, N, C).
+
+    Q comes from x, K and V from `context` (B, L, D), or from x itself where that is None.
+    """
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -142,11 +105,12 @@ class Attention(nn.Module):
             z.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N or L, d)
             for z in (self.q(x), self.k(context), self.v(context))
         )
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return self.out(h.transpose(1, 2).flatten(2))  # (B, N, C)
 
 
 class FeedForward(nn.Module):
-    """GEGLU: out(a * GELU(b)) with a, b = proj(x), four times wider inside (Shazeer 2020); exact GELU."""
+    """GEGLU (Shazeer 2020): out(a * GELU(b)), (a, b) = proj(x), each four times as wide as x."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -159,7 +123,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text (where there is one), feed-forward, each added to its input."""
+    """Self-attention, cross-attention to the text if there is one, feed-forward; each is added."""
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -176,7 +140,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Pixels as tokens: norm, project, `depth` transformer blocks, project back, add: (B, C, H, W) -> the same."""
+    """Pixels as tokens through `depth` transformer blocks, added to x: (B, C, H, W) -> the same."""
 
     def __init__(self, dim: int, context_dim: int, heads: int, depth: int, groups: int):
         super().__init__()
@@ -204,7 +168,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Back to `size` (H, W), twice the size: every pixel repeated, then a convolution."""
+    """Every pixel repeated up to `size` (H, W), then a convolution."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -215,11 +179,12 @@ class Upsample(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps (or v, or x_0) predicted from x_t, t and the condition; see `UNetConfig` for its sizes.
+    """eps (or v, or x_0) predicted from x_t, t and the condition; `UNetConfig` gives its sizes.
 
-    forward: x_t (B, in_channels, H, W); t (B,), whole or fractional; cond.context (B, L, context),
-    cond.vector (B, vector). Returns (B, out_channels, H, W). Raises ShapeError where these do not fit. A model without
-    classes (vector = 0) passes over a dataset's labels; one without text (context = 0) refuses a text.
+    x_t (B, in_channels, H, W); t (B,), whole or fractional; cond.context (B, L, context);
+    cond.vector (B, vector) -> (B, out_channels, H, W). Raises ShapeError where these do not fit.
+    A model without classes (vector = 0) passes over a dataset's labels; one without text
+    (context = 0) refuses a text.
     """
 
     def __init__(self, config: UNetConfig):
@@ -230,36 +195,32 @@ class UNet(nn.Module):
         if c.vector:
             self.vector = _two_layers(c.vector, emb)
 
-        def stage(c_in, c_out, level):
-            blocks = [ResBlock(c_in, c_out, emb, c.groups)]
-            if c.depth[level]:
-                blocks.append(
-                    SpatialTransformer(c_out, c.context, c.heads[level], c.depth[level], c.groups)
-                )
-            return nn.ModuleList(blocks)
+        def blocks(c_in, c_out, heads, depth):
+            out = [ResBlock(c_in, c_out, emb, c.groups)]
+            if depth:
+                out.append(SpatialTransformer(c_out, c.context, heads, depth, c.groups))
+            return nn.ModuleList(out)
 
         self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
-        width, skips = c.channels, [c.channels]
-        self.down = nn.ModuleList()
-        for level, m in enumerate(c.mult):
+        self.down, width, skips = nn.ModuleList(), c.channels, [c.channels]
+        levels = list(zip((c.channels * m for m in c.mult), c.heads, c.depth))
+        for level, (wide, heads, depth) in enumerate(levels):
             if level:
                 self.down.append(nn.ModuleList([Downsample(width)]))
                 skips.append(width)
             for _ in range(c.blocks):
-                self.down.append(stage(width, c.channels * m, level))
-                width = c.channels * m
+                self.down.append(blocks(width, wide, heads, depth))
+                width = wide
                 skips.append(width)
 
-        self.mid = nn.ModuleList([ResBlock(width, width, emb, c.groups)])
-        if c.middle:
-            self.mid.append(SpatialTransformer(width, c.context, c.heads[-1], c.middle, c.groups))
+        self.mid = blocks(width, width, c.heads[-1], c.middle)
         self.mid.append(ResBlock(width, width, emb, c.groups))
 
         self.up = nn.ModuleList()
-        for level, m in reversed(list(enumerate(c.mult))):
-            for i in range(c.blocks + 1):
-                self.up.append(stage(width + skips.pop(), c.channels * m, level))
-                width = c.channels * m
+        for level, (wide, heads, depth) in reversed(list(enumerate(levels))):
+            for _ in range(c.blocks + 1):
+                self.up.append(blocks(width + skips.pop(), wide, heads, depth))
+                width = wide
             if level:
                 self.up[-1].append(Upsample(width))
 
@@ -272,11 +233,11 @@ class UNet(nn.Module):
 
     def trunk(self, x_t, t, context, vector):
         """The network itself, after `forward` has checked its inputs."""
-        emb = self.time(timestep_embedding(t, self.config.channels).to(x_t.dtype))
+        emb = self.time(timestep_embedding(t, self.config.channels).to(x_t.dtype))  # (B, E)
         if self.config.vector:
             emb = emb + self.vector(vector.to(x_t.dtype))
 
-        h = self.conv_in(x_t)
+        h = self.conv_in(x_t)  # (B, channels, H, W)
         skips = [h]
         for blocks in self.down:
             h = _run(blocks, h, emb, context)
@@ -284,41 +245,50 @@ class UNet(nn.Module):
         h = _run(self.mid, h, emb, context)
         for blocks in self.up:
             h = torch.cat([h, skips.pop()], dim=1)
-            h = _run(blocks, h, emb, context, size=skips[-1].shape[2:] if skips else None)
-        return self.conv_out(F.silu(self.norm_out(h)))
+            # An odd size halves and doubles to another one: the next skip says which is right.
+            size = skips[-1].shape[2:] if skips else None
+            h = _run(blocks, h, emb, context, size)
+        return self.conv_out(F.silu(self.norm_out(h)))  # (B, out_channels, H, W)
 
     def _check(self, x_t, t, cond):
-        c, b = self.config, len(x_t)
-        if x_t.ndim != 4 or x_t.shape[1] != c.in_channels:
+        """ShapeError, before the first layer, unless the inputs fit this config."""
+        c, kind = self.config, OTHER_KINDS.get(self.config.in_channels, "")
+        fits("x_t", x_t, ("B", c.in_channels, "H", "W"), "this UNet takes", kind)
+        fits("t", t, (len(x_t),), "pass one time a picture,")
+        if c.vector:
+            shape = len(x_t), c.vector
+            fits("cond.vector", cond.vector, shape, "this UNet takes", "zeros for no condition")
+        if c.context:
+            shape = len(x_t), "tokens", c.context
+            fits("cond.context", cond.context, shape, "this UNet takes")
+        elif cond.context is not None:
             raise ShapeError(
-                f"x_t has shape {tuple(x_t.shape)}: this UNet takes (B, {c.in_channels}, H, W)"
+                f"cond.context has shape {tuple(cond.context.shape)}, but this UNet reads no text "
+                "(context = 0): pass none, or build it with context"
             )
-        if t.shape != (b,):
-            raise ShapeError(f"t has shape {tuple(t.shape)}: pass one time a picture, ({b},)")
-        if c.vector and (cond.vector is None or cond.vector.shape != (b, c.vector)):
-            raise ShapeError(
-                f"cond.vector has shape {_shape(cond.vector)}: this UNet takes ({b}, {c.vector}), zeros for no condition"
-            )
-        if c.context and (
-            cond.context is None
-            or cond.context.ndim != 3
-            or len(cond.context) != b
-            or cond.context.shape[2] != c.context
-        ):
-            raise ShapeError(
-                f"cond.context has shape {_shape(cond.context)}: this UNet takes ({b}, tokens, {c.context})"
-            )
-        if not c.context and cond.context is not None:
-            raise ShapeError(
-                f"cond.context has shape {_shape(cond.context)}, but this UNet reads no text (context = 0): pass none, or build it with context"
-            )
+
+
+OTHER_KINDS = {
+    9: "9 input channels: an inpainting model, which also takes a mask and the masked picture",
+    8: "8 input channels: a model that edits pictures, such as InstructPix2Pix, or enlarges them",
+}
+
+
+def _two_layers(width: int, emb: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+
+def _run(blocks, h, emb, context, size=None):
+    for block in blocks:
+        h = block(h, size) if isinstance(block, Upsample) else block(h, emb, context)
+    return h
 
 
 class SpaceToDepth(nn.Module):
-    """Run `model` on factor x factor patches folded into channels: the same picture, a factor^2 cheaper grid.
+    """Run `model` on factor x factor patches folded into channels: a factor^2 smaller grid.
 
-    (B, C, H, W) -> (B, C f^2, H/f, W/f) -> model -> back (Shi et al. 2016, pixel shuffle). The noise is the same
-    numbers in another order, so schedule, loss and samplers do not notice.
+    (B, C, H, W) -> (B, C f^2, H/f, W/f) -> model -> back (Shi et al. 2016, pixel shuffle). The
+    noise is the same numbers in another order, so schedule, loss and samplers do not notice.
     """
 
     def __init__(self, model: nn.Module, factor: int):
@@ -329,22 +299,7 @@ class SpaceToDepth(nn.Module):
         f = self.factor
         if x_t.ndim != 4 or x_t.shape[2] % f or x_t.shape[3] % f:
             raise ShapeError(
-                f"x_t has shape {tuple(x_t.shape)}: SpaceToDepth({f}) takes (B, C, H, W), H and W multiples of {f}"
+                f"x_t has shape {tuple(x_t.shape)}: SpaceToDepth({f}) takes (B, C, H, W), H and W "
+                f"multiples of {f}"
             )
         return F.pixel_shuffle(self.model(F.pixel_unshuffle(x_t, f), t, cond), f)
-
-
-def _two_layers(width: int, emb: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
-
-
-def _run(blocks, h, emb, context, size=None):
-    for (
-        block
-    ) in blocks:  # an odd size halves and doubles to another one: the skip it must fit says which
-        h = block(h, size) if isinstance(block, Upsample) else block(h, emb, context)
-    return h
-
-
-def _shape(x):
-    return None if x is None else tuple(x.shape)

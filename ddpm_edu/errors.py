@@ -53,12 +53,12 @@ class ResourceError(DdpmEduError):
 # ---------------------------------------------------------------- one value: OptionError
 
 
-def in_range(name, value, low, high, hint=""):
+def in_range(name, value, low, high, hint="", kind="number"):
     """A number in [low, high]; infinity only where high is infinite."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and low <= value <= high):
         raise OptionError(
-            f"{name} = {value!r:.40} is out of range: pass a number from {low} to {high}"
+            f"{name} = {value!r:.40} is out of range: pass a {kind} from {low} to {high}"
             + (hint and f" ({hint})")
         )
     return value
@@ -71,7 +71,7 @@ def whole(name, value, low, high=MOST, hint=""):
             f"{name} = {value!r:.40} is not a whole number: pass one from {low} to {high}"
             + (hint and f" ({hint})")
         )
-    return in_range(name, value, low, high, hint)
+    return in_range(name, value, low, high, hint, "whole number")
 
 
 def one_of(name, value, choices):

@@ -77,19 +77,17 @@ def test_it_learns_the_exact_answer():
 
 
 @pytest.mark.parametrize(
-    "x, t, vector",
+    "x, t, vector, name",
     [
-        ((4, 3), (4,), (4, 5)),
-        ((4,), (4,), (4, 5)),
-        ((4, 2), (1,), (4, 5)),
-        ((4, 2), (4, 1), (4, 5)),
-        ((4, 2), (4,), (4, 4)),
-        ((4, 2), (4,), (1, 5)),
-        ((4, 2), (4,), None),
+        ((4, 3), (4,), (4, 5), "x_t"),
+        ((4,), (4,), (4, 5), "x_t"),
+        ((4, 2), (1,), (4, 5), "^t "),
+        ((4, 2), (4, 1), (4, 5), "^t "),
+        ((4, 2), (4,), (4, 4), "cond.vector"),
+        ((4, 2), (4,), (1, 5), "cond.vector"),
+        ((4, 2), (4,), None, "cond.vector"),
     ],
 )
-def test_wrong_shapes(x, t, vector):
-    with refuses(
-        ShapeError, "shape", r"\(4, 5\)" if x == (4, 2) and t == (4,) else r"\(B, 2\) and \(B,\)"
-    ):
+def test_wrong_shapes(x, t, vector, name):
+    with refuses(ShapeError, name):
         MLP(vector=5)(torch.zeros(x), torch.zeros(t), Cond(vector=vector and torch.zeros(vector)))

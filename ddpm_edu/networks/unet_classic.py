@@ -1,6 +1,7 @@
-"""The first UNet many people met: max-pool down, bilinear up, self-attention after every level.
+"""The first UNet many people met, kept beside `unet.py` to compare. Notebook 03.
 
-Kept beside `unet.py` to compare. Same inputs and outputs, so the same loss and samplers run it.
+Max-pool down, bilinear up, self-attention after every level. It has the inputs and outputs of
+`UNet`, so the same loss and samplers run it.
 """
 
 import torch
@@ -8,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion import Cond
-from ..errors import ShapeError
+from ..errors import ShapeError, fits
 from .unet import timestep_embedding
 
 
 class DoubleConv(nn.Module):
-    """conv, norm, GELU, conv, norm; one group in the norm, so all channels of a picture together."""
+    """conv, norm, GELU, conv, norm; one group in the norm: all channels of a picture together."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
@@ -30,7 +31,7 @@ class DoubleConv(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at every pixel, 4 heads: h = x + attention(norm(x)), then h + mlp(norm(h)): two residuals."""
+    """h = x + attention(norm(x)), then h + mlp(norm(h)): every pixel looks at every pixel."""
 
     def __init__(self, dim: int, heads: int = 4):
         super().__init__()
@@ -49,7 +50,7 @@ class SelfAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """Two convolutions, the time added to every pixel, self-attention: one level of the way down or up."""
+    """One level of the way down or up: two convolutions, the time added, self-attention."""
 
     def __init__(self, c_in: int, c_out: int, emb: int):
         super().__init__()
@@ -61,9 +62,10 @@ class Level(nn.Module):
 
 
 class ClassicUNet(nn.Module):
-    """x_t (B, in_channels, H, W), t (B,), cond.vector (B, vector) -> (B, in_channels, H, W); three levels down and up.
+    """x_t (B, in_channels, H, W), t (B,), cond.vector (B, vector) -> (B, in_channels, H, W).
 
-    H and W at least 8. `vector` is the width of a text or class vector, projected and added to the time embedding.
+    Three levels down and up; H and W at least 8. `vector` is the width of a text or class vector,
+    projected and added to the time embedding. Raises ShapeError.
     """
 
     def __init__(self, in_channels: int = 1, channels: int = 32, vector: int = 0, emb: int = 128):
@@ -82,20 +84,14 @@ class ClassicUNet(nn.Module):
         self.last = nn.Conv2d(c, in_channels, 1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
-        if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or min(x_t.shape[2:]) < 8:
-            raise ShapeError(
-                f"x_t has shape {tuple(x_t.shape)}: this UNet takes (B, {self.in_channels}, H, W), H and W at least 8"
-            )
-        if t.shape != (len(x_t),):
-            raise ShapeError(
-                f"t has shape {tuple(t.shape)}: pass one time a picture, ({len(x_t)},)"
-            )
-        emb = timestep_embedding(t, self.emb).to(x_t.dtype)
+        fits("x_t", x_t, ("B", self.in_channels, "H", "W"), "this UNet takes")
+        fits("t", t, (len(x_t),), "pass one time a picture,")
+        if min(x_t.shape[2:]) < 8:
+            raise ShapeError(f"x_t has shape {tuple(x_t.shape)}: H and W must be at least 8")
+        emb = timestep_embedding(t, self.emb).to(x_t.dtype)  # (B, emb)
         if self.vector is not None:
-            if cond.vector is None or cond.vector.shape != (len(x_t), self.n_vector):
-                raise ShapeError(
-                    f"cond.vector must have shape ({len(x_t)}, {self.n_vector}), zeros for no condition"
-                )
+            shape = len(x_t), self.n_vector
+            fits("cond.vector", cond.vector, shape, "this UNet takes", "zeros for no condition")
             emb = emb + self.vector(cond.vector)
         h = self.first(x_t)
         skips = []

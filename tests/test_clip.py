@@ -224,6 +224,23 @@ def test_measures_by_hand(tokenizer):
         zero_shot(clip, x[:0], captions)
 
 
+def test_pictures_of_another_range_have_no_score(tokenizer):
+    """Reported at github.com/alwaysuu/CLIPDenoising#6 and others: scores of bytes or NaN, without a word."""
+    clip, (x, captions) = tiny(tokenizer), squares()
+    bad = x.clone()
+    bad[1, 0, 0, 0] = math.nan
+    for wrong, words in (
+        (((x + 1) * 127.5).byte(), "uint8"),
+        ((x + 1) * 127.5, r"\[0\]"),
+        (bad, r"nan.*\[1\]"),
+        (x[:0], "images"),
+    ):
+        with refuses(DataError, "images", words):
+            clip_score(clip, wrong, captions[: len(wrong)])
+    with pytest.warns(UserWarning, match=r"\[0, 1\] instead of \[-1, 1\]"):
+        clip_score(clip, (x + 1) / 2, captions)
+
+
 # ---------------------------------------------------------------- the tokenizer
 
 

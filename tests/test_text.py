@@ -510,15 +510,30 @@ def test_bad_options_are_refused():
             TextConfig(**bad)
 
 
-def test_bad_ids_are_refused():
-    encoder = TextEncoder(SMALL_L)
-    for ids in (
-        torch.zeros(77, dtype=torch.long),
-        torch.zeros(1, 78, dtype=torch.long),
-        torch.zeros(1, 77),
-    ):
-        with refuses(ShapeError, "77"):
-            encoder(ids)
+@pytest.mark.parametrize(
+    "ids, error, words",
+    [
+        (torch.zeros(77, dtype=torch.long), ShapeError, ("ids", "77")),
+        (torch.zeros(1, 78, dtype=torch.long), ShapeError, ("ids", "77")),
+        (torch.zeros(1, 77), ShapeError, ("ids", "float32")),
+        (torch.tensor([[49406, 49408]]), DataError, ("49408", "0 to 49407", "vocabulary")),
+        (torch.tensor([[49406, -1]]), DataError, ("-1", "0 to 49407", "vocabulary")),
+    ],
+)
+def test_bad_ids_are_refused_before_the_first_layer(ids, error, words):
+    encoder, reached = TextEncoder(SMALL_L), []
+    for layer in encoder.modules():
+        if layer is not encoder:
+            layer.register_forward_pre_hook(lambda layer, _: reached.append(layer))
+    with refuses(error, *words):
+        encoder(ids)
+    assert not reached
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_named():
+    small = TextConfig(16, 1, 2, 32, vocab=100)
+    with refuses(DataError, "token id 49406", "0 to 99", "tokenizer"):
+        Text((small,)).encode(["a cat"])
 
 
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, monkeypatch):

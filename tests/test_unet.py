@@ -553,6 +553,7 @@ def test_classic_needs_eight_pixels():
         ("middle", 65_536),
         ("depth", (0, 65_536)),
         ("mult", (1,) * 9),
+        ("depth", (0, 33)),
         ("vector", True),
         ("context", 1.5),
     ],
@@ -568,3 +569,8 @@ def test_other_kinds_of_models_are_named(channels, kind):
     model = UNet(UNetConfig(**{**SMALL.__dict__, "in_channels": channels, "out_channels": 4}))
     with refuses(ShapeError, "x_t", f"{channels} input channels", kind):
         model(torch.zeros(1, 4, 8, 8), torch.zeros(1), Cond(vector=torch.zeros(1, 5)))
+
+
+def test_many_transformer_blocks_together_are_refused():
+    with refuses(OptionError, "transformer blocks", "512"):
+        UNetConfig(**{**SMALL.__dict__, "depth": (32, 32), "blocks": 8})

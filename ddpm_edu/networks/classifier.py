@@ -6,12 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import sizes
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
+    """Sizes of a classifier."""
+
     channels: int = 1  # of the pictures
     widths: tuple[int, ...] = (32, 64, 64)  # of the levels, each half the size of the one before
     classes: int = 10
+
+    def __post_init__(self):
+        sizes(self, channels=(1, 4096), widths=(1, 4096), classes=1)
 
 
 class Classifier(nn.Module):

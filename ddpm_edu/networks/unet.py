@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion import Cond
-from ..errors import ShapeError, fits, multiple, one_a_level, sizes
+from ..errors import ShapeError, fits, multiple, one_a_level, sizes, whole
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class UNetConfig:
         sizes(self, mult=(1, 64), depth=(0, 32), middle=(0, 32), heads=(1, 1024))
         sizes(self, context=(0, 2**15), vector=(0, 2**15), blocks=(1, 8), groups=(1, 1024))
         one_a_level(self, "mult", "depth", "heads")
+        total = self.middle + sum(self.depth) * (2 * self.blocks + 1)  # SDXL has 70
+        whole("transformer blocks (depth, middle)", total, 0, 512)
         for level, (m, heads) in enumerate(zip(self.mult, self.heads)):
             width = multiple(f"width of level {level}", self.channels * m, "groups", self.groups)
             multiple(f"width of level {level}", width, "heads", heads)

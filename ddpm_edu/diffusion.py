@@ -220,7 +220,8 @@ def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, f
 def begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator):
     """What every sampler does at its call: check the arguments. Returns (path, look).
 
-    path: the pairs (t, t_prev) of `visit`.  look(x_t, t) -> (x0_hat, eps_hat): one model call.
+    path: the pairs (t, t_prev) of `visit`.  look(x_t, t) -> (x0_hat, eps_hat): one model call; with
+    `clip`, x0_hat is held in [-clip, clip] and eps_hat follows it.
     Raises OptionError, ShapeError, ScheduleError: at the call, not in the middle of the run.
     """
     path = visit(schedule, timesteps, end)
@@ -236,7 +237,17 @@ def begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator):
         in_range("clip", clip, 0, 1e9, "1 for pictures in [-1, 1], None for none")
     if isinstance(generator, Sequence):
         _one_a_picture(generator, x_T)
-    return path, lambda x_t, t: evaluate(model, schedule, x_t, t, cond, predict, clip)
+
+    @torch.no_grad()
+    def look(x_t, t):
+        prediction = model(x_t, torch.full((len(x_t),), t, device=x_t.device), cond or Cond())
+        x0_hat, eps = schedule.split(x_t, prediction, t, predict)
+        if clip is not None:
+            x0_hat = x0_hat.clamp(-clip, clip)
+            eps = schedule.split(x_t, x0_hat, t, "x_0")[1]
+        return x0_hat, eps
+
+    return path, look
 
 
 def _check_cond(cond, x):
@@ -265,38 +276,19 @@ def _same_device(model, x_T):
         )
 
 
-def evaluate(
-    model: Denoiser,
-    schedule: Schedule,
-    x_t: Tensor,
-    t: float,
-    cond: Cond | None,
-    predict: str,
-    clip: float | None,
-) -> tuple[Tensor, Tensor]:
-    """One model call: (x0_hat, eps_hat). x0_hat is held in [-clip, clip], eps_hat follows it."""
-    with torch.no_grad():
-        prediction = model(x_t, torch.full((len(x_t),), t, device=x_t.device), cond or Cond())
-        x0_hat, eps = schedule.split(x_t, prediction, t, predict)
-        if clip is not None:
-            x0_hat = x0_hat.clamp(-clip, clip)
-            eps = schedule.split(x_t, x0_hat, t, "x_0")[1]
-    return x0_hat, eps
-
-
 def ddpm(
-    model: Denoiser,
-    schedule: Schedule,
-    x_T: Tensor,
+    model,
+    schedule,
+    x_T,
     timesteps,
-    cond: Cond | None = None,
+    cond=None,
     *,
-    variance: str = "small",
-    predict: str = "eps",
-    clip: float | None = None,
-    end: float = -1,
+    variance="small",
+    predict="eps",
+    clip=None,
+    end=-1,
     generator=None,
-) -> Iterator[Step]:
+):
     """Algorithm 2 of DDPM: draw x_{t-1} from the posterior q(x_{t-1} | x_t, x0_hat).
 
     variance "small" is the posterior's own beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), right

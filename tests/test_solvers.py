@@ -700,14 +700,15 @@ def test_zero_is_the_limit(name):
     torch.testing.assert_close(limit, zero, rtol=0, atol=1e-10)
 
 
-def test_a_zero_terminal_schedule_as_diffusers():
-    """DDIM with rescaled betas, v, trailing: Lin et al. 2023. Their alpha_bar is float32."""
-    from diffusers import DDIMScheduler
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "euler_ancestral", "dpmpp_2m"])
+def test_a_zero_terminal_schedule_as_diffusers(sampler):
+    """Rescaled betas, v, trailing: Lin et al. 2023. Their last alpha_bar is 0, or 2^-24 in sigma."""
+    import diffusers
 
     entries = {**CONFIGS["sd21"], "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    theirs, schedule = DDIMScheduler.from_config(entries), SD.zero_terminal_snr()
+    theirs = getattr(diffusers, SCHEDULERS[sampler]).from_config(entries)
     theirs.set_timesteps(OWN_STEPS)
+    schedule, x = SD.zero_terminal_snr(), REFERENCE["x_T"].float()
     model = lambda x, t, c: gaussian(schedule, 0.5, 0.6, "v")(x.double(), t, c).float()
-    x = REFERENCE["x_T"].float()
-    ours = run_ours("ddim", model, x, OWN_STEPS, "trailing", "v", schedule=schedule)
-    torch.testing.assert_close(ours, run_diffusers(theirs, model, x, 0), rtol=0, atol=1e-4)
+    ours = run_ours(sampler, model, x, OWN_STEPS, "trailing", "v", schedule=schedule)
+    torch.testing.assert_close(ours, run_diffusers(theirs, model, x, 5), rtol=0, atol=1e-4)

@@ -60,6 +60,15 @@ def test_import_is_quick_and_light():
     assert result["heavy_modules_loaded"] == []
 
 
+def test_names_that_come_when_first_asked_for():
+    import ddpm_edu
+
+    assert callable(ddpm_edu.load) and ddpm_edu.networks.UNet.__name__ == "UNet"
+    assert {"load", "save", "networks", "Schedule"} < set(dir(ddpm_edu))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ddpm_edu.nothing
+
+
 def module_of(path):
     """The first name under ddpm_edu: ddpm_edu/exercises/nb00.py belongs to `exercises`."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")

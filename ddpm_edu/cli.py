@@ -120,11 +120,11 @@ def parser() -> argparse.ArgumentParser:
         default=0.8,
         help="share of the noise times before the refiner (default: 0.8)",
     )
-    p.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    p.add_argument("--device", help="cpu, cuda or mps (default: the GPU if there is one)")
     p.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="(default: bfloat16 on a GPU, float32 on the CPU)",
+        help="(default: bfloat16 on cuda, float16 on mps, float32 on the CPU)",
     )
     p.add_argument(
         "--fast",
@@ -249,22 +249,26 @@ def grid(x, columns: int, zoom: int):
     return (x[..., 0] if c == 1 else x).numpy()
 
 
+def _gpu() -> str | None:
+    import torch
+
+    there = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    return next((name for name, kind in there.items() if kind.is_available()), None)
+
+
 def txt2img(args) -> None:
     """Load a system, draw, and write one PNG a picture, settings in its metadata. Options are checked before anything is loaded."""
     import torch
 
     from .datasets.images import to_uint8
+    from .errors import check_device
     from .files.load import config_of, load, memory_needed
     from .systems.pipeline import draw
 
     paths, size = _outputs(args.out, args.count), _check_drawing(args)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not (device == "cpu" or device.startswith("cuda") and torch.cuda.is_available()):
-        raise OptionError(
-            f"--device {device}: not to be had here; use --device cpu"
-            + (" or cuda" if torch.cuda.is_available() else "")
-        )
-    dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    device = check_device(args.device or _gpu() or "cpu")
+    usual = {"cpu": "float32", "mps": "float16"}  # not every Mac has bfloat16; mps has no float64
+    dtype = getattr(torch, args.dtype or usual.get(device.split(":")[0], "bfloat16"))
     for name in filter(None, (args.model, args.refiner)):
         guidance = config_of(args.model).guidance if args.guidance is None else args.guidance
         gib = memory_needed(name, dtype, size, args.count, guidance != 1) / 2**30

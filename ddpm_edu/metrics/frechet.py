@@ -123,7 +123,7 @@ def accuracy(classifier: Classifier, x: Tensor, labels: Tensor) -> float:
     if len(labels) != len(x):
         raise ShapeError(f"{len(x)} pictures came with {len(labels)} labels: pass one a picture")
     logits = _batched(classifier, classifier, x)
-    return (logits.argmax(1) == labels.to(logits.device)).double().mean().item()
+    return (logits.argmax(1).cpu() == labels.cpu()).double().mean().item()
 
 
 def features(classifier: Classifier, x: Tensor) -> Tensor:

@@ -74,5 +74,6 @@ class VectorQuantizer(nn.Module):
 
     def perplexity(self, indices: Tensor) -> float:
         """exp(entropy) of the codes' use: 1 for a single one, len(codes) for all equally often."""
-        p = torch.bincount(indices.flatten(), minlength=len(self.codes)).double() / indices.numel()
+        counts = torch.bincount(indices.flatten().cpu(), minlength=len(self.codes))
+        p = counts.double() / indices.numel()
         return torch.special.entr(p).sum().exp().item()

@@ -134,6 +134,17 @@ def test_a_batch_of_all_classes_is_each_picture_alone():
     assert (together[4:6] - any_class[4:6]).abs().max() > 1e-3
 
 
+def test_a_schedule_that_ends_in_pure_noise():
+    """There x_t says nothing: x0_hat is the class's mean, v = s eps - n x_0 its negative."""
+    schedule = SCHEDULE.zero_terminal_snr()
+    fitted = GaussianPrior.fit(Nothing(), schedule, dataset(), classes=2, parts=1, rank=3)
+    x, cond = noise((1, 4, 4), range(4)), class_cond([0, 1, 0, 1], 2)
+    for t in (197, 198, 198.5):
+        assert fitted(x, torch.full((4,), t), cond).isfinite().all()
+    v = fitted(x, torch.full((4,), 199), cond)
+    torch.testing.assert_close(v, -fitted.mean[[0, 1, 0, 1]].view(4, 1, 4, 4), rtol=0, atol=1e-5)
+
+
 def test_samples_have_the_mean_and_covariance_of_the_class():
     """Drawn through the sampler, the mixture alone gives back its own moments: 4,000 samples, 4 standard errors."""
     fitted, label = prior(parts=2), torch.ones(4000, dtype=torch.long)

@@ -48,7 +48,8 @@ class GaussianPrior(nn.Module):
         self.register_buffer("basis", torch.zeros(n, total, rank))
         self.register_buffer("variance", torch.zeros(total, rank))
         self.register_buffer("rest", torch.zeros(total))
-        sigma = torch.cat([torch.zeros(1), schedule.sigma.float()])  # index t + 1
+        sigma = schedule.sigma.float().clamp(max=1e6)  # may end in infinity, pure noise
+        sigma = torch.cat([torch.zeros(1), sigma])  # index t + 1
         self.register_buffer("sigma", sigma, persistent=False)
 
     @classmethod

@@ -83,7 +83,7 @@ def randn_like(x: Tensor, generator=None) -> Tensor:
         return generator(x)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     if isinstance(generator, Sequence):
-        _one_a_picture(generator, x)
+        _check_generator(generator, x)
         shape = x.shape[1:]
         draws = [torch.randn(shape, generator=g, dtype=dtype, device=g.device) for g in generator]
         return torch.stack(draws).to(x)
@@ -91,11 +91,17 @@ def randn_like(x: Tensor, generator=None) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=dtype, device=device).to(x)
 
 
-def _one_a_picture(generators, x):
-    if len(generators) != len(x):
-        raise ShapeError(
-            f"{len(generators)} generators for a batch of {len(x)}: pass one a picture"
+def _check_generator(generator, x):
+    if generator is None or callable(generator) or isinstance(generator, torch.Generator):
+        return
+    several = generator if isinstance(generator, Sequence) else [generator]
+    if not all(isinstance(g, torch.Generator) for g in several):
+        raise OptionError(
+            f"generator = {generator!r:.80}: pass a torch.Generator, or generators(seeds) for one "
+            "a picture"
         )
+    if len(several) != len(x):
+        raise ShapeError(f"{len(several)} generators for a batch of {len(x)}: pass one a picture")
 
 
 # ---------------------------------------------------------------- training
@@ -235,8 +241,7 @@ def begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator):
     schedule.can_predict(predict, path[0][0])
     if clip is not None:
         in_range("clip", clip, 0, 1e9, "1 for pictures in [-1, 1], None for none")
-    if isinstance(generator, Sequence):
-        _one_a_picture(generator, x_T)
+    _check_generator(generator, x_T)
 
     @torch.no_grad()
     def look(x_t, t):

@@ -319,6 +319,8 @@ def test_bad_timesteps_are_refused_at_the_call(name, timesteps, error, words):
         (dict(end=9), OptionError, ("end = 9", "fall")),
         (dict(end=NAN), OptionError, ("end = nan",)),
         (dict(generator=generators([1, 2])), ShapeError, ("2 generators", "batch of 1")),
+        (dict(generator=[7]), OptionError, ("generator", "generators\\(seeds\\)")),
+        (dict(generator=7), OptionError, ("generator", "torch.Generator")),
         (dict(cond=class_cond([1, 2])), ShapeError, ("cond.vector", "batch of 1")),
         (dict(cond=Cond(context=torch.zeros(3, 4, 5))), ShapeError, ("cond.context", "batch of 1")),
         (dict(cond=torch.tensor([1])), OptionError, ("cond is a Tensor", "class_cond")),

@@ -26,7 +26,7 @@ from torch import nn
 from ddpm_edu import Cond, guided, last, noise
 from ddpm_edu.datasets.painted import painted_digits, prompts
 from ddpm_edu.files import load as stable_diffusion
-from ddpm_edu.gpu.fast import flops
+from ddpm_edu.gpu.profile import flops
 from ddpm_edu.metrics.frechet import load_classifier, psnr
 from ddpm_edu.networks.unet import UNet
 from ddpm_edu.samplers import dpmpp_2m

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from ddpm_edu import Cond, Schedule, noise
-from ddpm_edu.gpu.fast import CHANGES, Graphed, flops, speed_up
+from ddpm_edu.gpu.fast import CHANGES, Graphed, speed_up
 from ddpm_edu.gpu.float8 import fp8
+from ddpm_edu.gpu.profile import flops
 from ddpm_edu.networks.unet import UNet, timestep_embedding
 from ddpm_edu.networks.vae import VAE
 from ddpm_edu.systems.system import SD15, SDXL

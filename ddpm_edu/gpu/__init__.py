@@ -2,4 +2,6 @@
 
 from ..lazy import lazily
 
-__getattr__, __dir__ = lazily(__name__, {"fast": "speed_up flops FastUNet", "float8": "fp8"})
+__getattr__, __dir__ = lazily(
+    __name__, {"fast": "speed_up FastUNet", "float8": "fp8", "profile": "flops"}
+)

@@ -340,6 +340,11 @@ def test_other_weights_are_noticed():
     block.attn1.q.weight.data = block.attn1.q.weight * 2  # replaced
     block.attn2.v.weight.data = block.attn2.v.weight * 2
     assert difference(fast(x, t, cond), plain(x, t, cond)) < 1e-5
+    for model in (fast, plain):  # other tensors in the place of the stacked ones
+        model.load_state_dict(tiny("sdxl", seed=2).state_dict(), assign=True)
+    assert difference(fast(x, t, cond), plain(x, t, cond)) < 1e-5
+    plain = tiny("sdxl")
+    fast = speed_up(plain)
     plain.double()
     x, t, cond = x.double(), t, cond.map(torch.Tensor.double)
     assert difference(fast(x, t, cond), plain(x, t, cond)) < 1e-12

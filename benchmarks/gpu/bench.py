@@ -141,11 +141,11 @@ class Bench:
         make = lambda: random_network(kind, config, dtype, self.setting.device)
         return make() if use == "once" else self.keep((part, name, dtype, use), make)
 
-    def twin(self, part, name, changes=CHANGES, mode=True):
-        """speed_up of a network; one for each set of changes, of the same weights."""
+    def twin(self, part, name, changes=CHANGES, **options):
+        """speed_up of a network, once for each set of changes and options, of the same weights."""
         model = self.network(part, name, use="twin")
-        make = lambda: speed_up(model, compile=mode, changes=changes)
-        return self.keep(("twin", part, name, changes, mode), make)
+        make = lambda: speed_up(model, changes=changes, **options)
+        return self.keep(("twin", part, name, changes, *options.items()), make)
 
     def eight_bits(self, name):
         model = self.network("unet", name, use="twin")

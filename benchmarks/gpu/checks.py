@@ -172,10 +172,12 @@ def same(fast, plain, device, limit, name, dtype=F32):
     again = moved(asked(config, size=SIZES[0], seed=1), device, dtype)  # another x_t and prompt
     results.append((fast(*again), plain(*again)))
     yield f"{name}: sizes, kept results, a second prompt", max(apart(*r) for r in results), limit
-    other = {k: v.to(device, dtype) for k, v in unet("sdxl", seed=1).state_dict().items()}
-    for model in (fast, plain):
-        model.load_state_dict(other)
-    yield f"{name}: replaced weights", apart(fast(*again), plain(*again)), limit
+    for assign in (False, True):  # written over, then other tensors in their place
+        other = unet("sdxl", seed=1 + assign).to(device, dtype).state_dict()
+        for model in (fast, plain):
+            model.load_state_dict(other, assign=assign)
+        how = "replaced" if assign else "overwritten"
+        yield f"{name}: weights {how}", apart(fast(*again), plain(*again)), limit
 
 
 def vaes(bench):

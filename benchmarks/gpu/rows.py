@@ -1,5 +1,6 @@
 """The rows of the benchmark in order of worth: functions of the Bench that return a dict."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from ddpm_edu import SAMPLERS, guided, last, spaced_timesteps
-from ddpm_edu.gpu.fast import CHANGES
+from ddpm_edu.gpu.fast import CHANGES, KERNELS
 from ddpm_edu.gpu.float8 import Float8Linear, to_float8
 
 from . import checks, parts, rivals, training
@@ -32,10 +33,10 @@ from .bench import (
 COMPILES = {
     "sdxl unet": 75,
     "sdxl vae": 15,
-    "sd15 unet": 35,
+    "sd15 unet": 32,
     "sd15 vae": 10,
-    "sdxl unet of 4": 75,
-    "sdxl fp8 unet of 4": 75,
+    "sdxl unet of 4": 70,
+    "sdxl fp8 unet of 4": 70,
     "sdxl unet of 8": 75,
     "sdxl fp8 unet of 8": 75,
     "sdxl unet gemm": 150,
@@ -169,7 +170,7 @@ def step(bench: Bench, unet, dtype=None):
     return torch.no_grad()(lambda: model(x, t, cond))
 
 
-def timed_step(bench: Bench, unet, dtype=None, calls: int = 10, **clocked) -> dict:
+def timed_step(bench: Bench, unet, dtype=None, calls: int = 5, **clocked) -> dict:
     one = step(bench, unet, dtype)
     error = bench.off("unet", "sdxl", unet, dtype)
     result = clock(lambda: [one() for _ in range(calls)], bench, calls=calls, **clocked)
@@ -201,17 +202,20 @@ def rung(bench: Bench, name: str) -> dict:
     return judged(result | here, bench.limit("unet", "sdxl"))
 
 
-def other_step(bench: Bench, mode=True, pdl: bool = False) -> dict:
-    """The step compiled another way: `speed_up`'s mode, or Triton's dependent launches."""
+def other_step(bench: Bench, mode=True, pdl: bool = False, cross: str | None = None) -> dict:
+    """The step another way: `speed_up`'s mode, Triton's dependent launches, a kernel for the text.
+
+    The kernel for attention to the text is compared without compiling, beside sdxl/graphed_only.
+    """
     import torch._inductor.config as inductor
 
     if pdl and not hasattr(inductor.triton, "enable_pdl"):
         return {"failed": "this PyTorch has no torch._inductor.config.triton.enable_pdl"}
-    if mode is True and bench.cuda:
-        torch.compiler.reset()  # or the kernels that are there would be taken
-        bench.drop()
-    with inductor.patch("triton.enable_pdl", True) if pdl else torch.no_grad():
-        return timed_step(bench, bench.twin("unet", "sdxl", CHANGES, mode))
+    if pdl:
+        bench.drop()  # or the code that is compiled already would be taken
+    changes = EAGER if cross else CHANGES
+    with inductor.patch("triton.enable_pdl", pdl) if pdl else contextlib.nullcontext():
+        return timed_step(bench, bench.twin("unet", "sdxl", changes, compile=mode, cross=cross))
 
 
 def decoding(bench: Bench, way: str) -> dict:
@@ -283,20 +287,20 @@ def all_rows(bench: Bench) -> list[Row]:
         Row("roof/matmul", 2, product),
         Row("roof/matmul_fp8", 2, of(product, eight_bits=True)),
         Row("roof/copy", 2, copy),
-        Row("parts/step", 7, parts.step_parts),
-        *(Row(key, 1, measure) for key, measure in parts.rows(bench)),
+        Row("parts/step", 5, parts.step_parts),
+        *(Row(key, 0.6, measure) for key, measure in parts.rows(bench)),
         Row("sdxl/plain", 14, of(picture, name="sdxl", way="plain")),
         Row("sdxl/graphed_only", 8, of(picture, name="sdxl", way="graphed_only")),
         Row("sdxl/fast", 20, of(picture, name="sdxl", way="fast", repeats=5), SDXL),
-        Row("ladder/graphed", 4, of(rung, name="graphed"), SDXL[:1]),
+        Row("ladder/graphed", 3, of(rung, name="graphed"), SDXL[:1]),
         Row("profile/step", 4, of(profile, what="step"), SDXL),
         Row("profile/vae", 2, of(profile, what="vae"), SDXL),
         Row("vae/plain", 2, of(decoding, way="plain")),
         Row("vae/fast", 2, of(decoding, way="fast"), SDXL[1:]),
-        Row("ladder/compiled", 4, of(rung, name="compiled"), SDXL[:1]),
-        Row("ladder/bf16", 3, of(rung, name="bf16")),
+        Row("ladder/compiled", 3, of(rung, name="compiled"), SDXL[:1]),
+        Row("ladder/bf16", 2, of(rung, name="bf16")),
         *(
-            Row(f"ladder/{change}", 3, of(rung, name=change))
+            Row(f"ladder/{change}", 2, of(rung, name=change))
             for change in CHANGES
             if change not in ("compiled", "graphed")
         ),
@@ -309,15 +313,16 @@ def all_rows(bench: Bench) -> list[Row]:
     second = [
         Row(whole, 115, of(rival, name="sdxl", compile="whole")),
         Row("sdxl/diffusers_regional", 25, of(rival, name="sdxl", compile="regional"), (), whole),
-        Row("throughput/bf16_4", 12, of(throughput, batch=4), ("sdxl unet of 4", "sdxl vae")),
+        Row("throughput/bf16_4", 10, of(throughput, batch=4), ("sdxl unet of 4", "sdxl vae")),
         Row(
             "throughput/fp8_4",
-            12,
+            10,
             of(throughput, batch=4, eight_bits=True),
             ("sdxl fp8 unet of 4", "sdxl vae"),
         ),
         Row("sd15/plain", 5, of(picture, name="sd15", way="plain")),
         Row("ladder/float32", 8, of(rung, name="float32")),
+        *(Row(f"step/cross_{kernel}", 4, of(other_step, cross=kernel)) for kernel in KERNELS),
         Row("vae/diffusers", 5, their_decoding),
         Row("train/emoji", 45, training.emoji),
         Row("sd15/diffusers_compiled", 50, of(rival, name="sd15", compile="whole")),

@@ -110,6 +110,8 @@ class FastUNet(UNet):
         self.train(model.training)
         self.blocks = tuple(m for m in self.modules() if isinstance(m, TransformerBlock))
         self.doublings = tuple(m for m in self.modules() if isinstance(m, Doubling))
+        # with assign=True a state dict brings tensors of its own, and those stacked are not used
+        self.register_load_state_dict_post_hook(lambda twin, _: twin._settle())
         self._settle()
 
     @torch.no_grad()

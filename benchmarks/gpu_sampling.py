@@ -31,6 +31,7 @@ import torch
 from gpu.bench import TINY, Alarm, Bench, Setting, file_name, installed, machine
 from gpu.rows import Row, all_rows
 
+SAME = ("device", "tiny", "torch", "cuda", "cudnn")  # in all rows of a file
 GRACE = 10  # seconds after the alarm until a row that does not stop is left behind
 
 
@@ -44,7 +45,7 @@ class Record:
         for n in range(1, 1000):  # what another machine or version has written stays as it is
             self.name = f"{name}{'' if n == 1 else f'_{n}'}.json"
             found = self._read(folders[0] / self.name)
-            if found is None or all(found.get(k) == v for k, v in here.items()):
+            if found is None or all(found.get(k) == here.get(k) for k in SAME):
                 break
         self.file = found or here | {"results": {}, "running": None}
         if self.file["running"]:

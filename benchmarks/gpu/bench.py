@@ -98,7 +98,7 @@ class Bench:
 
     def drop(self) -> None:
         """Forget every network, twin and compiled kernel, and give their memory back."""
-        self.made.clear()
+        self.made = {k: v for k, v in self.made.items() if k[0] in ("truth", "plain error")}
         self.compiled.clear()
         torch.compiler.reset()
         self.tidy()
@@ -363,7 +363,7 @@ def installed(name) -> str | None:
 
 
 def machine(bench: Bench) -> dict:
-    """What a file of results is of: the device, the versions that decide its speed."""
+    """What a file of results is of; its rows compare where device, PyTorch, CUDA, cuDNN agree."""
     here = {"tiny": not bench.cuda, "weights": "random", "torch": torch.__version__}
     if not bench.cuda:
         return {"device": f"{platform.machine()} CPU, one thread"} | here
@@ -379,7 +379,7 @@ def machine(bench: Bench) -> dict:
         "cudnn": torch.backends.cudnn.version(),
         "driver": driver or None,
         "triton": installed("triton"),
-        "memory_gb": torch.cuda.get_device_properties(0).total_memory / 1e9,
+        "memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9),
     }
 
 

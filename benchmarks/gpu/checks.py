@@ -300,7 +300,7 @@ def out_of_memory(bench):
     """A picture that cannot fit: the typed error, and then a picture that does."""
     sd = tiny(SD15).to("cuda")
     bench.tidy()
-    torch.cuda.set_per_process_memory_fraction(0.02)
+    torch.cuda.set_per_process_memory_fraction(0.005)
     try:
         decode(sd, torch.zeros(1, 4, 512, 512, device="cuda"), tiled=False)
         yield "4096 x 4096 fitted", 1.0, 0.5

@@ -225,7 +225,8 @@ def test_measures_by_hand(tokenizer):
 
 
 def test_pictures_of_another_range_have_no_score(tokenizer):
-    """Reported at github.com/alwaysuu/CLIPDenoising#6 and others: scores of bytes or NaN, without a word."""
+    """Reported at github.com/alwaysuu/CLIPDenoising#6 and others: scores of bytes or NaN, without
+    a word."""
     clip, (x, captions) = tiny(tokenizer), squares()
     bad = x.clone()
     bad[1, 0, 0, 0] = math.nan
@@ -272,7 +273,8 @@ def test_words_of_the_captions_are_one_token_each(tokenizer):
 
 
 def test_merges_of_the_paper():
-    """Sennrich et al. 2016, algorithm 1: its words and its first merges; the joined ends come first."""
+    """Sennrich et al. 2016, algorithm 1: its words and its first merges; the joined ends come
+    first."""
     words = Counter({"low": 5, "lower": 2, "newest": 6, "widest": 3})
     merges = learn_merges(words, 100)
     assert merges[:2] == [("s", "t</w>"), ("e", "st</w>")]  # 9 times each

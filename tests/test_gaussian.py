@@ -1,4 +1,4 @@
-"""The Gaussian head start against the textbook formula, worked out with full matrices in float64."""
+"""The Gaussian head start against the textbook formula, with full matrices in float64."""
 
 import pytest
 import torch
@@ -72,7 +72,8 @@ def test_one_part_is_probabilistic_pca():
 
 
 def test_parts_are_weighted_clusters():
-    """Four parts a class: shares of the class, means that average to the class's, and less left over than with one."""
+    """Four parts a class: shares of the class, means that average to the class's, and less left
+    over than with one."""
     data, one, four = dataset(), prior(), prior(parts=4)
     for k in (0, 1):
         own = slice(4 * k, 4 * k + 4)
@@ -91,7 +92,8 @@ def test_parts_are_weighted_clusters():
 @pytest.mark.parametrize("label", [0, 1, -1])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_x0_hat_is_the_conditional_mean(parts, label, t):
-    """E[x_0|x_t] of the mixture by Bayes over its parts, densities and means with full 16 x 16 matrices in float64."""
+    """E[x_0|x_t] of the mixture by Bayes over its parts, densities and means with full 16 x 16
+    matrices in float64."""
     fitted = prior(parts)
     own = range(2 * parts) if label < 0 else range(parts * label, parts * label + parts)
     s, n = SCHEDULE.alpha_bar[t].sqrt(), (1 - SCHEDULE.alpha_bar[t]).sqrt()
@@ -146,7 +148,8 @@ def test_a_schedule_that_ends_in_pure_noise():
 
 
 def test_samples_have_the_mean_and_covariance_of_the_class():
-    """Drawn through the sampler, the mixture alone gives back its own moments: 4,000 samples, 4 standard errors."""
+    """Drawn through the sampler, the mixture alone gives back its own moments: 4,000 samples, 4
+    standard errors."""
     fitted, label = prior(parts=2), torch.ones(4000, dtype=torch.long)
     x = last(
         sample(
@@ -162,7 +165,8 @@ def test_samples_have_the_mean_and_covariance_of_the_class():
 
 
 def test_a_part_without_pictures_does_no_harm():
-    """Only two different pictures a class: k-means leaves parts empty, and the answer is still a mean of the two."""
+    """Only two different pictures a class: k-means leaves parts empty, and the answer is still a
+    mean of the two."""
     x = torch.cat([torch.full((20, 1, 4, 4), v) for v in (-0.8, 0.4, -0.2, 0.9)])
     data = ImageDataset(x, torch.arange(80) // 40, 2)
     fitted = GaussianPrior.fit(Nothing(), SCHEDULE, data, classes=2, parts=5, rank=3)

@@ -53,7 +53,8 @@ def test_every_input_matters_and_rows_do_not_mix():
 
 
 def test_it_learns_the_exact_answer():
-    """Data N(0.5, 0.3^2): after 400 steps the mean squared distance from the exact eps is under a tenth of what it was."""
+    """Data N(0.5, 0.3^2): after 400 steps the mean squared distance from the exact eps is under a
+    tenth of what it was."""
     torch.manual_seed(0)
     schedule, model = Schedule.linear(100, 1e-3, 0.1), MLP(dim=1, hidden=32, layers=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

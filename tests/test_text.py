@@ -1,4 +1,4 @@
-"""Text: the official encoders' names and sizes, parity with the original code and with transformers, the tokenizer's ids."""
+"""Text: the official encoders' names and sizes, parity with the original, the tokenizer's ids."""
 
 import functools
 import hashlib
@@ -36,7 +36,7 @@ SMALL_L = TextConfig(32, 3, 4, 64, length=77)  # the official vocabulary, everyt
 SMALL_G = TextConfig(48, 2, 4, 96, "gelu", projection=40, pad="!")
 
 
-# ---------------------------------------------------------------- the official ones, without their weights
+# ------------------------------------------------ the official ones, without their weights
 
 
 @functools.cache
@@ -155,7 +155,8 @@ def test_parity_with_the_original_clip(device):
 
 
 def open_clip(state, ids, heads, layers):
-    """OpenCLIP's text transformer in its own names and plain torch: hidden states before each layer and at the end; pooled."""
+    """OpenCLIP's text transformer in its own names and plain torch: hidden states before each
+    layer and at the end; pooled."""
     h = state["token_embedding.weight"][ids] + state["positional_embedding"][: ids.shape[1]]
     n, width = ids.shape[1], h.shape[2]
     mask = torch.full((n, n), -torch.inf).triu(1)
@@ -241,7 +242,8 @@ def test_open_clip_from_its_own_names_gives_its_own_numbers():
 
 
 def test_sd2_takes_the_second_last_layer_through_the_final_norm():
-    """The single file holds one layer more than the encoder; what comes before it, normed, is SD 2's context."""
+    """The single file holds one layer more than the encoder; what comes before it, normed, is SD
+    2's context."""
     config = TextConfig(48, 2, 4, 96, "gelu", pad="!")
     state = open_clip_weights(config, 3, "small_h")
     sd2 = Text((config,))
@@ -253,11 +255,12 @@ def test_sd2_takes_the_second_last_layer_through_the_final_norm():
     assert cond.vector is None
 
 
-# ---------------------------------------------------------------- transformers' own classes and files
+# ------------------------------------------------ transformers' own classes and files
 
 
 def client(config, eos=2):
-    """What diffusers saves: transformers' class, random weights; official configs say eos_token_id 2, which is wrong."""
+    """What diffusers saves: transformers' class, random weights; official configs say
+    eos_token_id 2, which is wrong."""
     kind = (
         transformers.CLIPTextModelWithProjection
         if config.projection
@@ -400,12 +403,14 @@ def test_half_precision_stays_half():
 @pytest.mark.parametrize("case", CASES["cases"], ids=lambda case: ascii(case["text"][:20]))
 @pytest.mark.filterwarnings("ignore:the prompt is")
 def test_ids_are_the_original_ones(case, pad, column):
-    """SD 1's tokenizer (transformers with ftfy), and OpenCLIP's, which SD 2 and SDXL's second encoder came with."""
+    """SD 1's tokenizer (transformers with ftfy), and OpenCLIP's, which SD 2 and SDXL's second
+    encoder came with."""
     assert tokenize([case["text"]], pad).tolist() == [case[column]]
 
 
 def test_where_other_tokenizers_differ():
-    """diffusers' SDXL takes every "!" for padding; transformers 5 leaves entities, ligatures, curly quotes and NUL alone."""
+    """diffusers' SDXL takes every "!" for padding; transformers 5 leaves entities, ligatures,
+    curly quotes and NUL alone."""
 
     def others(column, ours):
         return {case["text"] for case in CASES["cases"] if case[column] != case[ours]}
@@ -571,9 +576,11 @@ def test_an_own_tokenizer_and_a_small_vocabulary(tmp_path):
 
 
 def test_the_first_prompt_is_quick():
-    """Loading the tokenizer takes less than 0.3 s of processor time, and neither it nor tokenizer.py loads transformers."""
+    """Loading the tokenizer takes less than 0.3 s of processor time, and neither it nor
+    tokenizer.py loads transformers."""
     code = (
-        "import sys, time, torch\nstart = time.process_time()\nfrom ddpm_edu.networks.tokenizer import tokenize\ntokenize(['a cat'])\n"
+        "import sys, time, torch\nstart = time.process_time()\n"
+        "from ddpm_edu.networks.tokenizer import tokenize\ntokenize(['a cat'])\n"
         "assert 'transformers' not in sys.modules\nprint(time.process_time() - start)"
     )
     seconds = min(

@@ -1,4 +1,4 @@
-"""UNets: parameter counts and keys of the big ones, parity of tiny ones with the original code and with diffusers."""
+"""UNets: counts and keys of the big ones, parity of tiny ones with the original and diffusers."""
 
 import functools
 
@@ -58,7 +58,7 @@ SMALL = UNetConfig(
 )
 
 
-# ---------------------------------------------------------------- the big ones, without their weights
+# ------------------------------------------------ the big ones, without their weights
 
 
 @functools.cache
@@ -114,7 +114,8 @@ def tiny(name, **changes):
 
 
 def error(name, model, dtype=torch.float64):
-    """Largest difference from the original's output, run in this precision (the time embedding stays float32)."""
+    """Largest difference from the original's output, run in this precision (the time embedding
+    stays float32)."""
     io = reference(name)
     out = model.to(dtype)(
         io["in/x"].to(dtype),
@@ -137,7 +138,8 @@ def test_parity_with_the_original(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_parity_inside(name):
-    """The original's activations (first picture, float16) block by block: the first bad name is where a mismatch begins."""
+    """The original's activations (first picture, float16) block by block: the first bad name is
+    where a mismatch begins."""
     model, io, seen = tiny(name), reference(name), {}
     places = {
         "time_embed": model.time,
@@ -231,7 +233,7 @@ def test_embeddings():
     )
 
 
-# ---------------------------------------------------------------- parity with diffusers, odd sizes included
+# ------------------------------------------------ parity with diffusers, odd sizes included
 
 ATTENTION = {
     "attn1.to_q": "attn1.q",
@@ -337,7 +339,8 @@ def test_parity_with_diffusers(linear):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_full_size_against_diffusers():
-    """SD 1.5's UNet whole, weights by the formula, once; the tensors are shared, diffusers' names by the walk above."""
+    """SD 1.5's UNet whole, weights by the formula, once; the tensors are shared, diffusers' names
+    by the walk above."""
     from diffusers import UNet2DConditionModel
 
     original = {
@@ -395,7 +398,8 @@ def test_every_parameter_learns(name):
 @pytest.mark.parametrize("name", ["unet", "classic"])
 @torch.no_grad()
 def test_time_and_vector_change_the_output(name):
-    """At 64 channels, two or more a group: with one channel a group, GroupNorm cancels every shift of a channel."""
+    """At 64 channels, two or more a group: with one channel a group, GroupNorm cancels every
+    shift of a channel."""
     model = small_models()[name].eval()
     x, vector = torch.randn(1, 2, 8, 8), torch.zeros(1, 5)
     base = model(x, torch.tensor([100]), Cond(vector=vector))
@@ -523,7 +527,8 @@ def test_wrong_context(context):
 
 @torch.no_grad()
 def test_a_text_for_a_model_without_text():
-    """It would be ignored. Labels may be: a model without classes is trained on data that has them."""
+    """It would be ignored. Labels may be: a model without classes is trained on data that has
+    them."""
     x, t = torch.zeros(2, 2, 8, 8), torch.zeros(2)
     with refuses(ShapeError, r"\(2, 7, 24\)", "reads no text", "build it with context"):
         UNet(SMALL)(x, t, Cond(torch.zeros(2, 7, 24), torch.zeros(2, 5)))

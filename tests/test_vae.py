@@ -1,4 +1,4 @@
-"""The VAE: names and sizes of the official ones, parity of a tiny one with the original code and of others with diffusers, tiles."""
+"""The VAE: names and sizes of the official ones, parity with the original and diffusers, tiles."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ TINY = VAEConfig(channels=32, mult=(1, 1, 2), blocks=1, scale=0.5)
 SMALL = VAEConfig(channels=32, mult=(1, 2, 2), blocks=2, groups=8, scale=0.5)
 
 
-# ---------------------------------------------------------------- the official ones, without their weights
+# ------------------------------------------------ the official ones, without their weights
 
 
 @functools.cache
@@ -76,7 +76,8 @@ def test_our_keys_go_back_to_a_folder(name):
 
 
 def test_both_tables_call_the_same_tensor_the_same():
-    """Shapes alone cannot tell q from k. The truth files pair original and folder names; the tensors here are their numbers."""
+    """Shapes alone cannot tell q from k. The truth files pair original and folder names; the
+    tensors here are their numbers."""
     numbered = {k: torch.tensor(float(i)) for i, k in enumerate(KEYS["map"])}
     folder = {theirs: numbered[k] for k, theirs in KEYS["map"].items()}
     ours = original_vae(numbered)
@@ -223,7 +224,8 @@ def test_parity_with_diffusers_both_ways(config):
 
 @pytest.mark.slow
 def test_full_size_against_diffusers():
-    """The weights get diffusers' names by the truth files' map, not by our table; encode 64 x 64 and 24 x 40, decode the same."""
+    """The weights get diffusers' names by the truth files' map, not by our table; encode 64 x 64
+    and 24 x 40, decode the same."""
     original = {k: torch.from_numpy(weight(k, s)) for k, s in KEYS["original/sd15"].items()}
     theirs = theirs_of(SD_VAE)
     theirs.load_state_dict(
@@ -292,7 +294,8 @@ def test_kl_against_torch():
 
 
 def test_every_parameter_learns():
-    """All but the keys' bias: it adds the same number to every score of a query, which softmax does not see."""
+    """All but the keys' bias: it adds the same number to every score of a query, which softmax
+    does not see."""
     torch.manual_seed(0)
     vae, x = VAE(SMALL), torch.rand(2, 3, 16, 16) * 2 - 1
     mean, logvar = vae.encode(x)
@@ -310,7 +313,8 @@ def test_every_parameter_learns():
 
 
 class Repeat:
-    """A "VAE" that only sees its own pixel, so that tiles lose nothing, or (tones) one that paints the n-th tile with tone n."""
+    """A "VAE" that only sees its own pixel, so that tiles lose nothing, or (tones) one that
+    paints the n-th tile with tone n."""
 
     factor, config = 4, VAEConfig(latent=3)
 
@@ -340,7 +344,8 @@ def test_weights_of_the_tiles_add_up_to_one(height, width, tile, overlap):
 
 
 def test_tones_of_neighbouring_tiles_blend_without_a_seam():
-    """Tile after tile of tones 0 and 1: a step of 1 without overlap, at most 1 / (4 overlap) a pixel with it."""
+    """Tile after tile of tones 0 and 1: a step of 1 without overlap, at most 1 / (4 overlap) a
+    pixel with it."""
     z = torch.zeros(1, 3, 8, 20)
     for overlap, step in (
         (0, 1),
@@ -362,7 +367,8 @@ def test_one_tile_is_exact():
 
 
 def test_tiles_of_a_real_decoder_are_close():
-    """Approximate, since GroupNorm and attention see one tile: nearer with larger tiles, and with an overlap."""
+    """Approximate, since GroupNorm and attention see one tile: nearer with larger tiles, and with
+    an overlap."""
     torch.manual_seed(0)
     vae, z = small(), torch.randn(1, 4, 36, 44) * 0.5
     whole = vae.from_latent(z)

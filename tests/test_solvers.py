@@ -653,30 +653,28 @@ ENDS = {
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("end, predict", [(e, p) for e in ENDS for p in ("eps", "v", "x_0")])
-def test_float32_at_the_end_of_the_schedule(name, end, predict):
-    """Two things at once: float32 agrees with float64, and float64 turns noise into the data.
+def test_the_end_of_the_schedule(name, end, predict, monkeypatch):
+    """Float32 agrees with float64, and noise becomes the data.
 
     eps in float32 holds x_0 only to about 1e-7 / s, however it is solved: 3e-4 for the cosine
     schedule, which ends at s = 5e-5; v and x_0 hold it at any s."""
-    schedule, mean, std, n = ENDS[end], 0.5, 0.6, 60
+    schedule, mean, std = ENDS[end], 0.5, 0.6
     if predict == "eps" and schedule.alpha_bar[-1] < 1e-12:
         with refuses(ScheduleError, "eps", "t = 999", '"v" or "x_0"'):
-            SAMPLERS[name](None, schedule, torch.zeros(1, 1), n, predict="eps")
+            SAMPLERS[name](None, schedule, torch.zeros(1, 1), 60, predict="eps")
         return
-    model = gaussian(schedule, mean, std, predict)
-    x_T = noise((1,), range(200)).double()
-    draw = lambda x: last(
-        SAMPLERS[name](model, schedule, x, n, predict=predict, generator=generators(range(200)))
+    model, randn = gaussian(schedule, mean, std, predict), torch.randn
+    monkeypatch.setattr(  # the same noise for both types
+        torch, "randn", lambda *a, dtype=None, **k: randn(*a, **k).to(dtype or torch.float32)
     )
-    same_draws = torch.randn  # float32 draws for both: the difference is the arithmetic's alone
-    try:
-        torch.randn = lambda *a, dtype=None, **k: same_draws(*a, **k).to(dtype or torch.float32)
-        double, single = draw(x_T), draw(x_T.float())
-    finally:
-        torch.randn = same_draws
-    assert (single.double() - double).abs().max() < (3e-4 if predict == "eps" else 1e-5)
-    times = spaced_timesteps(1000, n)
-    offset, slope, fresh = affine_map(SAMPLERS[name], schedule, times, model, n, predict=predict)
+    x_T = noise((1,), range(50)).double()
+    for steps in (10, 30, 60):
+        how = [dict(predict=predict, generator=generators(range(50))) for _ in range(2)]
+        double = last(SAMPLERS[name](model, schedule, x_T, steps, **how[0]))
+        single = last(SAMPLERS[name](model, schedule, x_T.float(), steps, **how[1]))
+        assert (single.double() - double).abs().max() < (3e-4 if predict == "eps" else 1e-5), steps
+    times = spaced_timesteps(1000, 60)
+    offset, slope, fresh = affine_map(SAMPLERS[name], schedule, times, model, 60, predict=predict)
     assert offset[-1].item() == pytest.approx(mean, abs=0.05)
     assert (slope[-1] ** 2 + fresh[-1]).item() ** 0.5 == pytest.approx(std, rel=0.1)
 

@@ -126,6 +126,13 @@ def test_every_kind_of_attention_was_exchanged():
     )
 
 
+@pytest.mark.parametrize("mps", [False, True])
+def test_channels_lie_last_but_not_on_mps(mps, monkeypatch):
+    monkeypatch.setattr(nn.Parameter, "is_mps", mps, raising=False)
+    weight = speed_up(tiny("no attention")).conv_out.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == (not mps)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
 def test_a_guided_run_ends_in_the_same_latent(sampler):
     plain = tiny("sdxl")

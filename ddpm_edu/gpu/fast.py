@@ -339,7 +339,8 @@ def _twin(model: nn.Module, changes, cross=None) -> nn.Module:
     """A copy of the modules around the same parameters, quicker layers in the place of some."""
     shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
     twin, start = copy.deepcopy(model, shared), 0
-    if "channels_last" in changes:
+    # No tensor cores on mps, and convolutions that were wrong (github.com/pytorch 180984)
+    if "channels_last" in changes and not any(p.is_mps for p in model.parameters()):
         twin.to(memory_format=torch.channels_last)
     for parent in list(twin.modules()):
         for name, layer in parent.named_children():

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ddpm_edu import SAMPLERS, class_cond, guided, last, noise
-from ddpm_edu.files.checkpoint import load_pretrained
+from ddpm_edu import SAMPLERS, class_cond, guided, last, load, noise
 from ddpm_edu.metrics import frechet as metrics
 
 STEPS = {
@@ -56,7 +55,7 @@ def main(argv=None):
         "--out", type=Path, default=Path(__file__).parent / "results" / "approximations.json"
     )
     args = parser.parse_args(argv)
-    trained, classifier = load_pretrained("mnist"), metrics.load_classifier("mnist")
+    trained, classifier = load("mnist"), load("mnist_classifier")
     trained.model.eval().requires_grad_(False)
     labels = torch.arange(args.pictures) % 10
     x_T, cond = noise((1, 28, 28), range(args.pictures)), class_cond(labels)

@@ -20,7 +20,7 @@ from ddpm_edu.cli import grid, write_png
 from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.files.load import load
-from ddpm_edu.networks.clip import load_clip, retrieval
+from ddpm_edu.networks.clip import retrieval
 from ddpm_edu.systems.pipeline import draw
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     args = p.parse_args()
 
     warnings.simplefilter("ignore")
-    sd, clip, every = load("emoji"), load_clip("emoji_clip"), emoji()
+    sd, clip, every = load("emoji"), load("emoji_clip"), emoji()
     options = {"steps": args.steps, "guidance": args.guidance, "progress": False}
     chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(args.seed))[
         : args.names

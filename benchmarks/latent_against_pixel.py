@@ -20,14 +20,13 @@ import sys
 import time
 
 import torch
-from ddpm_edu.metrics.frechet.obedience import fidelity
 from torch import nn
 
-from ddpm_edu import Cond, guided, last, noise
+from ddpm_edu import Cond, guided, last, load, noise
 from ddpm_edu.datasets.painted import painted_digits, prompts
-from ddpm_edu.files import load as stable_diffusion
 from ddpm_edu.gpu.profile import flops
-from ddpm_edu.metrics.frechet import load_classifier, psnr
+from ddpm_edu.metrics.frechet import psnr
+from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.networks.unet import UNet
 from ddpm_edu.samplers import dpmpp_2m
 from ddpm_edu.training.latents import encode, encode_texts
@@ -63,7 +62,7 @@ def peak_mb():
 
 def one_side(side, seconds, batch, pictures, asked, seed, threads):
     torch.set_num_threads(threads)
-    sd, real = stable_diffusion.load("painted"), painted_digits("train", pictures)
+    sd, real = load("painted"), painted_digits("train", pictures)
     started = time.perf_counter()
     dataset = encode(sd, real, batch=50) if side == "latents" else Pixels(sd, real)
     encoded = time.perf_counter() - started
@@ -113,7 +112,7 @@ def one_side(side, seconds, batch, pictures, asked, seed, threads):
 
 def ceiling(n=400):
     """What the VAE alone leaves of real test pictures."""
-    vae, classifier = stable_diffusion.load("painted").vae, load_classifier("mnist")
+    vae, classifier = load("painted").vae, load("mnist_classifier")
     x, captions = painted_digits("test", n)[torch.arange(n)]
     y = torch.cat([vae.from_latent(vae.to_latent(part)) for part in x.split(50)]).clamp(-1, 1)
     return {

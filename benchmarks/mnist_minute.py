@@ -17,9 +17,8 @@ import numpy as np
 import torch
 import tqdm.auto  # noqa: F401  its import takes a second that is not training
 
-from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, noise
+from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, load, noise
 from ddpm_edu.datasets.images import mnist, to_uint8
-from ddpm_edu.files.checkpoint import load_pretrained
 from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.training.optim import new_optimizer
 from ddpm_edu.training.recipes import MINUTE
@@ -84,7 +83,7 @@ if __name__ == "__main__":
             "images_per_s": round(step.step * config.batch_size / trained),
         }
     else:
-        model, schedule, predict, meta = load_pretrained("mnist")
+        model, schedule, predict, meta = load("mnist")
     guidance = meta["guidance"] if args.guidance is None else args.guidance
 
     labels = torch.arange(10).repeat_interleave(100)
@@ -101,7 +100,7 @@ if __name__ == "__main__":
     images = to_uint8(x)[:, 0].numpy()
     np.savez_compressed(args.save, images=images, labels=labels.numpy())
 
-    classifier = metrics.load_classifier("mnist")
+    classifier = load("mnist_classifier")
     shown = torch.from_numpy(images).float()[:, None] / 127.5 - 1  # as saved, 8 bits a pixel
     test = mnist("test")
     shuffled = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))

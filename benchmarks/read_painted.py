@@ -9,6 +9,7 @@ unpainted, that the classifier takes for what they are. It needs about a millise
 import argparse
 import json
 
+from ddpm_edu import load
 from ddpm_edu.datasets import images as data
 from ddpm_edu.datasets import painted
 from ddpm_edu.metrics import frechet as metrics
@@ -19,7 +20,7 @@ def measure(n, split, seed):
     dataset, real, classifier = (
         painted.painted_digits(split, n, seed, held=None),
         data.mnist(split),
-        metrics.load_classifier("mnist"),
+        load("mnist_classifier"),
     )
     shares = {}
     for start in range(0, n, 500):

@@ -23,10 +23,9 @@ from ddpm_edu.metrics.frechet.obedience import fidelity
 
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import painted_digits, prompts
-from ddpm_edu.files.load import load
-from ddpm_edu.files.system_file import save_system
+from ddpm_edu.files.load import load, save
 from ddpm_edu.metrics.frechet import psnr
-from ddpm_edu.networks.clip import load_clip, retrieval
+from ddpm_edu.networks.clip import retrieval
 from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.training import minis
 from ddpm_edu.training.whole_system import train_mini
@@ -64,9 +63,9 @@ def main() -> None:
             "updates": {part: trained.record[part]["updates"] for part in ("vae", "clip", "unet")},
         }
         if args.weights:
-            save_system(args.weights, sd, {**sd.meta, "train": trained.record})
+            save(args.weights, sd, {**sd.meta, "train": trained.record}, dtype=torch.int8)
     else:
-        sd, clip = load("painted"), load_clip("painted_clip")
+        sd, clip = load("painted"), load("painted_clip")
     result |= parts(sd, clip)
     options = {
         name: getattr(args, name)

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from ddpm_edu.datasets import images as data
-from ddpm_edu.files.checkpoint import save_tensors
+from ddpm_edu.files.load import save
 from ddpm_edu.metrics.frechet import accuracy, features, frechet, moments
 from ddpm_edu.networks.classifier import Classifier, ClassifierConfig
 
@@ -28,7 +28,7 @@ SETTINGS = {  # epochs, peak learning rate
 CARD = """# {title} classifier
 
 A small residual classifier (`ddpm_edu.networks.classifier.Classifier`, {parameters:,} parameters, {features} features), float16, with the mean and
-covariance of its features on the real training and test pictures. Load it with `ddpm_edu.metrics.frechet.load_classifier("{name}")`.
+covariance of its features on the real training and test pictures. Load it with `ddpm_edu.load("{name}_classifier")`.
 
 | | |
 |---|---|
@@ -215,12 +215,8 @@ def main():
     )
     if args.save:
         path = args.save / f"{args.name}_classifier.safetensors"
-        state = {
-            k: v.half() if v.is_floating_point() else v
-            for k, v in classifier.state_dict().items()
-            if not k.startswith("real_")
-        }
-        save_tensors(path, state | reference, settings["model"])
+        classifier.load_state_dict(reference, strict=False)
+        save(path, classifier, dtype=torch.float16)
         result["bytes"] = path.stat().st_size
         source = {
             "mnist": (

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddpm_edu import Cond, class_cond, last, noise, sample
+from ddpm_edu import Cond, class_cond, last, load, noise, sample
 from ddpm_edu.datasets.images import mnist
 from ddpm_edu.diffusion import loss
 from ddpm_edu.metrics import frechet as metrics
@@ -118,7 +118,7 @@ def quality(name, model, schedule, dataset, seconds):
             clip=1.0,
         )
     )
-    classifier = metrics.load_classifier("mnist")
+    classifier = load("mnist_classifier")
     return {
         "updates": step.step,
         "right": None if name.startswith("lucid") else metrics.accuracy(classifier, x, labels),

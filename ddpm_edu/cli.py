@@ -186,7 +186,7 @@ def sample(args) -> None:
     from .datasets.images import to_uint8
     from .diffusion import class_cond, generators, guided, last, noise
     from .errors import whole
-    from .files.checkpoint import load_pretrained
+    from .files.load import Pretrained, load
     from .samplers import SAMPLERS
 
     if not (args.labels.isascii() and args.labels.isdigit()):
@@ -197,7 +197,13 @@ def sample(args) -> None:
     whole("--zoom", args.zoom, 1, 64, "screen pixels a pixel")
     whole("--columns", args.columns, 1, 10**6, "pictures in a row")
     (path,) = _outputs(args.out, 1)
-    model, schedule, predict, meta = load_pretrained(args.model)
+    loaded = load(args.model)
+    if not isinstance(loaded, Pretrained):
+        raise OptionError(
+            f"--model {args.model} is no denoiser but a {type(loaded).__name__}: "
+            "`ddpm-edu txt2img` draws with a whole system"
+        )
+    model, schedule, predict, meta = loaded
     sampler = args.sampler or meta.get("sampler", "dpmpp_2m")
     if sampler not in SAMPLERS:
         raise OptionError(f"--sampler {sampler} is not known: choose one of {', '.join(SAMPLERS)}")
@@ -262,7 +268,8 @@ def txt2img(args) -> None:
 
     from .datasets.images import to_uint8
     from .errors import check_device
-    from .files.load import config_of, load, memory_needed
+    from .files.load import config_of, load
+    from .systems.memory import memory_needed
     from .systems.pipeline import draw
 
     paths, size = _outputs(args.out, args.count), _check_drawing(args)
@@ -271,7 +278,7 @@ def txt2img(args) -> None:
     dtype = getattr(torch, args.dtype or usual.get(device.split(":")[0], "bfloat16"))
     for name in filter(None, (args.model, args.refiner)):
         guidance = config_of(args.model).guidance if args.guidance is None else args.guidance
-        gib = memory_needed(name, dtype, size, args.count, guidance != 1) / 2**30
+        gib = memory_needed(config_of(name), dtype, size, args.count, guidance != 1) / 2**30
         print(
             f"{name}: about {gib:.1f} GiB of memory for weights and drawing in {str(dtype).removeprefix('torch.')}",
             file=sys.stderr,
@@ -410,9 +417,10 @@ def train(args) -> None:
 
 
 def _train_mini(mini, out, args) -> None:
+    import torch
+
     from .errors import check_writable
-    from .files.system_file import save_system
-    from .networks.clip import save_clip
+    from .files.load import save
     from .training.whole_system import train_mini
 
     clip = out.with_stem(f"{out.stem}_clip")
@@ -426,8 +434,9 @@ def _train_mini(mini, out, args) -> None:
             f"--device {args.device}: the mini systems are trained on the CPU, where they take minutes"
         )
     trained = train_mini(mini, args.seconds, args.checkpoint)
-    save_system(out, trained.sd, {**trained.sd.meta, "train": trained.record})
-    save_clip(clip, trained.clip, {"train": trained.record})
+    meta = {**trained.sd.meta, "train": trained.record}
+    save(out, trained.sd, meta, dtype=torch.int8)
+    save(clip, trained.clip, {"train": trained.record}, dtype=torch.int8)
     print(f"{out}, {clip}: written")
 
 

@@ -1,10 +1,16 @@
 """Where the course's own files lie, and how a file is replaced in one stroke. Notebook 00."""
 
+import glob
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a kill leaves behind stays there
+    fcntl = None
 
 
 def data_folder() -> Path:
@@ -17,19 +23,34 @@ def data_folder() -> Path:
 def replacing(path: Path) -> Iterator[str]:
     """A new file to write to; it takes path's place when the block ends well, else it is removed.
 
-    After an error, or kill -9, the previous file is whole. Raises OSError.
+    After an error, or kill -9, the previous file is whole; what a kill leaves is removed by the
+    next writer. A link stays one, its target is replaced. Raises OSError.
     """
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
-    os.close(handle)
+    path = os.path.realpath(path)
+    _remove_leftovers(path)
+    part = f"{path}.{secrets.token_hex(4)}.part"
+    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # the umask decides
     try:
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # held until the writer is done or dead
         yield part
-        with open(part, "rb") as f:
-            os.fsync(f.fileno())
-        os.chmod(part, 0o644)
+        os.fsync(handle)
         os.replace(part, path)
     finally:
         if os.path.exists(part):
             os.unlink(part)
+        os.close(handle)
+
+
+def _remove_leftovers(path: str) -> None:
+    """Of writers that are dead: nobody holds the lock of their file any more."""
+    for part in glob.glob(glob.escape(path) + ".*.part") if fcntl else ():
+        try:
+            with open(part, "rb") as f:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(part)
+        except OSError:  # a living writer's
+            continue
 
 
 @contextmanager

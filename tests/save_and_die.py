@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ddpm_edu.files.checkpoint import load_tensors, save_tensors
+from ddpm_edu.files.tensors import load_tensors, save_tensors
 
 torch.set_num_threads(1)
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])

@@ -14,16 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import refuses
-from safetensors.torch import save, save_file
+from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 
 from ddpm_edu import CheckpointError, Cond, Schedule
-from ddpm_edu.files.checkpoint import (
-    load_pretrained,
-    load_state,
-    load_tensors,
-    save_pretrained,
-    save_tensors,
-)
+from ddpm_edu.files.load import load, load_state, save
+from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
 
@@ -84,8 +80,15 @@ def test_a_file_without_our_metadata_loads(tmp_path):
 def test_pretrained_round_trip(folded, dtype, tolerance, tmp_path):
     model = SpaceToDepth(unet(), 2) if folded else unet()
     path = tmp_path / "net.safetensors"
-    save_pretrained(path, model, Schedule.cosine(30), "v", {"card": "made by a test"}, dtype=dtype)
-    back = load_pretrained(path)
+    save(
+        path,
+        model,
+        {"card": "made by a test"},
+        schedule=Schedule.cosine(30),
+        predict="v",
+        dtype=dtype,
+    )
+    back = load(path)
     assert (
         isinstance(back.model, SpaceToDepth) == folded
         and back.predict == "v"
@@ -201,7 +204,7 @@ ODD_FILES = {
     "empty": (b"", ("empty", "again")),
     "web page": (
         b"<!DOCTYPE html><html><body>404</body></html>",
-        ("web page", "fetch the file itself"),
+        ("web page", "fetch the weights"),
     ),
     "web page, indented": (b"\n  <html>sign in</html>", ("web page",)),
     "LFS pointer": (
@@ -276,7 +279,7 @@ def test_the_header_maker_makes_good_files_too(tmp_path):
 @pytest.mark.parametrize("length", [0x80, 0x280, 0x480, 0x4B50])
 def test_cut_short_says_how_much_is_there(length, tmp_path):
     """Headers of 128, 640, 1152 and 19,280 bytes begin with the bytes of a pickle or of a zip: still a cut file."""
-    plain = save({"w": torch.ones(1000)})
+    plain = to_bytes({"w": torch.ones(1000)})
     size = struct.unpack("<Q", plain[:8])[0]
     whole = header(
         plain[8 : 8 + size].rstrip() + b" " * (length - len(plain[8 : 8 + size].rstrip())),
@@ -308,109 +311,14 @@ def test_missing_files(tmp_path):
     with refuses(CheckpointError, "no such file"):
         load_tensors(tmp_path)
     for name in (tmp_path / "nothing.safetensors", "no_such_model"):
-        with refuses(CheckpointError, "no such weights", "Shipped with the course"):
-            load_pretrained(name)
-
-
-# ---------------------------------------------------------------- pickles, when asked for
-
-
-def test_an_innocent_pickle_is_read_when_asked_for(tmp_path):
-    state = {"a": torch.randn(3, 4), "b.weight": torch.arange(5), "half": torch.randn(2).half()}
-    for name, content, options in (
-        ("zipped", state, {}),
-        ("older", state, {"_use_new_zipfile_serialization": False}),
-        ("renamed", state, {}),
-        ("lightning", {"epoch": 3, "global_step": 7, "state_dict": state}, {}),
-    ):
-        path = tmp_path / (f"{name}.safetensors" if name == "renamed" else f"{name}.ckpt")
-        with open(path, "wb") as f:  # by the name .safetensors torch would write such a file
-            torch.save(content, f, **options)
-        with refuses(CheckpointError, path.name, "pickle", "refused"):
-            load_tensors(path)
-        back, meta = load_tensors(path, allow_pickle=True)
-        assert (
-            meta == {}
-            and back.keys() == state.keys()
-            and all(torch.equal(back[k], v) and back[k].dtype == v.dtype for k, v in state.items())
-        )
-        back, _ = load_tensors(path, allow_pickle=True, dtype=torch.bfloat16)
-        assert [v.dtype for v in back.values()] == [torch.bfloat16, torch.int64, torch.bfloat16]
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
-@pytest.mark.parametrize("kind", ["torch", "zip", "protocol 2", "protocol 4"])
-@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "x.bin"])
-def test_a_payload_never_runs_even_then(kind, name, tmp_path):
-    marker, path = tmp_path / "it ran", tmp_path / name
-    path.write_bytes(pickles(marker)[kind])
-    with refuses(
-        CheckpointError,
-        name,
-        "more than weights, or is damaged",
-        "nothing in it was run",
-        "safetensors file of the same model",
-    ):
-        load_tensors(path, allow_pickle=True)
-    assert not marker.exists()
-    if kind == "torch" and name != "x.safetensors":
-        torch.load(path, weights_only=False)
-        assert marker.exists()  # the payload is a live one
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        [torch.ones(1)],
-        {},
-        {"a": 1},
-        {"state_dict": [1]},
-        {"model": {"a": torch.ones(1)}},
-        torch.ones(2),
-    ],
-    ids=str,
-)
-def test_pickles_that_are_no_weights(content, tmp_path):
-    torch.save(content, tmp_path / "x.pt")
-    with refuses(CheckpointError, "x.pt", "no plain set of named tensors"):
-        load_tensors(tmp_path / "x.pt", allow_pickle=True)
-
-
-def test_damaged_pickles(tmp_path):
-    torch.save({"a": torch.randn(100)}, tmp_path / "x.pt")
-    whole = (tmp_path / "x.pt").read_bytes()
-    for cut in (4, 50, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "x.pt").write_bytes(whole[:cut])
-        with refuses(CheckpointError, "x.pt", "damaged"):
-            load_tensors(tmp_path / "x.pt", allow_pickle=True)
-
-
-def test_pickles_need_a_new_torch(tmp_path, monkeypatch):
-    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
-    for version, good in (
-        ("2.9.1+cpu", False),
-        ("1.13.0", False),
-        ("2.10.0", True),
-        ("2.14.1+cu128", True),
-        ("3.0.0a0+git1", True),
-    ):
-        monkeypatch.setattr(torch, "__version__", version)
-        if good:
-            load_tensors(tmp_path / "x.pt", allow_pickle=True)
-        else:
-            with refuses(
-                CheckpointError, "x.pt", "torch 2.10", version.replace("+", "."), "update"
-            ):
-                load_tensors(tmp_path / "x.pt", allow_pickle=True)
+        with refuses(CheckpointError, "no such file", "Shipped with the course"):
+            load(name)
 
 
 def test_the_content_counts_not_the_name(tmp_path):
     for name in ("x.ckpt", "x.bin", "x.png", "x"):
         save_tensors(tmp_path / name, {"a": torch.ones(2)})
-        for allow in (False, True):
-            assert torch.equal(
-                load_tensors(tmp_path / name, allow_pickle=allow)[0]["a"], torch.ones(2)
-            )
+        assert torch.equal(load_tensors(tmp_path / name)[0]["a"], torch.ones(2))
 
 
 # ---------------------------------------------------------------- time and memory
@@ -433,13 +341,12 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-@pytest.mark.parametrize("allow", [False, True])
-def test_bad_files_are_refused_quickly(kind, allow, tmp_path):
+def test_bad_files_are_refused_quickly(kind, tmp_path):
     path = tmp_path / "x.safetensors"
     BAD_FILES[kind](path)
     start = time.process_time()
     with refuses(CheckpointError, "x.safetensors"):
-        load_tensors(path, allow_pickle=allow)
+        load_tensors(path)
     assert time.process_time() - start < 1
 
 
@@ -475,7 +382,8 @@ def test_conversion(dtype, tmp_path, monkeypatch):
 
 PEAK = """
 import os, sys, torch
-from ddpm_edu.files.checkpoint import load_state, load_tensors
+from ddpm_edu.files.load import load_state
+from ddpm_edu.files.tensors import load_tensors
 from ddpm_edu.networks.unet import UNet, UNetConfig
 path, dtype = sys.argv[1], {"None": None, "float32": torch.float32, "float16": torch.float16}[sys.argv[2]]
 config = UNetConfig(channels=int(sys.argv[3]), mult=(1, 2, 4), depth=(0, 1, 1), heads=(8, 8, 8), context=768)
@@ -486,16 +394,13 @@ with torch.device("meta"):
 torch.ones(10).half().float().aminmax()
 if os.path.exists(path):
     base = memory("VmRSS")
-    load_state(model, load_tensors(path, dtype=dtype, allow_pickle=True)[0])
+    load_state(model, load_tensors(path, dtype=dtype)[0])
     assert all(bool(p.abs().max() < 1e3) for p in model.parameters())
     print((memory("VmHWM") - base) / sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in model.parameters()))
 else:
     state = {k: torch.rand(v.shape).to(dtype) for k, v in model.state_dict().items()}
-    if path.endswith(".pt"):
-        torch.save(state, path)
-    else:
-        from ddpm_edu.files.checkpoint import save_tensors
-        save_tensors(path, state)
+    from ddpm_edu.files.tensors import save_tensors
+    save_tensors(path, state)
 """
 
 
@@ -507,15 +412,12 @@ else:
     "stored, wanted",
     [("float32", "None"), ("float16", "None"), ("float16", "float32"), ("float32", "float16")],
 )
-@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
-def test_peak_memory_is_little_more_than_the_weights(stored, wanted, name, tmp_path):
+def test_peak_memory_is_little_more_than_the_weights(stored, wanted, tmp_path):
     """From a file of 500 MB (or half) into a model on the meta device, all numbers looked at: at most 1.15 times the weights."""
-    if name == "x.pt" and wanted != "None":
-        pytest.skip("pickles are mapped as a whole: converting holds both versions")
 
     def run(dtype):
         done = subprocess.run(
-            [sys.executable, "-c", PEAK, tmp_path / name, dtype, "192"],
+            [sys.executable, "-c", PEAK, tmp_path / "x.safetensors", dtype, "192"],
             capture_output=True,
             text=True,
             timeout=150,
@@ -525,7 +427,7 @@ def test_peak_memory_is_little_more_than_the_weights(stored, wanted, name, tmp_p
 
     run(stored)
     ratio, size = map(float, run(wanted).split())
-    print(f"peak {ratio:.3f} times {size / 1e6:.0f} MB, {stored} to {wanted}, {name}")
+    print(f"peak {ratio:.3f} times {size / 1e6:.0f} MB, {stored} to {wanted}")
     assert size > 2e8 and 0.9 < ratio <= 1.15
 
 
@@ -555,7 +457,7 @@ def test_wrong_model_counts_and_names():
 def saved(tmp_path, change):
     """A file of save_pretrained, its tensors and metadata changed, written again."""
     path = tmp_path / "net.safetensors"
-    save_pretrained(path, unet(), Schedule.linear(10), "eps")
+    save(path, unet(), schedule=Schedule.linear(10), predict="eps")
     tensors, meta = load_tensors(path)
     tensors = {k: v.clone() for k, v in tensors.items()}
     change(tensors, meta)
@@ -567,49 +469,34 @@ def saved(tmp_path, change):
     "change, words",
     [
         (
-            lambda t, m: t["model.conv_in.weight"].view(-1)[3:4].fill_(float("nan")),
-            ("1 tensors hold NaN", "model.conv_in.weight", "another"),
+            lambda t, m: t["conv_in.weight"].view(-1)[3:4].fill_(float("nan")),
+            ("1 tensors hold NaN", "conv_in.weight", "another"),
         ),
-        (
-            lambda t, m: t["model.conv_in.bias"].fill_(float("inf")),
-            ("NaN or infinity", "model.conv_in.bias"),
-        ),
-        (lambda t, m: m.pop("model"), ("not a model of this course", "model")),
-        (lambda t, m: m.update(model=[1]), ("not a model of this course",)),
-        (lambda t, m: m["model"].pop("config"), ("not a model of this course", "config")),
-        (lambda t, m: m["model"].update(kind="VAE"), ("not a model", "VAE")),
-        (
-            lambda t, m: m["model"]["config"].update(colour="blue"),
-            ("not a model of this course", "colour"),
-        ),
-        (
-            lambda t, m: m["model"]["config"].update(groups=0),
-            ("not a model of this course", "groups"),
-        ),
-        (
-            lambda t, m: m["model"]["config"].update(groups=7),
-            ("not a model of this course", "groups"),
-        ),
+        (lambda t, m: t["conv_in.bias"].fill_(float("inf")), ("NaN or infinity", "conv_in.bias")),
+        (lambda t, m: m.pop("config"), ("no plan", "config")),
+        (lambda t, m: m.update(config=[1]), ("no plan",)),
+        (lambda t, m: m.pop("class"), ("no single file", "course")),
+        (lambda t, m: m.update({"class": "VAE"}), ("no plan", "VAE")),
+        (lambda t, m: m["config"].update(colour="blue"), ("no plan", "colour")),
+        (lambda t, m: m["config"].update(groups=0), ("no plan", "groups")),
+        (lambda t, m: m["config"].update(groups=7), ("no plan", "groups")),
         (lambda t, m: m.update(predict="noise"), ("noise", "eps, x_0, v")),
         (
             lambda t, m: m.update(
-                model={"kind": "SpaceToDepth", "factor": "two", "model": m["model"]}
+                **{"class": "SpaceToDepth", "config": {"factor": "two"}, "model": dict(m)}
             ),
-            ("not a model",),
+            ("no plan",),
         ),
         (lambda t, m: t.pop("schedule.beta"), ("schedule.beta",)),
         (lambda t, m: t["schedule.beta"].fill_(2), ("beta",)),
-        (lambda t, m: t.pop("model.conv_in.bias"), ("does not fit", "1 missing .conv_in.bias")),
-        (
-            lambda t, m: m["model"]["config"].update(channels=32),
-            ("does not fit", "of another shape"),
-        ),
+        (lambda t, m: t.pop("conv_in.bias"), ("does not fit", "1 missing .conv_in.bias")),
+        (lambda t, m: m["config"].update(channels=32), ("does not fit", "of another shape")),
     ],
 )
 def test_damaged_models(change, words, tmp_path):
     with refuses(CheckpointError, "net.safetensors", *words):
-        load_pretrained(saved(tmp_path, change))
+        load(saved(tmp_path, change))
 
 
 def test_an_unchanged_copy_still_loads(tmp_path):
-    load_pretrained(saved(tmp_path, lambda t, m: None))
+    load(saved(tmp_path, lambda t, m: None))

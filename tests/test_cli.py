@@ -11,7 +11,8 @@ from PIL import Image
 
 from ddpm_edu import Schedule
 from ddpm_edu.cli import grid, main
-from ddpm_edu.files.checkpoint import load_tensors, save_pretrained, save_tensors
+from ddpm_edu.files.load import save
+from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.networks.unet import UNet, UNetConfig
 
 
@@ -32,7 +33,9 @@ def tiny(tmp_path):
         )
     )
     path = tmp_path / "tiny.safetensors"
-    save_pretrained(path, unet, Schedule.cosine(50), "v", {"shape": [1, 8, 8], "guidance": 1.5})
+    save(
+        path, unet, {"shape": [1, 8, 8], "guidance": 1.5}, schedule=Schedule.cosine(50), predict="v"
+    )
     return path
 
 
@@ -164,9 +167,11 @@ def test_unwritable_picture(tiny, tmp_path, capsys):
 def system(tmp_path_factory):
     """A tiny system of random weights, saved as a folder."""
     pytest.importorskip("transformers")
-    from ddpm_edu.files.load import SystemConfig, build, save_folder
+    from folder_writer import save_folder
+
     from ddpm_edu.networks.text import TextConfig
     from ddpm_edu.networks.vae import VAEConfig
+    from ddpm_edu.systems.system import SystemConfig, build
 
     torch.manual_seed(0)
     unet = UNetConfig(
@@ -345,15 +350,14 @@ def test_txt2img_shows_small_pictures_larger(system, tmp_path, capsys):
 
 
 def test_txt2img_without_a_model_takes_the_emoji_one(system, tmp_path, capsys, monkeypatch):
-    from ddpm_edu.files import system_file
-    from ddpm_edu.files.load import load
+    from ddpm_edu.files import load as loading
 
-    monkeypatch.setattr(system_file, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(loading, "data_folder", lambda: tmp_path)
     assert main(["txt2img", "a fox", "--out", str(tmp_path / "a.png")]) == 2  # it is not there
     message = capsys.readouterr().err
     assert all(word in message for word in ("emoji", "sd15", "sdxl", "folder", ".safetensors"))
     (tmp_path / "weights").mkdir()
-    system_file.save_system(tmp_path / "weights" / "emoji.safetensors", load(system))
+    save(tmp_path / "weights" / "emoji.safetensors", loading.load(system), dtype=torch.int8)
     assert (
         main(
             [

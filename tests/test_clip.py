@@ -14,6 +14,7 @@ from helpers import refuses
 
 from ddpm_edu import CheckpointError, DataError, OptionError, ShapeError
 from ddpm_edu.files import folder
+from ddpm_edu.files.load import load, save
 from ddpm_edu.networks.clip import (
     CLIP,
     OPENAI_MEAN,
@@ -22,10 +23,8 @@ from ddpm_edu.networks.clip import (
     clip_score,
     contrastive_loss,
     cosines,
-    load_clip,
     objective,
     retrieval,
-    save_clip,
     zero_shot,
 )
 from ddpm_edu.networks.text import TextConfig
@@ -336,8 +335,8 @@ def test_unseen_words():
 @pytest.mark.parametrize("eight_bits", [True, False])
 def test_saved_and_loaded(tokenizer, tmp_path, eight_bits):
     clip, (x, captions) = tiny(tokenizer), squares()
-    save_clip(tmp_path / "c.safetensors", clip, {"seconds": 3}, eight_bits)
-    again = load_clip(tmp_path / "c.safetensors")
+    save(tmp_path / "c.safetensors", clip, {"seconds": 3}, dtype=torch.int8 if eight_bits else None)
+    again = load(tmp_path / "c.safetensors")
     assert again.meta == {"seconds": 3} and again.config == clip.config and not again.training
     torch.testing.assert_close(
         again.similarity(x, captions),
@@ -350,10 +349,10 @@ def test_saved_and_loaded(tokenizer, tmp_path, eight_bits):
 
 def test_by_name(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
-    save_clip(tmp_path / "weights" / "my_clip.safetensors", tiny(tokenizer))
-    assert load_clip("my_clip").config.size == 8
-    with refuses(CheckpointError, "your_clip.safetensors", "no such file"):
-        load_clip("your_clip")
+    save(tmp_path / "weights" / "my_clip.safetensors", tiny(tokenizer))
+    assert load("my_clip").config.size == 8
+    with refuses(CheckpointError, "your_clip", "no such file", "my_clip"):
+        load("your_clip")
 
 
 def test_damaged_files_are_refused(tokenizer, tmp_path):
@@ -361,32 +360,34 @@ def test_damaged_files_are_refused(tokenizer, tmp_path):
     from safetensors.torch import save_file
 
     path, clip = tmp_path / "c.safetensors", tiny(tokenizer)
-    save_clip(path, clip, eight_bits=False)
+    save(path, clip)
     with safe_open(path, "pt") as f:
         meta = json.loads(f.metadata()["ddpm_edu"])
-    plan, state = meta["clip"], clip.state_dict()
-    for changed in (
-        {},
-        {"clip": None},
-        {"clip": {**plan, "config": {"text": 3}}},
-        {"clip": {**plan, "tokenizer": "{}"}},
-        {"clip": {**plan, "tokenizer": 7}},
-        {"clip": {**plan, "special": ["a", "b"]}},
-        {"clip": {**plan, "config": {**plan["config"], "width": 17}}},
+    config, state = meta["config"], clip.state_dict()
+    for change in (
+        {"class": "none"},
+        {"config": None},
+        {"config": {"text": 3}},
+        {"tokenizer": "{}"},
+        {"tokenizer": 7},
+        {"tokenizer": {**meta["tokenizer"], "start": "a"}},
+        {"config": {**config, "width": 17}},
+        {"config": {**config, "layers": 60}},
     ):
+        changed = {**meta, **change}
         save_file(state, path, metadata={"ddpm_edu": json.dumps(changed)})
         with refuses(CheckpointError, "c.safetensors"):
-            load_clip(path)
+            load(path)
     for broken, words in (
         ({k: v for k, v in state.items() if k != "log_scale"}, "missing"),
         ({**state, "log_scale": torch.tensor(math.nan)}, "NaN"),
     ):
         save_file(broken, path, metadata={"ddpm_edu": json.dumps(meta)})
         with refuses(CheckpointError, "c.safetensors", words):
-            load_clip(path)
+            load(path)
     path.write_bytes(path.read_bytes()[:-10])
     with refuses(CheckpointError, "cut short"):
-        load_clip(path)
+        load(path)
 
 
 def transformers_clip(act, end=2):
@@ -424,7 +425,7 @@ def transformers_clip(act, end=2):
 def test_transformers_folder(tmp_path, act, end):
     theirs = transformers_clip(act, end)
     theirs.save_pretrained(tmp_path)
-    clip = load_clip(tmp_path)
+    clip = load(tmp_path)
     x, ids = torch.rand(3, 3, 12, 12) * 2 - 1, torch.randint(3, 98, (5, 10))
     ids[:, 0], ids[torch.arange(5), torch.tensor([9, 4, 5, 6, 2])] = 98, 99
     mean, std = (torch.tensor(z).view(3, 1, 1) for z in (OPENAI_MEAN, OPENAI_STD))
@@ -455,11 +456,11 @@ def test_a_damaged_folder_is_refused(tmp_path):
     ):
         config.write_text(json.dumps({**sound, part: {**sound[part], name: value}}))
         with refuses(CheckpointError, str(tmp_path.name)):
-            load_clip(tmp_path)
+            load(tmp_path)
     config.write_text("[")
     with refuses(CheckpointError, "config.json", "JSON"):
-        load_clip(tmp_path)
+        load(tmp_path)
     config.write_text(json.dumps(sound))
     (tmp_path / "model.safetensors").unlink()
     with refuses(CheckpointError, "no weights"):
-        load_clip(tmp_path)
+        load(tmp_path)

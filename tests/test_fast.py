@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_edu import SAMPLERS, Cond, OptionError, Schedule, guided, last, noise, sample
 from ddpm_edu.diffusion import remembered
-from ddpm_edu.files.checkpoint import load_tensors, save_tensors
+from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.gpu import fast as fast_module
 from ddpm_edu.gpu.fast import (
     CHANGES,

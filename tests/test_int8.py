@@ -5,8 +5,8 @@ import torch
 from helpers import refuses
 
 from ddpm_edu.errors import CheckpointError
-from ddpm_edu.files.checkpoint import load_pretrained, load_tensors, save_pretrained, save_tensors
-from ddpm_edu.files.int8 import SMALLEST, pack, squeeze, unpack
+from ddpm_edu.files.load import load, save
+from ddpm_edu.files.tensors import SMALLEST, load_tensors, pack, save_tensors, unpack
 from ddpm_edu.networks.unet import UNet, UNetConfig
 from ddpm_edu.schedule import Schedule
 
@@ -90,8 +90,8 @@ def test_a_state_that_is_not_packed():
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda s: s.pop("linear.scale"), ("linear is int8", "no linear.scale")),
-        (lambda s: s.update({"linear.scale": torch.ones(63)}), ("(63,)", "(64, 128)")),
+        (lambda s: s.pop("linear.scale"), ("linear is int8", "linear.scale")),
+        (lambda s: s.update({"linear.scale": torch.ones(63)}), ("linear.scale", "(64, 128)")),
         (lambda s: s.update({"linear.scale": torch.ones(64, 1)}), ("one float a row",)),
         (lambda s: s.update({"linear.scale": torch.ones(64, dtype=torch.int8)}), ("int8",)),
         (lambda s: s["linear.scale"][3:4].fill_(float("nan")), ("linear.scale", "NaN")),
@@ -144,8 +144,15 @@ def test_a_pretrained_model_in_int8(tmp_path):
         )
     )
     path = tmp_path / "net.safetensors"
-    save_pretrained(path, model, Schedule.cosine(30), "v", {"shape": [1, 8, 8]}, dtype=torch.int8)
-    back = load_pretrained(path)
+    save(
+        path,
+        model,
+        {"shape": [1, 8, 8]},
+        schedule=Schedule.cosine(30),
+        predict="v",
+        dtype=torch.int8,
+    )
+    back = load(path)
     assert back.meta["shape"] == [1, 8, 8] and torch.equal(
         back.schedule.beta, Schedule.cosine(30).beta
     )
@@ -162,46 +169,7 @@ def test_a_pretrained_model_in_int8(tmp_path):
     assert path.stat().st_size < 0.4 * 4 * sum(p.numel() for p in model.parameters())
     tensors, meta = load_tensors(path)
     tensors = {k: v.clone() for k, v in tensors.items()}
-    del tensors["model.up.0.0.conv1.weight.scale"]
+    del tensors["up.0.0.conv1.weight.scale"]
     save_tensors(path, tensors, meta)
     with refuses(CheckpointError, "net.safetensors", "conv1.weight"):
-        load_pretrained(path)
-
-
-# ---------------------------------------------------------------- squeezed
-
-
-def test_squeezed_is_smaller_and_the_same():
-    state = {
-        "w": torch.randn(128, 200),
-        "empty rows": torch.zeros(100, 100),
-        "b": torch.randn(7),
-        "n": torch.arange(3),
-    }
-    packed = pack(state)
-    tight = squeeze(packed)
-    size = lambda tensors: sum(x.nbytes for x in tensors.values())
-    assert size(tight) < 0.75 * size(packed) and not any(
-        x.dtype == torch.int8 for x in tight.values()
-    )
-    one, other = unpack(tight), unpack(packed)
-    assert one.keys() == other.keys() == state.keys() and all(
-        torch.equal(one[name], other[name]) for name in state
-    )
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda t: t.update(w=t["w"][:-20]),
-        lambda t: t.update(w=t["w"].flip(0)),
-        lambda t: t.update({"w.shape": torch.tensor([128, 201])}),
-        lambda t: t.update({"w.shape": torch.tensor([128, 100])}),
-        lambda t: t.update({"w.shape": torch.tensor([-1, 200])}),
-    ],
-)
-def test_damaged_bytes(change):
-    tight = squeeze(pack({"w": torch.randn(128, 200)}))
-    change(tight)
-    with pytest.raises(CheckpointError, match="here.*w "):
-        unpack(tight, "here")
+        load(path)

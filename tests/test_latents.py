@@ -10,9 +10,8 @@ from tiny_mini import CAPTIONS, TINY, Dots
 from torch import nn
 
 from ddpm_edu import Cond
-from ddpm_edu.errors import MOST_PROMPTS, DataError, OptionError, ShapeError
-from ddpm_edu.files.load import save_folder
-from ddpm_edu.files.system_file import load_system, save_system
+from ddpm_edu.errors import MOST_PROMPTS, DataError, ShapeError
+from ddpm_edu.files.load import load, save
 from ddpm_edu.networks.clip import CLIP, CLIPConfig
 from ddpm_edu.networks.tokenizer import train_tokenizer
 from ddpm_edu.networks.vae import VAE
@@ -105,20 +104,17 @@ def test_a_unet_with_a_vector_is_told_the_pooled_text_and_the_sizes_too():
     )  # a dropped text is dropped from both
 
 
-def test_a_system_with_a_vector_is_saved_in_one_file_only(tmp_path):
+def test_a_system_with_a_vector_is_saved(tmp_path):
     sd = system(POOLED)
     torch.nn.init.normal_(sd.unet.conv_out.weight)
-    save_system(tmp_path / "pooled.safetensors", sd)
-    again = load_system(tmp_path / "pooled.safetensors")[0]
+    save(tmp_path / "pooled.safetensors", sd, dtype=torch.int8)
+    again = load(tmp_path / "pooled.safetensors")
     drawn = draw(sd, CAPTIONS[:2], seeds=[0, 0], progress=False)
     difference = draw(again, CAPTIONS[:2], seeds=[0, 0], progress=False) - drawn
     assert (
         again.config == sd.config and difference.abs().mean() < 0.1 * drawn.std()
     )  # 8 bits a weight
     assert not torch.equal(drawn[0], drawn[1])
-    with refuses(OptionError, "two text encoders only", "save_system"):
-        save_folder(sd, tmp_path / "folder")
-    assert not (tmp_path / "folder").exists()
 
 
 def test_the_first_n(sd, latents):

@@ -5,11 +5,12 @@ import itertools
 
 import pytest
 import torch
+from folder_writer import to_folder
 from helpers import read_json, refuses
 
 from ddpm_edu import CheckpointError, Cond
-from ddpm_edu.files.checkpoint import load_state
-from ddpm_edu.files.names import looks_like, split_single_file, to_folder, to_ours
+from ddpm_edu.files.load import load_state
+from ddpm_edu.files.names import looks_like, split_single_file, to_ours
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.networks.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, TextEncoder
 from ddpm_edu.networks.unet import (
@@ -353,7 +354,6 @@ def shapes_of(parts):
 @pytest.mark.parametrize(
     "key",
     [
-        "v_pred",
         "betas2",
         "my_betas",
         "optimizer.step",
@@ -377,7 +377,7 @@ def test_incomplete_files():
     ):
         split_single_file(state)
     assert split_single_file(state, ema=False)["unet"]["out.2.bias"][0, 0] == 4
-    with refuses(CheckpointError, "not a single file", "the UNet of SD 1.5 .folder"):
+    with refuses(CheckpointError, "no single file", "the UNet of SD 1.5 .folder"):
         split_single_file(empty(KEYS["folder"]["sd15"]))
     with (
         refuses(
@@ -561,7 +561,7 @@ def test_looks_like_other_parts():
         **KEYS["original"]["sd15"],
         "model.diffusion_model.input_blocks.0.0.weight": [320, 9, 3, 3],
     }
-    assert looks_like(inpainting) == "SD 1.5 with 9 input channels (a single file)"
+    assert looks_like(inpainting) == ("SD 1.5 with 9 input channels (inpainting) (a single file)")
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,7 @@ def test_looks_like_other_parts():
         (["double_blocks.0.img_attn.qkv.weight"], "FLUX"),
         (["emb_params"], "a textual inversion"),
         (["visual.conv1.weight", "transformer.resblocks.0.ln_1.bias"], "a whole CLIP"),
-        (["schedule.beta", "model.conv_in.weight"], "save_pretrained"),
+        (["schedule.beta", "model.conv_in.weight"], "course"),
         (["schedule.beta", "random.generator", "model.conv_in.weight"], "a training checkpoint"),
         (list(MLP().state_dict()), "the MLP of this course"),
         (["a", "b", "c", "d"], r"nothing known here (first names: a, b, c)"),

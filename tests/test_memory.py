@@ -7,20 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from folder_writer import save_folder
 from helpers import refuses
 from test_stable_diffusion import SINGLE, TINY, sparse
 
 from ddpm_edu.errors import OptionError
-from ddpm_edu.files.load import (
-    SD15,
-    SDXL,
-    build,
-    config_of,
-    memory_needed,
-    save_folder,
-    weight_bytes,
-)
-from ddpm_edu.systems.memory import peak_bytes
+from ddpm_edu.files.load import config_of
+from ddpm_edu.systems.memory import memory_needed, peak_bytes, weight_bytes
+from ddpm_edu.systems.system import SD15, SDXL, build
 
 linux = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc"
@@ -98,7 +92,7 @@ def test_a_folder_is_asked_without_its_weights(tmp_path):
     for file in tmp_path.rglob("*.safetensors"):
         file.unlink()
     assert config_of(tmp_path).unet == TINY.unet
-    assert memory_needed(tmp_path) == memory_needed(TINY) > weight_bytes(TINY)
+    assert memory_needed(config_of(tmp_path)) == memory_needed(TINY) > weight_bytes(TINY)
 
 
 @linux
@@ -136,7 +130,8 @@ def test_loading_holds_the_weights_once(tmp_path, dtype):
     sparse(tmp_path / "model.safetensors", SINGLE["sd15"])
     weights, used = probe(
         """
-from ddpm_edu.files.load import SD15, build, load
+from ddpm_edu.files.load import load
+from ddpm_edu.systems.system import SD15, build
 build(SD15, device="meta")  # imports what it imports
 kept = []
 used = peak(lambda: kept.append(load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))))

@@ -9,8 +9,9 @@ import torch
 
 from ddpm_edu.datasets import images as data
 from ddpm_edu.datasets.points import gaussian_mixture
-from ddpm_edu.errors import CheckpointError, DataError, OptionError, ShapeError
-from ddpm_edu.files import checkpoint
+from ddpm_edu.errors import DataError, OptionError, ShapeError
+from ddpm_edu.files.load import load
+from ddpm_edu.files.tensors import load_tensors
 from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.metrics.frechet import frechet, frechet_distance
 
@@ -191,7 +192,7 @@ def test_psnr_of_known_errors():
 
 @pytest.fixture(scope="module")
 def classifier():
-    return metrics.load_classifier("mnist")
+    return load("mnist_classifier")
 
 
 @pytest.fixture(scope="module")
@@ -266,17 +267,12 @@ def test_pictures_in_0_1_are_warned_about(classifier, digits):
         metrics.accuracy(classifier, (x_0 + 1) / 2, digits.labels[:4])
 
 
-def test_options(classifier, digits, monkeypatch, tmp_path):
+def test_options(classifier, digits):
     x_0, _ = digits[:100]
-    with pytest.raises(OptionError, match="no classifier 'imagenet': choose 'mnist' or 'cifar10'"):
-        metrics.load_classifier("imagenet")
     with pytest.raises(OptionError, match="split = 'valid' is not known: choose 'train' or 'test'"):
         metrics.frechet_to_real(classifier, x_0, split="valid")
     with pytest.raises(ShapeError, match="100 pictures came with 99 labels"):
         metrics.accuracy(classifier, x_0, digits.labels[:99])
-    monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
-    with pytest.raises(CheckpointError, match="mnist_classifier.safetensors"):
-        metrics.load_classifier()
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -298,15 +294,13 @@ def test_weights_are_small_and_carded(name):
 
 
 def test_cifar10_classifier_loads_and_has_no_pictures():
-    classifier = metrics.load_classifier("cifar10")
+    classifier = load("cifar10_classifier")
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert metrics.features(classifier, x).shape == (
         4,
         128,
     ) and classifier.real_train.cov.shape == (128, 128)
-    state, _ = checkpoint.load_tensors(
-        data.data_folder() / "weights" / "cifar10_classifier.safetensors"
-    )
+    state, _ = load_tensors(data.data_folder() / "weights" / "cifar10_classifier.safetensors")
     assert all(
         t.numel() < 32 * 32 * 3 or name.endswith((".weight", ".cov")) for name, t in state.items()
     )

@@ -6,16 +6,16 @@ import shutil
 
 import pytest
 import torch
+from folder_writer import save_folder
 from helpers import refuses
 from tiny_mini import CAPTIONS, TINY, Dots
 from train_run import numbers, same
 
 from ddpm_edu.cli import main
 from ddpm_edu.errors import CheckpointError, OptionError
-from ddpm_edu.files.load import load, save_folder
-from ddpm_edu.files.system_file import load_system, save_system
+from ddpm_edu.files.load import load, save
 from ddpm_edu.files.tensors import load_tensors
-from ddpm_edu.networks.clip import CLIP, CLIPConfig, load_clip
+from ddpm_edu.networks.clip import CLIP, CLIPConfig
 from ddpm_edu.networks.tokenizer import train_tokenizer
 from ddpm_edu.networks.vae import VAE
 from ddpm_edu.systems.pipeline import draw
@@ -80,9 +80,10 @@ def test_three_parts_in_two_processes(whole):
 
 @pytest.mark.slow
 def test_it_is_saved_and_draws(whole, tmp_path):
-    save_system(tmp_path / "tiny.safetensors", whole.sd, {**whole.sd.meta, "train": whole.record})
-    again, meta = load_system(tmp_path / "tiny.safetensors")
-    assert meta["train"] == whole.record and again.config == whole.sd.config
+    meta = {**whole.sd.meta, "train": whole.record}
+    save(tmp_path / "tiny.safetensors", whole.sd, meta, dtype=torch.int8)
+    again = load(tmp_path / "tiny.safetensors")
+    assert again.meta["train"] == whole.record and again.config == whole.sd.config
     picture = draw(whole.sd, "a red dot at the top", progress=False)
     assert (
         picture.shape == (1, 3, 8, 8)
@@ -316,8 +317,9 @@ def test_the_command_writes_the_system_and_its_clip(tmp_path, monkeypatch, capsy
     monkeypatch.setitem(MINIS, "tiny", TINY)
     out = tmp_path / "tiny.safetensors"
     assert main(["train", "tiny", "--out", str(out), "--checkpoint", str(tmp_path / "folder")]) == 0
-    sd, meta = load_system(out)
-    clip = load_clip(tmp_path / "tiny_clip.safetensors")
+    sd = load(out)
+    meta = sd.meta
+    clip = load(tmp_path / "tiny_clip.safetensors")
     assert (
         meta["train"]["recipe"] == clip.meta["train"]["recipe"] == "tiny" and "red" in meta["words"]
     )

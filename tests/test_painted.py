@@ -37,9 +37,9 @@ def test_set():
 
 @pytest.fixture(scope="module")
 def classifier():
-    from ddpm_edu.metrics.frechet import load_classifier
+    from ddpm_edu.files.load import load
 
-    return load_classifier("mnist")
+    return load("mnist_classifier")
 
 
 # ---------------------------------------------------------------- the grammar

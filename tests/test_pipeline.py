@@ -289,10 +289,10 @@ def test_exactly_as_many_steps_as_asked(sampler, steps):
 
 
 def tiny(vector="", pooled=24, **more):
-    from ddpm_edu.files.load import SystemConfig, build
     from ddpm_edu.networks.text import TextConfig
     from ddpm_edu.networks.unet import UNetConfig
     from ddpm_edu.networks.vae import VAEConfig
+    from ddpm_edu.systems.system import SystemConfig, build
 
     torch.manual_seed(0)
     width = pooled + 8 * {"": 0, "sdxl": 6, "refiner": 5}[vector] if vector else 0
@@ -620,7 +620,7 @@ def test_refused_at_the_call(one, options, words):
 
 
 def test_refused_systems(one):
-    from ddpm_edu.files.load import build
+    from ddpm_edu.systems.system import build
 
     for system, words in (
         ("sd15", ("sd15", "load")),
@@ -786,7 +786,7 @@ def test_text_encoders_make_room(monkeypatch):
 
 def test_the_estimate_is_asked_as_it_answers(one):
     """The real call, without a GPU: its signature, and more for more pictures."""
-    from ddpm_edu.files.load import memory_needed
+    from ddpm_edu.systems.memory import memory_needed
 
     few, many = (
         memory_needed(one.config, torch.bfloat16, (64, 72), pictures, True) for pictures in (1, 8)

@@ -16,7 +16,8 @@ from torch import nn
 from train_run import CONFIG, SCHEDULE, Points, new_model, numbers, run, same
 
 from ddpm_edu import CheckpointError, Cond, Schedule
-from ddpm_edu.files.checkpoint import load_tensors, save_pretrained, save_tensors
+from ddpm_edu.files.load import save
+from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
 from ddpm_edu.training.train import TrainConfig, train
@@ -308,9 +309,8 @@ def test_muon_goes_on_with_all_of_its_state(lost, tmp_path):
 def test_other_files_are_refused(halfway, tmp_path):
     halfway.write_bytes(halfway.read_bytes()[:-5])
     unchanged(halfway, new_model(), ("cut short",))
-    save_pretrained(
-        tmp_path / "net.safetensors", UNet(UNetConfig(heads=(2,), **HEADS)), SCHEDULE, "eps"
-    )
+    model = UNet(UNetConfig(heads=(2,), **HEADS))
+    save(tmp_path / "net.safetensors", model, schedule=SCHEDULE, predict="eps")
     unchanged(tmp_path / "net.safetensors", new_model(), ("not a training checkpoint",))
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from weight_formula import tiny_weights, weight
 
 from ddpm_edu import CheckpointError, DataError, OptionError, ShapeError, paths
-from ddpm_edu.files.checkpoint import load_state
-from ddpm_edu.files.names import folder_text, original_text, to_folder, to_folder_text
+from ddpm_edu.files.load import load_state
+from ddpm_edu.files.names import to_ours
 from ddpm_edu.networks.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, Text, TextConfig, TextEncoder
 from ddpm_edu.networks.tokenizer import Tokenizer, clean, clip_tokenizer, tokenize
 
@@ -69,7 +69,7 @@ def test_original_keys_fit_one_to_one(name, prefix):
         k if prefix else k.replace("conditioner.embedders.", "").split(".", 1)[1]: s
         for k, s in KEYS["original"][name].items()
     }
-    ours = shapes_of(original_text(meta_state(state)))
+    ours = shapes_of(to_ours("text", meta_state(state)))
     surplus = ours.keys() - own.keys()
     if (
         name == "sd21"
@@ -89,9 +89,9 @@ def test_folder_keys_fit_one_to_one_and_back(name, prefix):
     official = KEYS["folder"][name]
     state = {k if prefix else k.removeprefix("text_model."): s for k, s in official.items()}
     extra = {"text_model.embeddings.position_ids" if prefix else "embeddings.position_ids": [1, 77]}
-    ours = folder_text(meta_state(state | extra))
+    ours = to_ours("text", meta_state(state | extra))
     assert shapes_of(ours) == shapes_of(on_meta(OFFICIAL[name]).state_dict())
-    assert shapes_of(to_folder_text(ours)) == official == shapes_of(to_folder("text", ours))
+    assert shapes_of(ours) == official
     load_state(on_meta(OFFICIAL[name]), meta_state(state | extra))
 
 
@@ -102,7 +102,7 @@ def test_every_tensor_of_open_clip_goes_where_the_map_says():
         for k in KEYS["bigG_map"]
     }
     state = {k: torch.randn(s) for k, s in rows.items()}
-    ours, left = original_text(state), set()
+    ours, left = to_ours("text", state), set()
     for key, row in KEYS["bigG_map"].items():
         if row["op"] == "copy":
             expected = {row["to"]: state[key]}
@@ -119,7 +119,7 @@ def test_every_tensor_of_open_clip_goes_where_the_map_says():
 
 def test_two_encoders_at_once_are_refused():
     with refuses(CheckpointError, "two text encoders", "split_single_file"):
-        original_text(meta_state(KEYS["original"]["sdxl_1"] | KEYS["original"]["sdxl_2"]))
+        to_ours("text", meta_state(KEYS["original"]["sdxl_1"] | KEYS["original"]["sdxl_2"]))
 
 
 def test_only_what_a_system_leaves_out_may_be_left_out():
@@ -310,11 +310,7 @@ def test_transformers_loads_what_we_save(config, tmp_path):
     torch.manual_seed(0)
     ours, theirs = TextEncoder(config), client(config)
     theirs.save_pretrained(tmp_path)  # for its config.json
-    save_file(
-        to_folder("text", ours.state_dict()),
-        tmp_path / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    save_file(ours.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded = type(theirs).from_pretrained(tmp_path).eval()
     ids = tokenize(["a cat"], config.pad)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import nn
 from train_run import CONFIG, SCHEDULE, Points, new_model, numbers, run, same
 
 from ddpm_edu import Cond, DataError, OptionError, TrainingError
-from ddpm_edu.files.checkpoint import load_tensors
+from ddpm_edu.files.tensors import load_tensors
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.training.optim import EMA, learning_rate
 from ddpm_edu.training.train import TrainConfig, progress, train

@@ -10,8 +10,8 @@ from torch import nn
 from weight_formula import tiny_weights, u, weight
 
 from ddpm_edu import Cond, OptionError, ShapeError
-from ddpm_edu.files.checkpoint import load_state
-from ddpm_edu.files.names import original_unet
+from ddpm_edu.files.load import load_state
+from ddpm_edu.files.names import to_ours
 from ddpm_edu.networks import unet as unet_module
 from ddpm_edu.networks.unet import (
     SD15,
@@ -75,7 +75,7 @@ def test_parameter_count_is_exact(name):
 @pytest.mark.parametrize("name", BIG)
 def test_original_keys_fit_one_to_one(name):
     original = {key: torch.empty(shape, device="meta") for key, shape in KEYS[name].items()}
-    renamed = {k: tuple(v.shape) for k, v in original_unet(original).items()}
+    renamed = {k: tuple(v.shape) for k, v in to_ours("unet", original).items()}
     assert len(renamed) == len(original)
     assert renamed == {k: tuple(v.shape) for k, v in on_meta(name).state_dict().items()}
 

@@ -6,13 +6,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from folder_writer import to_folder
 from helpers import read_json, read_tensors, refuses
 from torch import nn
 from weight_formula import tiny_weights, weight
 
 from ddpm_edu import OptionError, ShapeError, generators
-from ddpm_edu.files.checkpoint import load_state
-from ddpm_edu.files.names import folder_vae, original_vae, to_folder_vae
+from ddpm_edu.files.load import load_state
+from ddpm_edu.files.names import to_ours
 from ddpm_edu.networks.vae import (
     SD_VAE,
     SDXL_VAE,
@@ -57,7 +58,7 @@ def test_parameter_count_is_exact():
 def test_original_keys_fit_one_to_one(name, prefix):
     assert len(KEYS[name]) == 248
     state = {prefix + k.removeprefix("first_stage_model."): s for k, s in KEYS[name].items()}
-    assert shapes_of(original_vae(on_meta(state))) == shapes_on_meta()
+    assert shapes_of(to_ours("vae", on_meta(state))) == shapes_on_meta()
 
 
 @pytest.mark.parametrize("name", [n for n in KEYS if n.startswith("folder")])
@@ -67,12 +68,12 @@ def test_folder_keys_fit_one_to_one(name, four):
         k: [*s, 1, 1] if four and "attentions" in k and len(s) == 2 else s
         for k, s in KEYS[name].items()
     }
-    assert len(state) == 248 and shapes_of(folder_vae(on_meta(state))) == shapes_on_meta()
+    assert len(state) == 248 and shapes_of(to_ours("vae", on_meta(state))) == shapes_on_meta()
 
 
 @pytest.mark.parametrize("name", [n for n in KEYS if n.startswith("folder/")])
 def test_our_keys_go_back_to_a_folder(name):
-    assert shapes_of(to_folder_vae(on_meta(shapes_on_meta()))) == KEYS[name]
+    assert shapes_of(to_folder("vae", on_meta(shapes_on_meta()))) == KEYS[name]
 
 
 def test_both_tables_call_the_same_tensor_the_same():
@@ -80,9 +81,9 @@ def test_both_tables_call_the_same_tensor_the_same():
     tensors here are their numbers."""
     numbered = {k: torch.tensor(float(i)) for i, k in enumerate(KEYS["map"])}
     folder = {theirs: numbered[k] for k, theirs in KEYS["map"].items()}
-    ours = original_vae(numbered)
-    assert len(ours) == 248 and ours == folder_vae(folder)
-    assert to_folder_vae(ours) == folder
+    ours = to_ours("vae", numbered)
+    assert len(ours) == 248 and ours == to_ours("vae", folder)
+    assert to_folder("vae", ours) == folder
 
 
 # ---------------------------------------------------------------- parity with the original code
@@ -97,7 +98,7 @@ def tiny():
     weights, digest = tiny_weights("tiny_vae", KEYS["tiny"])
     assert digest == KEYS["sha256"]
     model = VAE(TINY)
-    load_state(model, original_vae(weights))
+    load_state(model, to_ours("vae", weights))
     return model.eval().requires_grad_(False)
 
 
@@ -215,10 +216,10 @@ def assert_same(ours, theirs, sizes, tolerance):
 def test_parity_with_diffusers_both_ways(config):
     torch.manual_seed(0)
     theirs, ours = theirs_of(config), VAE(config).eval().requires_grad_(False)
-    load_state(ours, folder_vae(theirs.state_dict()))
+    load_state(ours, to_ours("vae", theirs.state_dict()))
     assert_same(ours, theirs, [(4, 6), (3, 5), (1, 1)], 2e-5)
     trained, theirs = VAE(config).eval().requires_grad_(False), theirs_of(config)
-    theirs.load_state_dict(to_folder_vae(trained.state_dict()), strict=True)
+    theirs.load_state_dict(to_folder("vae", trained.state_dict()), strict=True)
     assert_same(trained, theirs, [(3, 5)], 2e-5)
 
 
@@ -237,7 +238,7 @@ def test_full_size_against_diffusers():
     )
     with torch.device("meta"):
         ours = VAE(SD_VAE).eval().requires_grad_(False)
-    load_state(ours, original_vae(original))
+    load_state(ours, to_ours("vae", original))
     torch.manual_seed(0)
     assert_same(ours, theirs, [(8, 8), (3, 5)], 1e-4)
 

@@ -10,7 +10,7 @@ from helpers import refuses
 from torch import nn
 
 from ddpm_edu import DataError, OptionError, ShapeError
-from ddpm_edu.metrics.frechet import load_classifier
+from ddpm_edu.files.load import load
 from ddpm_edu.networks.classifier import Classifier, ClassifierConfig
 from ddpm_edu.networks.vae import VAE, VAEConfig, kl
 from ddpm_edu.training.autoencoder import (
@@ -338,7 +338,7 @@ def test_perceptual_is_the_mean_of_squared_distances_of_directions():
 
 
 def test_classifier_features_are_its_layers():
-    classifier, x = load_classifier("cifar10"), pictures(2, 20)
+    classifier, x = load("cifar10_classifier"), pictures(2, 20)
     seen = []
     for layer in (classifier.stem, *classifier.blocks):
         layer.register_forward_hook(lambda layer, x, y: seen.append(y))

@@ -5,15 +5,10 @@ from ..lazy import lazily
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "checkpoint": "load_pretrained save_pretrained load_state",
+        "load": "Pretrained KNOWN check_finite check_state config_of describe find load_state save where",
         "tensors": "load_tensors save_tensors",
-        "names": "to_ours to_folder",
-        "load": "KNOWN find where",
-        "system_file": "save_system load_system",
-        "recognise": "looks_like",
-        "config_json": "",
-        "folder": "",
+        "names": "to_ours looks_like split_single_file",
+        "folder": "Folder",
         "hub": "",
-        "int8": "",
     },
 )

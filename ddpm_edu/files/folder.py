@@ -1,168 +1,450 @@
-"""A model as a folder, the way diffusers lays it out: one sub-folder a part, each with a config.json and weights.
+"""A model as a folder in diffusers' layout: its JSON files as our configs, and where its weights lie. Notebook 11.
 
     model_index.json  scheduler/  unet/  vae/  text_encoder/ [text_encoder_2/]  tokenizer/ [tokenizer_2/]
 
-Which files there are and how they are written; what the JSON files say is in config_json.py.
+What our classes cannot do is refused by the name of its entry.
 """
 
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import torch
 
-from ..errors import CheckpointError
-from ..networks.tokenizer import Tokenizer, clip_tokenizer
-from ..paths import replacing
-from .config_json import reading
+from ..errors import CheckpointError, DataError, OptionError
+from ..networks.clip import CLIPConfig
+from ..networks.text import CLIP_L, TextConfig
+from ..networks.tokenizer import Tokenizer
+from ..networks.unet import UNetConfig
+from ..networks.vae import SD_VAE, VAEConfig
+from ..schedule import Schedule
+from ..systems.system import SystemConfig
 
-# ---------------------------------------------------------------- reading
+LAYOUT = "model_index.json, scheduler, unet, vae, text_encoder and tokenizer"
+MOST_JSON = 30_000_000  # bytes; the largest tokenizers take 20 MB
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises CheckpointError if the file is missing or holds something else."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        beside = (
-            sorted(p.name for p in path.parent.iterdir())[:8]
-            if path.parent.is_dir()
-            else "no such folder"
-        )
+class Folder:
+    """The files of a model; every one is asked for here, so that none lies outside."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+        real = self.root.resolve()  # in the hub's cache the files are links to blobs/ beside
+        self.home = real.parent.parent if real.parent.name == "snapshots" else real
+
+    def path(self, name) -> Path:
+        """A file's place. CheckpointError for a link that leaves the model's folder."""
+        path = self.root / name
+        try:
+            inside = path.resolve().is_relative_to(self.home)
+        except (OSError, RuntimeError):  # a circle of links
+            inside = False
+        if not inside:
+            raise CheckpointError(
+                f"{path} is a link out of the model's folder: refused, put the file itself there"
+            )
+        return path
+
+    def has(self, name) -> bool:
+        return os.path.isfile(self.path(name))
+
+    def around(self, name) -> str:
+        """What lies where a file should: for messages."""
+        try:
+            return ", ".join(sorted(os.listdir((self.root / name).parent))[:8]) or "nothing"
+        except OSError:
+            return "no such folder"
+
+    def json(self, name) -> dict:
+        """The JSON object in a file. CheckpointError if it is missing or something else."""
+        path = self.path(name)
+        try:
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise ValueError("no regular file")
+            if os.path.getsize(path) > MOST_JSON:
+                raise ValueError(f"more than {MOST_JSON:,} bytes")
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(entries, dict):
+                raise ValueError(f"{type(entries).__name__} instead of entries")
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{path}: no such file; a model's folder holds {LAYOUT} "
+                f"(found there: {self.around(name)})"
+            ) from None
+        except (OSError, ValueError, RecursionError) as e:
+            raise CheckpointError(f"{path}: not readable as JSON ({e}); fetch it again") from e
+        return entries
+
+    def weights(self, part, dtype=torch.float32, ema: bool = True) -> list[Path]:
+        """The files with the weights of a part: one, or the shards of an index; half precision
+        prefers `.fp16`. CheckpointError for none, or a missing shard."""
+        variants = ["", ".fp16"] if dtype == torch.float32 else [".fp16", ""]
+        for variant in ([] if ema else [".non_ema"]) + variants:
+            for stem in ("diffusion_pytorch_model", "model"):
+                if self.has(index := f"{part}/{stem}.safetensors.index{variant}.json"):
+                    return self._shards(index)
+                if self.has(file := f"{part}/{stem}{variant}.safetensors"):
+                    return [self.path(file)]
+        for file in (f"{part}/diffusion_pytorch_model.bin", f"{part}/pytorch_model.bin"):
+            if self.has(file):
+                return [self.path(file)]  # a pickle: refused by name where it is read
         raise CheckpointError(
-            f"{path}: no such file; a model in folder layout needs it (found there: {beside})"
-        ) from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path}: not readable as JSON ({e}); fetch the file again") from e
-    if not isinstance(entries, dict):
-        raise CheckpointError(
-            f"{path}: holds {type(entries).__name__} instead of the entries of a config; fetch the file again"
+            f"{self.root / part}: no weights; expected diffusion_pytorch_model.safetensors or "
+            f"model.safetensors there (found: {self.around(f'{part}/x')})"
         )
-    return entries
 
-
-def pad(tokenizer: Path) -> str:
-    """What fills up a prompt, "eot" or "!", by the JSON files of a tokenizer's folder; without any: "eot"."""
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (tokenizer / name).is_file():
-            token = read_json(tokenizer / name).get("pad_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if token not in ("<|endoftext|>", "!", None):
+    def _shards(self, index):
+        names = self.json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            names = {}
+        if not names:
+            raise CheckpointError(f"{index}: no weight_map of names to files; fetch it again")
+        files = sorted(set(names.values()))
+        for name in files:
+            if PurePosixPath(name).name != name or name == ".." or set(name) & set("\\:\0"):
                 raise CheckpointError(
-                    f"{tokenizer / name}: pad_token = {token!r} is not supported here; possible: '<|endoftext|>' or '!'"
+                    f"{self.root / index}: names the shard {name!r}, outside its folder: refused, "
+                    "use an index from a source you trust"
                 )
-            if token:
-                return "!" if token == "!" else "eot"
+        paths = [self.path(PurePosixPath(index).parent / name) for name in files]
+        if missing := [path.name for path in paths if not os.path.isfile(path)]:
+            raise CheckpointError(
+                f"{self.root / index}: {len(missing)} of {len(files)} shards missing "
+                f"({', '.join(missing[:5])}): fetch them"
+            )
+        return paths
+
+
+# ---------------------------------------------------------------- entries
+
+# (what our classes can do, the entries); the first value is what a missing entry means
+UNET_ENTRIES = [
+    (
+        (None,),
+        "encoder_hid_dim encoder_hid_dim_type num_attention_heads class_embed_type "
+        "num_class_embeds time_embedding_dim time_embedding_act_fn timestep_post_act "
+        "time_cond_proj_dim cross_attention_norm reverse_transformer_layers_per_block",
+    ),
+    (
+        (False, None),
+        "center_input_sample only_cross_attention dual_cross_attention "
+        "resnet_skip_time_act class_embeddings_concat mid_block_only_cross_attention",
+    ),
+    ((True,), "flip_sin_to_cos"),
+    ((0,), "freq_shift"),
+    ((1,), "downsample_padding mid_block_scale_factor resnet_out_scale_factor"),
+    ((3,), "conv_in_kernel conv_out_kernel"),
+    ((1e-5,), "norm_eps"),
+    (("silu", "swish"), "act_fn"),
+    (("default",), "resnet_time_scale_shift attention_type"),
+    (("positional",), "time_embedding_type"),
+    (("UNetMidBlock2DCrossAttn",), "mid_block_type"),
+    ((None, "text_time"), "addition_embed_type"),
+]
+VAE_ENTRIES = [
+    (("silu", "swish"), "act_fn"),
+    ((None, 0), "shift_factor latents_mean latents_std"),
+    ((True,), "use_quant_conv use_post_quant_conv mid_block_add_attention"),
+]
+TEXT_ENTRIES = [((1e-5,), "layer_norm_eps"), (("quick_gelu", "gelu"), "hidden_act")]
+SCHEDULER_ENTRIES = [
+    ((False,), "rescale_betas_zero_snr"),
+    (("linear", "scaled_linear", "squaredcos_cap_v2"), "beta_schedule"),
+    (("epsilon", "v_prediction", "sample"), "prediction_type"),
+    (("leading", "trailing", "linspace"), "timestep_spacing"),
+]
+SCHEDULERS = (
+    "DDPM DDIM DDIMInverse PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete "
+    "KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE "
+    "DEISMultistep UniPCMultistep IPNDM"
+).split()
+PREDICT = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+
+
+class _Unable(Exception):
+    """An entry that our classes cannot do: name, value, what they can."""
+
+
+@contextmanager
+def plan_of(source):
+    """Whatever a plan of wrong types or sizes leads to, as one CheckpointError that names its file."""
+    try:
+        yield
+    except _Unable as e:
+        name, value, possible = e.args
+        raise CheckpointError(
+            f"{source}: {name} = {value!r:.80} is not supported here; possible: {possible}"
+        ) from None
+    except (
+        *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError),
+        *(DataError, OptionError),
+    ) as e:
+        if isinstance(e, torch.OutOfMemoryError) or "allocate memory" in str(e):
+            raise
+        raise CheckpointError(
+            f"{source}: no plan of a model that can be built ({type(e).__name__}: {str(e)[:200]})"
+        ) from e
+
+
+def _possible(entries, table):
+    for values, names in table:
+        for name in names.split():
+            if (value := entries.get(name, values[0])) not in values:
+                raise _Unable(name, value, " or ".join(map(repr, values)))
+
+
+def _per_level(entries, name, default, levels):
+    value = entries.get(name, default)
+    value = [value] * levels if isinstance(value, int) else value
+    if not isinstance(value, list) or [type(v) for v in value] != [int] * levels:
+        raise _Unable(name, value, f"one number, or {levels}, one a level")
+    return value
+
+
+def _same(entries, name, default):
+    value = entries.get(name, default)
+    if isinstance(value, list) and len(set(value)) == 1:
+        value = value[0]
+    if not isinstance(value, int):
+        raise _Unable(name, value, "one number for all levels")
+    return value
+
+
+def _mult(widths):
+    if any(w % widths[0] for w in widths):
+        raise _Unable("block_out_channels", widths, "whole multiples of the first")
+    return tuple(w // widths[0] for w in widths)
+
+
+# ---------------------------------------------------------------- configs
+
+
+def unet_config(entries: dict, source="unet/config.json") -> UNetConfig:
+    """Of a `UNet2DConditionModel`; there `attention_head_dim` means the NUMBER of heads."""
+    with plan_of(source):
+        _possible(entries, UNET_ENTRIES)
+        widths = entries.get("block_out_channels", [320, 640, 1280, 1280])
+        levels = len(widths)
+        down = entries.get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
+        up = entries.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+        attends = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
+        if len(down) != levels or any(b not in attends for b in down):
+            raise _Unable("down_block_types", down, f"{levels} of {' or '.join(attends)}")
+        if up != [b.replace("Down", "Up") for b in reversed(down)]:
+            raise _Unable("up_block_types", up, "the down blocks in reverse")
+        layers = _per_level(entries, "transformer_layers_per_block", 1, levels)
+        heads = _per_level(entries, "attention_head_dim", 8, levels)
+        vector = entries.get("projection_class_embeddings_input_dim")
+        if entries.get("addition_embed_type") and vector is None:
+            raise _Unable("projection_class_embeddings_input_dim", None, "a number")
+        inputs, outputs = entries.get("in_channels", 4), entries.get("out_channels", 4)
+        return UNetConfig(
+            in_channels=inputs,
+            out_channels=0 if outputs == inputs else outputs,
+            channels=widths[0],
+            mult=_mult(widths),
+            depth=tuple(n if attends[b] else 0 for n, b in zip(layers, down)),
+            middle=layers[-1],
+            heads=tuple(  # without attention they mean nothing
+                1 if not attends[b] and w % h else h for w, h, b in zip(widths, heads, down)
+            ),
+            context=_same(entries, "cross_attention_dim", 1280),
+            vector=vector if entries.get("addition_embed_type") else 0,
+            blocks=_same(entries, "layers_per_block", 2),
+            groups=entries.get("norm_num_groups", 32),
+        )
+
+
+def vae_config(entries: dict, source="vae/config.json", scale: float | None = None) -> VAEConfig:
+    """Of an `AutoencoderKL`. scale: for a missing scaling_factor; None: it must be there."""
+    with plan_of(source):
+        _possible(entries, VAE_ENTRIES)
+        widths = entries.get("block_out_channels", [64])
+        for side, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
+            wanted = [block] * len(widths)
+            if entries.get(f"{side}_block_types", wanted) != wanted:
+                raise _Unable(f"{side}_block_types", entries[f"{side}_block_types"], wanted)
+        channels, scale = entries.get("in_channels", 3), entries.get("scaling_factor", scale)
+        if entries.get("out_channels", 3) != channels:
+            raise _Unable(
+                "out_channels", entries.get("out_channels"), f"{channels}, as in_channels"
+            )
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise _Unable(
+                "scaling_factor", scale, "a number such as 0.13025; a wrong one gives grey pictures"
+            )
+        return VAEConfig(
+            in_channels=channels,
+            channels=widths[0],
+            mult=_mult(widths),
+            blocks=entries.get("layers_per_block", 1),
+            latent=entries.get("latent_channels", 4),
+            groups=entries.get("norm_num_groups", 32),
+            scale=float(scale),
+        )
+
+
+def text_config(
+    entries: dict, source="text_encoder/config.json", projects=False, pad="eot"
+) -> TextConfig:
+    """Of a CLIP text model; projects: whether the class projects the pooled state."""
+    entries = entries.get("text_config") or entries
+    with plan_of(source):
+        _possible(entries, TEXT_ENTRIES)
+        return TextConfig(
+            width=entries.get("hidden_size", 512),
+            layers=entries.get("num_hidden_layers", 12),
+            heads=entries.get("num_attention_heads", 8),
+            hidden=entries.get("intermediate_size", 2048),
+            act=entries.get("hidden_act", "quick_gelu"),
+            projection=entries.get("projection_dim", 512) if projects else 0,
+            pad=pad,
+            vocab=entries.get("vocab_size", CLIP_L.vocab),
+            length=entries.get("max_position_embeddings", 77),
+        )
+
+
+def schedule_config(
+    entries: dict, source="scheduler/scheduler_config.json"
+) -> tuple[Schedule, str]:
+    """(Schedule, what the UNet predicts) of any diffusers scheduler with betas; missing entries mean its defaults."""
+    with plan_of(source):
+        kind = str(entries.get("_class_name", "DDPMScheduler"))
+        if kind.removesuffix("Scheduler") not in SCHEDULERS:
+            raise _Unable("_class_name", kind, "a scheduler of a chain with betas")
+        _possible(entries, SCHEDULER_ENTRIES)
+        T = entries.get("num_train_timesteps", 1000)
+        ends = entries.get("beta_start", 0.0001), entries.get("beta_end", 0.02)
+        if not isinstance(T, int) or not 1 <= T <= 100_000:
+            raise _Unable("num_train_timesteps", T, "a whole number from 1 to 100,000")
+        if entries.get("trained_betas") is not None:
+            schedule = Schedule(torch.tensor(entries["trained_betas"], dtype=torch.float64))
+        else:
+            kind = entries.get("beta_schedule", "linear")
+            schedule = (
+                Schedule.cosine(T)
+                if kind == "squaredcos_cap_v2"
+                else (Schedule.linear if kind == "linear" else Schedule.sqrt_linear)(T, *ends)
+            )
+        return schedule, PREDICT[entries.get("prediction_type", "epsilon")]
+
+
+def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
+    """The plan and the schedule of a whole system. CheckpointError that names the entry."""
+    index, source = folder.json("model_index.json"), folder.root / "model_index.json"
+
+    def entry(part, *classes):
+        kind = index.get(part) or [None, None]
+        if not isinstance(kind, list) or kind[-1] not in classes:
+            raise CheckpointError(
+                f"{source}: {part} = {index.get(part)!r:.80} is not supported here; possible: "
+                f"{' or '.join(map(str, classes))}. Is it another kind of model "
+                f"({index.get('_class_name')!r:.80})?"
+            )
+        return kind[-1]
+
+    def read(part):
+        return folder.json(f"{part}/config.json"), str(folder.root / part / "config.json")
+
+    entry("unet", "UNet2DConditionModel"), entry("vae", "AutoencoderKL")
+    texts = []
+    for suffix in ("", "_2"):
+        kind = entry(f"text_encoder{suffix}", "CLIPTextModel", "CLIPTextModelWithProjection", None)
+        if kind:
+            texts.append(
+                text_config(
+                    *read(f"text_encoder{suffix}"),
+                    kind.endswith("WithProjection"),
+                    pad(folder, f"tokenizer{suffix}"),
+                )
+            )
+    if not texts:
+        raise CheckpointError(f"{source}: no text encoder; expected text_encoder or text_encoder_2")
+    entries, unet_source = read("unet")
+    unet = unet_config(entries, unet_source)
+    with plan_of(unet_source):
+        dim = entries.get("addition_time_embed_dim") or 256
+        numbers = (unet.vector - texts[-1].projection) / dim if unet.vector else 0
+        if (vector := {0: "", 6: "sdxl", 5: "refiner"}.get(numbers)) is None:
+            raise _Unable(
+                "projection_class_embeddings_input_dim",
+                unet.vector,
+                f"{texts[-1].projection} + 6 * {dim} (SDXL) or + 5 * {dim} (its refiner)",
+            )
+    # SD 1.5's own config is older than the entry scaling_factor
+    vae = vae_config(*read("vae"), scale=None if vector else SD_VAE.scale)
+    name = "scheduler/scheduler_config.json"
+    schedule, predict = schedule_config(folder.json(name), str(folder.root / name))
+    side = entries.get("sample_size")
+    with plan_of(source):
+        return SystemConfig(
+            name=folder.root.name,
+            unet=unet,
+            vae=vae,
+            text=tuple(texts),
+            layer="penultimate" if vector else "last",
+            predict=predict,
+            size=(side if isinstance(side, int) and side > 0 else 64) * 2 ** (len(vae.mult) - 1),
+            vector=vector,
+            number_dim=dim,
+            zero_empty=bool(vector and index.get("force_zeros_for_empty_prompt", vector == "sdxl")),
+            spacing=folder.json(name).get("timestep_spacing", "leading"),
+        ), schedule
+
+
+def clip_config(folder: Folder) -> CLIPConfig:
+    """The plan of a whole CLIP in transformers' layout, such as openai/clip-vit-large-patch14."""
+    entries, source = folder.json("config.json"), folder.root / "config.json"
+    with plan_of(source):
+        own, vision = entries.get("text_config") or {}, entries.get("vision_config") or {}
+        own = {**own, "projection_dim": entries.get("projection_dim", 512)}
+        text = text_config(own, source, projects=True, pad=pad(folder, "."))
+        _possible(vision, [((1e-5,), "layer_norm_eps"), ((text.act,), "hidden_act")])
+        end = own.get("eos_token_id", text.vocab - 1)
+        if end not in (2, text.vocab - 1):  # 2: what old files say, and do not mean
+            raise _Unable("eos_token_id", end, f"{text.vocab - 1}, the highest id")
+        return CLIPConfig(
+            text,
+            size=vision.get("image_size", 224),
+            patch=vision.get("patch_size", 32),
+            width=vision.get("hidden_size", 768),
+            layers=vision.get("num_hidden_layers", 12),
+            heads=vision.get("num_attention_heads", 12),
+            hidden=vision.get("intermediate_size", 3072),
+            pixels="openai",
+        )
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def pad(folder: Folder, name) -> str:
+    """What fills up a prompt, "eot" or "!", by a tokenizer's JSON files; without any: "eot"."""
+    for file in (f"{name}/special_tokens_map.json", f"{name}/tokenizer_config.json"):
+        if folder.has(file) and (token := _token(folder.json(file).get("pad_token"))):
+            if token not in ("<|endoftext|>", "!"):
+                raise CheckpointError(
+                    f"{folder.root / file}: pad_token = {token!r:.80} is not supported here; "
+                    "possible: '<|endoftext|>' or '!'"
+                )
+            return "!" if token == "!" else "eot"
     return "eot"
 
 
-def read_tokenizer(path: Path, length: int) -> Tokenizer:
-    """The tokenizer of a folder whose words are not CLIP's, from its tokenizer.json."""
-    names = [
-        token.get("content") if isinstance(token, dict) else token
-        for token in map(read_json(path / "tokenizer_config.json").get, ("bos_token", "eos_token"))
-    ]
-    with reading(path / "tokenizer.json"):
-        return Tokenizer(path / "tokenizer.json", *names, length)
+def tokenizer(folder: Folder, name, config: TextConfig) -> Tokenizer | None:
+    """The tokenizer of an encoder whose words are not CLIP's, from its tokenizer.json; else None.
 
-
-def weight_files(folder: Path, dtype=torch.float32, ema: bool = True) -> list[Path]:
-    """The files that hold the weights of one part: the shards of an index, or one file; half precision prefers `.fp16`.
-
-    Raises CheckpointError for no weights, a missing shard, or an index that points out of its folder.
+    CheckpointError if it knows more words than the encoder.
     """
-    variants = ["", ".fp16"] if dtype == torch.float32 else [".fp16", ""]
-    for variant in ([] if ema else [".non_ema"]) + variants:
-        for stem in ("diffusion_pytorch_model", "model"):
-            if (index := folder / f"{stem}.safetensors.index{variant}.json").is_file():
-                return _shards(index)
-            if (file := folder / f"{stem}{variant}.safetensors").is_file():
-                return [file]
-    for file in (folder / "diffusion_pytorch_model.bin", folder / "pytorch_model.bin"):
-        if file.is_file():
-            return [file]  # a pickle: for load_tensors to refuse
-    there = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-    raise CheckpointError(
-        f"{folder}: no weights; expected diffusion_pytorch_model.safetensors or model.safetensors there (found: {there})"
-    )
+    file = f"{name}/tokenizer.json"
+    if (config.vocab, config.length) == (CLIP_L.vocab, CLIP_L.length):
+        return None
+    tokens = map(folder.json(f"{name}/tokenizer_config.json").get, ("bos_token", "eos_token"))
+    with plan_of(folder.root / file):
+        folder.json(file)
+        return Tokenizer(str(folder.path(file)), *map(_token, tokens), config.length)
 
 
-def _shards(index):
-    names = read_json(index).get("weight_map")
-    if (
-        not isinstance(names, dict)
-        or not names
-        or not all(isinstance(n, str) for n in names.values())
-    ):
-        raise CheckpointError(f"{index}: no weight_map of names to files; fetch the file again")
-    files = sorted(set(names.values()))
-    for name in files:
-        if (
-            PurePosixPath(name).name != name
-            or name in ("", "..")
-            or "\\" in name
-            or ":" in name
-            or "\0" in name
-        ):
-            raise CheckpointError(
-                f"{index}: names the shard {name!r}, which lies outside its folder: refused, use an index from a source you trust"
-            )
-    missing = [n for n in files if not (index.parent / n).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{index}: {len(missing)} of {len(files)} shards missing ({', '.join(missing[:3])}): fetch them into {index.parent}"
-        )
-    return [index.parent / n for n in files]
-
-
-# ---------------------------------------------------------------- writing
-
-
-def write_tokenizer(path: Path, pad: str, tokenizer=None) -> None:
-    """CLIP's tokenizer as the four files that transformers reads, vocab.json and merges.txt equal to the official ones;
-    a `Tokenizer` of your own as one of the `tokenizers` package."""
-    special = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "!" if pad == "!" else "<|endoftext|>",
-    }
-    if isinstance(tokenizer, Tokenizer):
-        start, end = map(tokenizer.bpe.id_to_token, (tokenizer.start, tokenizer.end))
-        write_text(path / "tokenizer.json", tokenizer.bpe.to_str())
-        return write_json(
-            path / "tokenizer_config.json",
-            {"bos_token": start, "eos_token": end, "model_max_length": tokenizer.length},
-        )
-    bpe = json.loads(clip_tokenizer().bpe.to_str())["model"]
-    write_json(path / "vocab.json", dict(sorted(bpe["vocab"].items())))
-    write_text(
-        path / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe["merges"])
-    )
-    write_json(path / "special_tokens_map.json", special)
-    write_json(
-        path / "tokenizer_config.json",
-        {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": 77,
-            "do_lower_case": True,
-            "add_prefix_space": False,
-            "errors": "replace",
-            **special,
-        },
-    )
-
-
-def write_json(path: Path, entries: dict) -> None:
-    write_text(path, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all. Raises CheckpointError if the folder cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            Path(part).write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise CheckpointError(
-            f"{path}: could not be written ({e}): is the folder writable and the disk not full?"
-        ) from e
+def _token(entry):
+    return entry.get("content") if isinstance(entry, dict) else entry

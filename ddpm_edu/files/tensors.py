@@ -1,11 +1,13 @@
-"""Files of tensors: read safely, written atomically, and said plainly what is wrong with one.
+"""Files of tensors: safetensors in and out, weights in 8 bits, and what a wrong file is. Notebook 11.
 
-Only safetensors files are read, unless asked otherwise: a header in JSON and raw numbers, nothing that could run code.
-Settings travel in its metadata as JSON.
+A safetensors file is a header in JSON and raw numbers, nothing that could run code. What else
+there is to say travels in its metadata as JSON.
 """
 
 import json
 import os
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,26 +18,35 @@ from torch import Tensor
 from ..errors import CheckpointError, OptionError
 from ..paths import replacing
 
+FORMAT = 1  # of the metadata; a file with a higher one is refused
+MOST_HEADER = 10_000_000  # bytes; SDXL's names take 0.3 MB, and a header is read whole
+MOST_NAMES = 50_000  # SDXL with its averages has 4,195
+PIECE = 1 << 25  # bytes of a file in memory at a time while its numbers are converted
+SMALLEST = 8192  # numbers: smaller tensors (norms, biases) weigh little and stay finer than 8 bits
+MOST_HALF = 60000.0  # a little below the largest float16, 65504
+
+
+# ---------------------------------------------------------------- out and in
+
 
 def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> None:
     """Write {name: tensor} and `meta` (JSON-able) to a safetensors file, all or nothing.
 
-    The file is written beside its place and then renamed over it: whoever is interrupted, by an error or by
-    kill -9, finds the previous file whole. Raises CheckpointError if the folder cannot be written.
+    Whoever is interrupted, by an error or by kill -9, finds the previous file whole.
+    Raises OptionError for meta, CheckpointError if the file cannot be written.
     """
+    if not isinstance(meta, dict | None):
+        raise OptionError(f"meta = {meta!r:.80}: pass a dict, or nothing")
     path = Path(path)
     try:
-        text = json.dumps(meta or {})
+        text = json.dumps({"format": FORMAT, **(meta or {})})
     except (TypeError, ValueError, RecursionError) as e:
-        raise OptionError(
-            f"meta for {path} cannot be written as JSON ({e}): pass texts, numbers, lists and dicts of them"
-        ) from e
+        raise OptionError(f"meta for {path} is no JSON ({e}): pass texts, numbers, lists, dicts")
     cpu, seen = {}, set()
     for name, t in tensors.items():
         t = t.detach().to("cpu").contiguous()
-        cpu[name] = (
-            t.clone() if t.untyped_storage().data_ptr() in seen else t
-        )  # tied weights are written twice
+        tied = t.untyped_storage().data_ptr() in seen  # tied weights are written twice
+        cpu[name] = t.clone() if tied else t
         seen.add(cpu[name].untyped_storage().data_ptr())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,54 +58,23 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
         ) from e
 
 
-MOST_HEADER = 25_000_000  # bytes; the names of SDXL take 0.3 MB, and a header is read whole before anything is known
-PIECE = 1 << 25  # bytes of a file in memory at a time while its numbers are converted
+def load_tensors(path, dtype: torch.dtype | None = None, names=None):
+    """({name: tensor}, meta) of a safetensors file, or of these names only.
 
-
-def load_tensors(
-    path, allow_pickle: bool = False, dtype: torch.dtype | None = None, names=None
-) -> tuple[dict[str, Tensor], dict]:
-    """({name: tensor}, meta) from a safetensors file. Raises CheckpointError, saying what the file looks like.
-
-    The tensors are views of the file, read when first used: leave the file in place. dtype: convert what is not
-    whole numbers, without holding both versions.  allow_pickle: read a pickle (.ckpt, .pt, .bin) too, by PyTorch's
-    reader that knows tensors and runs nothing; a pickle that holds more is still refused.  names: of these tensors only.
+    The tensors are views of the file, read when first used: leave the file in place.
+    dtype: convert floating numbers, without holding both versions. Raises CheckpointError.
     """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise CheckpointError(
-            f"{path}: no such file, or none that may be seen; expected weights in the .safetensors format there"
-        )
-    try:
-        if allow_pickle and is_pickle(path):
-            tensors = _read_pickle(path)
-            tensors = tensors if names is None else {name: tensors[name] for name in names}
-            return {
-                k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()
-            }, {}
-        _check_header(path)
-        tensors, metadata = _map(path, names)
-        meta = json.loads(metadata.get("ddpm_edu", "{}"))
-        if not isinstance(meta, dict):
-            raise ValueError("the metadata is no JSON object")
-    except PermissionError as e:
-        raise CheckpointError(f"{path}: may not be read ({e}); change its permissions") from e
-    except (SafetensorError, OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path}: {what_is_wrong(path, e)}") from e
-    if dtype and any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
-        tensors = _convert(path, {name: t.nbytes for name, t in tensors.items()}, dtype)
+    with reading(path):
+        meta = _meta(path, header(path))
+        with safe_open(path, framework="pt") as f:
+            tensors = {name: f.get_tensor(name) for name in (f.keys() if names is None else names)}
+        if dtype and any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
+            tensors = _convert(path, {name: t.nbytes for name, t in tensors.items()}, dtype)
     return tensors, meta
 
 
-def _map(path, names=None):
-    with safe_open(path, framework="pt") as f:
-        return {
-            name: f.get_tensor(name) for name in (f.keys() if names is None else names)
-        }, f.metadata() or {}
-
-
 def _convert(path, sizes, dtype):
-    """Read and convert tensors of these sizes; the file is opened anew every PIECE bytes, which lets go of the pages that are done with."""
+    """Opens the file anew every PIECE bytes, which lets go of the pages that are done with."""
     out, f, mapped = {}, None, 0
     for name, size in sizes.items():
         if f is None or mapped + size > PIECE:
@@ -106,115 +86,184 @@ def _convert(path, sizes, dtype):
     return out
 
 
-def _check_header(path):
-    """ValueError for what safetensors itself lets pass, or reads at length: long headers, and a name that stands twice."""
+def header(path) -> dict:
+    """{name: {"dtype", "shape", "data_offsets"}}, and "__metadata__". ValueError for what
+    safetensors itself lets pass or reads at length: long headers, a name that stands twice."""
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         if length > MOST_HEADER:
             raise ValueError("long header")
-        json.loads(f.read(length), object_pairs_hook=_once)
+        entries = json.loads(f.read(length), object_pairs_hook=_once)
+    if not isinstance(entries, dict) or len(entries) > MOST_NAMES:
+        raise ValueError(f"{len(entries):,} names, at most {MOST_NAMES:,} are read")
+    return entries
 
 
 def _once(pairs):
-    seen = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise ValueError(f"the name {name[:80]} stands twice in it")
-        seen.add(name)
-    return dict(pairs)
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise ValueError("a name stands twice in it")
+    return out
 
 
-def is_pickle(path) -> bool:
-    """True if the file begins like a pickle, bare or zipped as PyTorch does it, and not like a safetensors file."""
-    with open(path, "rb") as f:
-        head = f.read(
-            9
-        )  # a safetensors header of 640 bytes begins like a pickle: then its "{" tells
-    return head[:1] == b"\x80" and head[8:] != b"{" or head[:4] == b"PK\x03\x04"
-
-
-def _read_pickle(path):
-    """{name: tensor} from a pickle, by torch.load(weights_only=True): old versions of that could be made to run code."""
-    version = tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 10):
+def _meta(path, entries):
+    meta = json.loads(entries.get("__metadata__", {}).get("ddpm_edu", "{}"))
+    if not isinstance(meta, dict):
+        raise ValueError("the metadata is no JSON object")
+    version = meta.pop("format", FORMAT)
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path}: pickles are read with torch 2.10 or newer only, this is {torch.__version__}: "
-            "update torch, or use the .safetensors file of the same model"
+            f"{path}: format = {version!r:.40}, and this ddpm_edu reads format {FORMAT}: "
+            "the file is of another version of the course, update ddpm_edu"
+        )
+    return meta
+
+
+# ---------------------------------------------------------------- 8 bits
+
+
+def pack(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """{name: tensor} in 8 bits: a large w becomes int8 q, `name`, and a scale a row, `name.scale`.
+
+    w ~ scale q, scale = max |w| / 127 of every row of the first dimension, q = round(w / scale):
+    wrong by scale / 2 at most (Krishnamoorthi 2018, arXiv 1806.08342: symmetric, per channel).
+    Small tensors become float16, or float32 where that overflows; whole numbers stay.
+    """
+    packed = {}
+    for name, w in state.items():
+        if w.dtype == torch.int8 or f"{name}.scale" in state:
+            raise CheckpointError(f"{name} is int8 already, or {name}.scale is taken: unpack it")
+        if not w.is_floating_point():
+            packed[name] = w
+        elif w.ndim < 2 or w.numel() < SMALLEST:
+            fits = not w.numel() or w.abs().max() <= MOST_HALF
+            packed[name] = w.to(torch.float16 if fits else torch.float32)
+        else:
+            w = w.detach().float()
+            scale = w.abs().flatten(1).amax(1) / 127
+            step = _rows(scale.clamp(min=torch.finfo(torch.float32).tiny), w)
+            packed |= {name: (w / step).round().to(torch.int8), f"{name}.scale": scale}
+    return packed
+
+
+def unpack(state: dict[str, Tensor], source="the state") -> dict[str, Tensor]:
+    """The inverse of `pack`, up to rounding, in float32; tensors that are not packed stay, half
+    ones in float32. CheckpointError for int8 without scales, or with scales that are none."""
+    scales = {f"{name}.scale" for name, q in state.items() if q.dtype == torch.int8}
+    out = {}
+    for name, w in state.items():
+        if w.dtype == torch.int8:
+            out[name] = _whole(name, w, state.get(f"{name}.scale"), source)
+        elif name not in scales:
+            out[name] = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
+    return out
+
+
+def _whole(name, q, scale, source):
+    if scale is None or not scale.is_floating_point() or scale.shape != q.shape[:1] or q.ndim < 2:
+        raise CheckpointError(
+            f"{source}: {name} is int8 of shape {tuple(q.shape)} and needs one float a row in "
+            f"{name}.scale: the file is damaged, get it again"
+        )
+    if not (scale.isfinite() & (scale >= 0)).all():
+        raise CheckpointError(
+            f"{source}: {name}.scale holds NaN, infinity or negative numbers: "
+            "the training diverged or the file is damaged, use another one"
+        )
+    return q.float().mul_(_rows(scale.float(), q))
+
+
+def _rows(scale, w):
+    """(rows,) as (rows, 1, ...), to be multiplied with w."""
+    return scale.view(-1, *[1] * (w.ndim - 1))
+
+
+# ---------------------------------------------------------------- wrong files
+
+
+@contextmanager
+def reading(path):
+    """Whatever a file that cannot be read leads to, as one CheckpointError that says what it is."""
+    if not os.path.isfile(path):
+        there = "; a folder, or a pipe, is there" if os.path.exists(path) else ""
+        raise CheckpointError(
+            f"{path}: no such file; expected weights in safetensors format{there}"
         )
     try:
-        with open(path, "rb") as f:
-            mapped = (
-                f.read(2) == b"PK" and path.suffix != ".safetensors"
-            )  # by that name torch would take it for one
-            f.seek(0)
-            state = torch.load(
-                path if mapped else f, map_location="cpu", weights_only=True, mmap=mapped
-            )
-    except Exception as e:  # many kinds: what a pickle may hold is unlimited
-        reason = next((line for line in str(e).splitlines() if "GLOBAL" in line), str(e)).strip()[
-            :200
-        ]
-        raise CheckpointError(
-            f"{path}: this pickle holds more than weights, or is damaged; nothing in it was run ({reason}). "
-            "Use the .safetensors file of the same model"
-        ) from e
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(v, Tensor) for v in state.values())
-    ):
-        raise CheckpointError(
-            f"{path}: this pickle holds no plain set of named tensors; use the .safetensors file of the same model"
-        )
-    return state
+        yield
+    except PermissionError as e:
+        raise CheckpointError(f"{path}: may not be read ({e}); change its permissions") from e
+    except (SafetensorError, OSError, ValueError, RecursionError, AttributeError, TypeError) as e:
+        if "allocate memory" in str(e):
+            raise MemoryError(str(e)) from e
+        raise CheckpointError(f"{path}: {what_is_wrong(path, e)}") from e
+
+
+AGAIN = "fetch or save it again"
+ITSELF = "fetch the weights themselves"
+OTHER = "use the .safetensors file of the same model"
+PICKLE = "a pickle (.ckpt, .pt, .bin), which can run any code when it is read, and is refused"
+CONVERT = (
+    OTHER + ', or convert one that you trust: python -c "import torch, safetensors.torch as s; '
+    "x = torch.load('IN.ckpt', map_location='cpu', weights_only=True); "
+    "s.save_file(x.get('state_dict', x), 'OUT.safetensors')\""
+)
+SIGNATURES = [  # how a file begins, what it then looks like, what to do
+    (rb"\x80[\0-\x05]|PK\x03\x04.{0,400}data\.pkl|c\w+\n\w+\n|\((d|l)p\d+\n", PICKLE, CONVERT),
+    (rb"PK", "a zip archive", "unpack it"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "a packed archive", "unpack it"),
+    (
+        rb"version https://git-lfs|# xet version",
+        "a Git LFS pointer",
+        f"`git lfs pull`, or {ITSELF}",
+    ),
+    (rb"<", "a web page (HTML) or an XML error page, saved by a download", ITSELF),
+    (rb"[{\[]", "JSON, an error message or a config", ITSELF),
+    (rb"GGUF", "a GGUF file", OTHER),
+    (rb"\x89HDF", "an HDF5 file", OTHER),
+    (rb"\x93NUMPY", "a NumPy array", OTHER),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF|%PDF", "a picture or a document", ITSELF),
+    (rb"\0{64}", "nothing but zeros, a download that never came", AGAIN),
+    (rb"[\t\n\r -~][\t\n\r -~\x80-\xff]*\Z", "a text, such as an error message", ITSELF),
+    (rb"", "none that is known here", AGAIN),
+]
 
 
 def what_is_wrong(path, reason="") -> str:
-    """One sentence: what a file that is no sound safetensors file seems to be, and what to do about it."""
+    """What a file that is no sound safetensors file seems to be, and what to do about it."""
     size = os.path.getsize(path)
     with open(path, "rb") as f:
-        head = f.read(512)
-    text = head.lstrip().lower()
+        head = f.read(1024)
     if size == 0:
-        return "the file is empty; fetch or save it again"
-    header = int.from_bytes(head[:8], "little")
-    if header > MOST_HEADER and head[8:9] == b"{":
-        return f"its header would be {header:,} bytes long, far more than any model's (at most {MOST_HEADER:,} are read): damaged, or made to do harm"
-    if header > 8 and head[8:9] == b"{":  # before the pickle: a header of 640 bytes begins like one
-        expected = _expected_size(path, header, size)
+        return f"the file is empty; {AGAIN}"
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 8 < length <= MOST_HEADER:
+        expected = _expected_size(path, length, size)
         if expected and size < expected:
-            return f"the file is cut short: {size:,} of {expected:,} bytes; fetch or save it again"
+            return f"the file is cut short: {size:,} of {expected:,} bytes; {AGAIN}"
         if expected and size > expected:
-            return f"{size - expected:,} bytes too many follow the {expected:,} that the header speaks of (damaged file); fetch or save it again"
-        return f"the safetensors header does not fit the data (damaged file: {str(reason)[:200]}); fetch or save it again"
-    if is_pickle(path):
+            many = f"{size - expected:,} bytes too many follow the {expected:,} of the header"
+            return f"{many} (damaged file); {AGAIN}"
+        return f"the safetensors header is no sound one (damaged: {str(reason)[:200]}); {AGAIN}"
+    if head[8:9] == b"{" and not re.match(rb"[ -~]{8}", head):
         return (
-            "this looks like a pickle (.ckpt, .pt, .pth); reading one can run any code hidden in it, so it is refused. "
-            "Use the .safetensors file of the same model"
+            f"its header would be {length:,} bytes long, far more than any model's "
+            f"(at most {MOST_HEADER:,} are read): damaged, or made to do harm"
         )
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "this looks like a web page, probably an error page saved by a download; fetch the file itself"
-    if text.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the weights; run `git lfs pull` or fetch the file itself"
-    return f"this is not a safetensors file (it begins with {head[:8]!r}); fetch or save it again"
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        head = head.decode("utf-16", "ignore").encode()
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    what, remedy = next(row[1:] for row in SIGNATURES if re.match(row[0], head, re.DOTALL))
+    return f"this is not a safetensors file: it looks like {what}; {remedy}"
 
 
-def _expected_size(path, header, size):
+def _expected_size(path, length, size):
     """Bytes the header promises, or None if it says no such thing."""
-    if size < 8 + header:
-        return 8 + header
-    with open(path, "rb") as f:
-        f.seek(8)
-        try:
-            entries = json.loads(f.read(header))
-            return (
-                8
-                + header
-                + max(
-                    (e["data_offsets"][1] for k, e in entries.items() if k != "__metadata__"),
-                    default=0,
-                )
-            )
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-            return None
+    if size < 8 + length:
+        return 8 + length
+    try:
+        entries = header(path)
+        ends = [e["data_offsets"][1] for k, e in entries.items() if k != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None

@@ -7,7 +7,7 @@ __getattr__, __dir__ = lazily(
     {
         "frechet": (
             "frechet_distance frechet frechet_to_real moments features precision_recall psnr "
-            "accuracy load_classifier"
+            "accuracy"
         ),
         "obedience": "fidelity read",
     },

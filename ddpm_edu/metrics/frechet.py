@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, OptionError, ShapeError, pixels
-from ..files.checkpoint import load_state, load_tensors
-from ..networks.classifier import Classifier, ClassifierConfig
-from ..paths import data_folder
+from ..networks.classifier import Classifier
 
 # ---------------------------------------------------------------- sets of features
 
@@ -105,17 +103,6 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
             f"x has shape {tuple(x.shape)}, y {tuple(y.shape)}: pass the same (B, ...) twice"
         )
     return 10 * (4 / (x - y.clamp(-1, 1)).square().flatten(1).mean(1)).log10()
-
-
-def load_classifier(name: str = "mnist") -> Classifier:
-    """The one that ships, "mnist" or "cifar10"; its card is data/weights/<name>_classifier.md."""
-    if name not in ("mnist", "cifar10"):
-        raise OptionError(f"there is no classifier {name!r}: choose 'mnist' or 'cifar10'")
-    path = data_folder() / "weights" / f"{name}_classifier.safetensors"
-    state, meta = load_tensors(path)
-    classifier = Classifier(ClassifierConfig(**meta))
-    load_state(classifier, state, path)
-    return classifier.eval().requires_grad_(False)
 
 
 def accuracy(classifier: Classifier, x: Tensor, labels: Tensor) -> float:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from ..datasets.images import to_uint8
 from ..datasets.painted import COLOURS, PIXELS, PLACES, SIZES, Scene, extent, parse, scene_of, step
 from ..errors import ShapeError
+from ..files.load import load
 from ..networks.classifier import Classifier
-from .frechet import load_classifier
 
 _FAR = 8  # pixels that tell the ink; at least five of them are pure
 
@@ -41,7 +41,7 @@ def read(images: Tensor, classifier: Classifier | None = None) -> list[Scene]:
     cover = ((x - base) * way).sum(1) / way.square().sum(1).clamp(min=1)
     cover = cover.clamp(0, 1)  # (B, 32, 32)
     size, place = _size_and_place(cover)
-    digit = _digit(cover, size, classifier or load_classifier("mnist"))
+    digit = _digit(cover, size, classifier or load("mnist_classifier"))
     return [scene_of(row) for row in torch.stack([digit, ink, ground, size, place], 1).tolist()]
 
 

@@ -8,12 +8,8 @@ minutes. Its text side is the one that Stable Diffusion reads, so that a mini sy
 the real ones were: first CLIP, then the denoiser.
 """
 
-import dataclasses
 import math
-import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +27,6 @@ from ..errors import (
     pixels,
     sizes,
 )
-from ..files.checkpoint import load_state
-from ..files.config_json import reading, text_config
-from ..files.folder import pad, read_json, read_tokenizer, weight_files
-from ..files.int8 import pack, squeeze, unpack
-from ..files.tensors import load_tensors, save_tensors
-from ..paths import data_folder
 from .text import CLIP_L, TextConfig, TextEncoder
 from .tokenizer import Tokenizer, clean, tokenize
 
@@ -236,115 +226,3 @@ def _paired(images, captions):
         raise ShapeError(
             f"{len(images)} pictures, captions = {captions!r:.60}: pass one caption a picture"
         )
-
-
-# ---------------------------------------------------------------- files
-
-
-def save_clip(path, clip: CLIP, meta: dict | None = None, eight_bits: bool = True) -> None:
-    """Write weights, config, tokenizer and `meta` (JSON-able) to one safetensors file, see `load_clip`. eight_bits: a quarter
-    of its size, with weights a little rounded (int8.py); False: as they are."""
-    own = clip.tokenizer if isinstance(clip.tokenizer, Tokenizer) else None
-    plan = {
-        "config": dataclasses.asdict(clip.config),
-        "tokenizer": own and own.bpe.to_str(),
-        "special": own and list(own.special),
-    }
-    state = clip.state_dict()
-    save_tensors(
-        path, squeeze(pack(state)) if eight_bits else state, {**(meta or {}), "clip": plan}
-    )
-
-
-def load_clip(path) -> CLIP:
-    """A CLIP: from a file of `save_clip`, or one that ships with the course by name ("painted_clip", "emoji_clip"), or from a
-    folder in transformers' layout (config.json, model.safetensors), such as openai/clip-vit-large-patch14.
-
-    Ready to use; `clip.meta` is what the file says beside. Raises CheckpointError for what is missing, damaged or of other sizes.
-    """
-    if os.path.isdir(path):
-        clip = _from_folder(Path(path))
-    else:
-        clip = _from_file(
-            Path(path)
-            if str(path).endswith(".safetensors")
-            else data_folder() / "weights" / f"{path}.safetensors"
-        )
-    return clip.eval().requires_grad_(False)
-
-
-def _from_file(path):
-    state, meta = load_tensors(path)
-    with reading(path):
-        plan = meta["clip"]
-        tokenizer = plan["tokenizer"] and Tokenizer(
-            plan["tokenizer"], *plan["special"], CLIPConfig(**plan["config"]).text.length
-        )
-        clip = CLIP(CLIPConfig(**plan["config"]), tokenizer)
-    load_state(clip, unpack(state, path), path)
-    clip.meta = {k: v for k, v in meta.items() if k != "clip"}
-    return clip
-
-
-def _from_folder(folder):
-    source, entries = folder / "config.json", read_json(folder / "config.json")
-    with reading(source):
-        said, vision = entries.get("text_config") or {}, entries.get("vision_config") or {}
-        text = text_config(
-            {**said, "projection_dim": entries.get("projection_dim", 512)},
-            source,
-            projects=True,
-            pad=pad(folder),
-        )
-        config = CLIPConfig(
-            text,
-            **{
-                ours: vision.get(theirs, default)
-                for ours, theirs, default in (
-                    ("size", "image_size", 224),
-                    ("patch", "patch_size", 32),
-                    ("width", "hidden_size", 768),
-                    ("layers", "num_hidden_layers", 12),
-                    ("heads", "num_attention_heads", 12),
-                    ("hidden", "intermediate_size", 3072),
-                )
-            },
-            pixels="openai",
-        )
-        if (act := vision.get("hidden_act", "quick_gelu")) != text.act or vision.get(
-            "layer_norm_eps", 1e-5
-        ) != 1e-5:
-            raise ValueError(
-                f"a vision side with {act} and layer_norm_eps = {vision.get('layer_norm_eps', 1e-5)} beside a text side with {text.act}"
-            )
-        if (end := said.get("eos_token_id", text.vocab - 1)) not in (
-            2,
-            text.vocab - 1,
-        ):  # 2: what old files say, and do not mean
-            raise ValueError(
-                f"eos_token_id = {end}, where the end of a text must be the highest id, {text.vocab - 1}"
-            )
-        own = (text.vocab, text.length) != (CLIP_L.vocab, CLIP_L.length) and (
-            folder / "tokenizer.json"
-        ).is_file()
-        clip = CLIP(config, read_tokenizer(folder, text.length) if own else None)
-    state = {}
-    for file in weight_files(folder):
-        state.update(load_tensors(file)[0])
-    load_state(
-        clip, {_ours(k): v for k, v in state.items() if not k.endswith("position_ids")}, folder
-    )
-    clip.meta = {}
-    return clip
-
-
-def _ours(name):
-    """transformers' name of a weight -> ours."""
-    for theirs, ours in (
-        (r"^(?=text_model\.|text_projection\.)", "text."),
-        (r"^vision_model\.", "vision."),
-        (r"^visual_projection\.", "projection."),
-        (r"^logit_scale$", "log_scale"),
-    ):
-        name = re.sub(theirs, ours, name)
-    return name

@@ -7,6 +7,7 @@ network then learns only the rest.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion import Cond
@@ -49,7 +50,7 @@ class GaussianPrior(nn.Module):
         self.register_buffer("variance", torch.zeros(total, rank))
         self.register_buffer("rest", torch.zeros(total))
         sigma = schedule.sigma.float().clamp(max=1e6)  # may end in infinity, pure noise
-        sigma = torch.cat([torch.zeros(1), sigma])  # index t + 1
+        sigma = F.pad(sigma, (1, 0))  # index t + 1
         self.register_buffer("sigma", sigma, persistent=False)
 
     @classmethod

@@ -7,7 +7,8 @@ import torch
 
 from ..diffusion import Step
 from ..errors import ResourceError, SamplingError
-from ..files.load import StableDiffusion, memory_needed
+from .memory import memory_needed
+from .system import StableDiffusion
 
 WAYS_OUT = "choose a smaller size, fewer pictures at a time, bfloat16 instead of float32, or decode with tiled=True"
 

@@ -4,6 +4,7 @@ Tensors on the meta device have shapes and no numbers, so a pass over them costs
 the real one would, in the same order, and somebody only has to count.
 """
 
+import functools
 import weakref
 
 import torch
@@ -13,6 +14,36 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..diffusion import Cond
+from ..errors import whole
+from .system import SystemConfig, build
+
+
+def weight_bytes(config: SystemConfig, dtype=torch.float32) -> int:
+    """Bytes of all weights, exactly: counted on the meta device."""
+    sd = build(config, device="meta", dtype=dtype)
+    return sum(p.numel() * p.element_size() for p in sd.parameters())
+
+
+def memory_needed(
+    config: SystemConfig, dtype=torch.float32, size=None, batch: int = 1, guidance: bool = True
+) -> int:
+    """Bytes to draw `batch` pictures at once: the weights, exactly, and the widest moment.
+
+    size: pixels, one side or (height, width); the system's own unless given. The widest moment is
+    one UNet call (on 2 batch pictures with guidance) or decoding one picture in one piece, as
+    `widest_moment` counts it; the libraries' own work space comes on top.
+    """
+    height, width = (size, size) if isinstance(size, int) else size or (config.size, config.size)
+    for side in (height, width):
+        whole("size", side, 8, 8192, "pixels a side")
+    whole("batch", batch, 1, 1024, "pictures at once")
+    return _memory(config, dtype, (height, width), batch * (2 if guidance else 1))
+
+
+@functools.lru_cache
+def _memory(config, dtype, size, batch):
+    sd = build(config, device="meta", dtype=dtype)
+    return weight_bytes(config, dtype) + widest_moment(sd, size, batch)
 
 
 def peak_bytes(run) -> int:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..diffusion import Cond, Denoiser, Step, generators, last, randn_like
 from ..errors import OptionError, SamplingError, ShapeError, checked_prompts, in_range, whole
-from ..files.load import StableDiffusion
 from ..networks.tokenizer import unseen
 from ..networks.unet import timestep_embedding
 from ..networks.vae import decode_tiled
 from ..samplers import SAMPLERS, sampling_times
 from .guard import make_room, watched, within_memory
+from .system import StableDiffusion
 
 MAX_SIDE = (
     8192  # pixels: more than any model was trained for, and attention no longer fits anywhere
@@ -368,9 +368,7 @@ def _check(sd, refiner, guidance, rescale, interval, handover, aesthetic) -> Non
 
 def _is_system(name, sd) -> None:
     if not isinstance(sd, StableDiffusion):
-        raise OptionError(
-            f'{name} = {sd!r:.80}: pass a StableDiffusion, such as stable_diffusion.load("sd15")'
-        )
+        raise OptionError(f'{name} = {sd!r:.80}: pass a StableDiffusion, such as load("sd15")')
     if _weight(sd.unet).is_meta:
         raise OptionError(
             f"{name} is on the meta device, where it has no weights: load or build it on cpu or cuda"

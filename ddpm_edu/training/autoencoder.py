@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from ..diffusion import randn_like
 from ..errors import DataError, OptionError, ShapeError, whole
-from ..metrics.frechet import load_classifier
+from ..files.load import load
 from ..networks.classifier import Classifier
 from ..networks.vae import VAE, kl
 from ..networks.vq import VectorQuantizer
@@ -212,7 +212,7 @@ def perceptual(features: Features, x: Tensor, y: Tensor) -> Tensor:
 def classifier_features(classifier: Classifier | None = None) -> Features:
     """Feature maps of our own classifier, that of CIFAR-10 unless another is given: after its stem and after each block."""
     classifier = (
-        copy.deepcopy(classifier or load_classifier("cifar10")).eval().requires_grad_(False)
+        copy.deepcopy(classifier or load("cifar10_classifier")).eval().requires_grad_(False)
     )
     least = 2 ** len(classifier.blocks)  # every block halves the size
 

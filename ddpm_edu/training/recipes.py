@@ -15,7 +15,7 @@ from torch import nn
 
 from ..datasets import images as data
 from ..errors import OptionError, in_range
-from ..files.checkpoint import save_pretrained
+from ..files.load import save
 from ..networks.gaussian import GaussianPrior
 from ..networks.unet import SpaceToDepth, UNet, UNetConfig
 from ..schedule import Schedule
@@ -124,7 +124,7 @@ def run(
     seconds: float | None = None,
     device: str = "cpu",
 ) -> dict:
-    """Train and write the averaged weights to `out` (see `checkpoint.load_pretrained`). Returns what it wrote beside them."""
+    """Train and write the averaged weights to `out` (see `load`). Returns what it wrote beside them."""
     if device != "cpu" and not torch.cuda.is_available():
         raise OptionError(f"device {device!r} is not here: this PyTorch sees no GPU; use cpu")
     if seconds is not None:
@@ -153,7 +153,8 @@ def run(
         "date": datetime.date.today().isoformat(),
         "loss": thin(losses),
     }
-    save_pretrained(out, step.ema.cpu(), schedule, config.predict, meta, dtype=torch.int8)
+    model = step.ema.cpu()
+    save(out, model, meta, schedule=schedule, predict=config.predict, dtype=torch.int8)
     return meta
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion import Cond
 from ..errors import CheckpointError, DataError, DdpmEduError, OptionError, TrainingError
-from ..files.checkpoint import check_finite, check_state, describe
+from ..files.load import check_finite, check_state, describe
 from ..files.tensors import load_tensors, save_tensors
 from .optim import EMA, learning_rate, new_optimizer
 

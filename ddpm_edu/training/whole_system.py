@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, OptionError, check_writable, in_range
-from ..files.checkpoint import load_state
-from ..files.folder import read_json, write_json
+from ..files.folder import Folder
+from ..files.load import load_state
 from ..files.tensors import load_tensors
 from ..networks import clip as clip_module
 from ..networks.clip import CLIP, CLIPConfig
@@ -32,6 +32,7 @@ from ..networks.text import TextConfig
 from ..networks.tokenizer import known_words, train_tokenizer
 from ..networks.unet import UNetConfig
 from ..networks.vae import VAE, VAEConfig
+from ..paths import replacing
 from ..schedule import Schedule
 from ..systems.system import NUMBERS, StableDiffusion, SystemConfig, build
 from ..training import autoencoder as vae_loss
@@ -266,7 +267,8 @@ def _files(mini: Mini, folder) -> Callable:
             f"the folder for checkpoints, {folder}, cannot be made ({e}): name another one"
         ) from e
     check_writable(folder / "vae.safetensors")
-    plan, before = _plan(mini), read_json(file) if (file := folder / "plan.json").exists() else {}
+    plan, file = _plan(mini), folder / "plan.json"
+    before = Folder(folder).json("plan.json") if file.exists() else {}
     if changed := [
         f"{k} was {before[k]}, now {v}" for k, v in plan.items() if before.get(k, v) != v
     ]:
@@ -274,7 +276,8 @@ def _files(mini: Mini, folder) -> Callable:
             f"{folder}: the checkpoints there are of another plan ({'; '.join(changed)[:500]}): "
             "go on with the same one, or name another folder to start a new run"
         )
-    write_json(file, plan)
+    with replacing(file) as part:
+        Path(part).write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
     return lambda name: folder / f"{name}.safetensors"
 
 

@@ -10,6 +10,7 @@ import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers
+from folder_writer import write_tokenizer
 from helpers import refuses
 
 from ddpm_edu import CheckpointError, DataError, OptionError, ShapeError
@@ -305,9 +306,11 @@ def test_the_vocabulary_stays_in_bounds():
 
 def test_tokenizers_survive_files(tokenizer, tmp_path):
     again = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.bpe.to_str()), length=8)
-    folder.write_tokenizer(tmp_path, "eot", tokenizer)
+    write_tokenizer(tmp_path, "eot", tokenizer)
     texts = ["a red square", "Qüx 红 <|endoftext|> !"]
-    for other in (again, folder.read_tokenizer(tmp_path, 8), copy.deepcopy(tokenizer)):
+    config = TextConfig(vocab=tokenizer.bpe.get_vocab_size(), length=8)
+    read = folder.tokenizer(folder.Folder(tmp_path), ".", config)
+    for other in (again, read, copy.deepcopy(tokenizer)):
         for pad in ("eot", "!"):
             with pytest.warns(UserWarning, match="left out"):
                 assert torch.equal(
@@ -370,7 +373,7 @@ def test_damaged_files_are_refused(tokenizer, tmp_path):
         {"config": {"text": 3}},
         {"tokenizer": "{}"},
         {"tokenizer": 7},
-        {"tokenizer": {**meta["tokenizer"], "start": "a"}},
+        {"tokenizer": {**meta["tokenizer"], "end": "a"}},
         {"config": {**config, "width": 17}},
         {"config": {**config, "layers": 60}},
     ):

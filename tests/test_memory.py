@@ -67,7 +67,7 @@ def test_peak_of_a_few_lines():
 def test_memory_needed():
     weights = 859520964 + 83653863 + 123060480
     assert weight_bytes(SD15) == 4 * weights and weight_bytes(SD15, torch.bfloat16) == 2 * weights
-    full, half = memory_needed(SD15), memory_needed("sd15", torch.bfloat16)
+    full, half = memory_needed(SD15), memory_needed(SD15, torch.bfloat16)
     assert full == 2 * half and weights * 4 < full < weights * 4 * 1.5
     assert memory_needed(SD15, size=768) > memory_needed(SD15, size=(512, 768)) > full
     assert (

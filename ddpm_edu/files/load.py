@@ -64,6 +64,7 @@ from .names import (
 from .tensors import PIECE, header, load_tensors, pack, reading, save_tensors, unpack
 
 LAYERED = {"UNet": "unet", "VAE": "vae", "TextEncoder": "text"}  # come in several layouts
+FORMAT = 1  # of the files that `save` writes; one of another format is refused
 MOST_BLOCKS = 2000  # of a plan, before it is built; SDXL has 140
 
 
@@ -277,6 +278,11 @@ def _load_file(path, device, dtype, config, ema):
 
 def _load_ours(path, views, meta, device, dtype):
     """A file of `save`."""
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}: "
+            "the file is of another version of the course, update ddpm_edu"
+        )
     with folders.plan_of(path):
         beta = views.pop("schedule.beta", None)
         schedule = Schedule(beta.clone()) if beta is not None else None
@@ -511,7 +517,7 @@ def save(path, model, meta: dict | None = None, *, schedule=None, predict=None, 
     elif dtype is not None:
         state = {k: v.to(dtype) if v.dtype == torch.float32 else v for k, v in state.items()}
     beta = {} if schedule is None else {"schedule.beta": schedule.beta}
-    save_tensors(path, {**state, **beta}, {**plan, "meta": meta or {}})
+    save_tensors(path, {**state, **beta}, {"format": FORMAT, **plan, "meta": meta or {}})
 
 
 def unwrapped(model):

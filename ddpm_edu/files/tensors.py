@@ -18,7 +18,6 @@ from torch import Tensor
 from ..errors import CheckpointError, OptionError
 from ..paths import replacing
 
-FORMAT = 1  # of the metadata; a file with a higher one is refused
 MOST_HEADER = 10_000_000  # bytes; SDXL's names take 0.3 MB, and a header is read whole
 MOST_NAMES = 50_000  # SDXL with its averages has 4,195
 PIECE = 1 << 25  # bytes of a file in memory at a time while its numbers are converted
@@ -39,7 +38,7 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
         raise OptionError(f"meta = {meta!r:.80}: pass a dict, or nothing")
     path = Path(path)
     try:
-        text = json.dumps({"format": FORMAT, **(meta or {})})
+        text = json.dumps(meta or {})
     except (TypeError, ValueError, RecursionError) as e:
         raise OptionError(f"meta for {path} is no JSON ({e}): pass texts, numbers, lists, dicts")
     cpu, seen = {}, set()
@@ -65,7 +64,7 @@ def load_tensors(path, dtype: torch.dtype | None = None, names=None):
     dtype: convert floating numbers, without holding both versions. Raises CheckpointError.
     """
     with reading(path):
-        meta = _meta(path, header(path))
+        meta = _meta(header(path))
         with safe_open(path, framework="pt") as f:
             tensors = {name: f.get_tensor(name) for name in (f.keys() if names is None else names)}
         if dtype and any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
@@ -106,16 +105,10 @@ def _once(pairs):
     return out
 
 
-def _meta(path, entries):
+def _meta(entries):
     meta = json.loads(entries.get("__metadata__", {}).get("ddpm_edu", "{}"))
     if not isinstance(meta, dict):
         raise ValueError("the metadata is no JSON object")
-    version = meta.pop("format", FORMAT)
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{path}: format = {version!r:.40}, and this ddpm_edu reads format {FORMAT}: "
-            "the file is of another version of the course, update ddpm_edu"
-        )
     return meta
 
 

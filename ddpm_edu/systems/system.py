@@ -122,7 +122,7 @@ class StableDiffusion(nn.Module):
             "cpu"
         ):  # a schedule holds numbers even where the weights are on the meta device
             self.config, self.schedule = config, schedule or Schedule.sqrt_linear()
-        self.meta: dict = {}  # what a file of a system says beside (system_file.py)
+        self.meta: dict = {}  # what its file says beside (files/load.py)
         self.unet, self.vae, self.text = (
             UNet(config.unet),
             VAE(config.vae),

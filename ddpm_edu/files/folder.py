@@ -19,7 +19,7 @@ from ..networks.tokenizer import Tokenizer
 from ..networks.unet import UNetConfig
 from ..networks.vae import SD_VAE, VAEConfig
 from ..schedule import Schedule
-from ..systems.system import SystemConfig
+from ..systems.system import REFINER, SD15, SD21, SDXL, SystemConfig
 
 LAYOUT = "model_index.json, scheduler, unet, vae, text_encoder and tokenizer"
 MOST_JSON = 30_000_000  # bytes; the largest tokenizers take 20 MB
@@ -102,7 +102,11 @@ class Folder:
             raise CheckpointError(f"{index}: no weight_map of names to files; fetch it again")
         files = sorted(set(names.values()))
         for name in files:
-            if PurePosixPath(name).name != name or name == ".." or set(name) & set("\\:\0"):
+            if (
+                PurePosixPath(name).name != name
+                or name in ("", ".", "..")
+                or set(name) & set("\\:\0")
+            ):
                 raise CheckpointError(
                     f"{self.root / index}: names the shard {name!r}, outside its folder: refused, "
                     "use an index from a source you trust"
@@ -376,10 +380,10 @@ def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
     vae = vae_config(*read("vae"), scale=None if vector else SD_VAE.scale)
     name = "scheduler/scheduler_config.json"
     schedule, predict = schedule_config(folder.json(name), str(folder.root / name))
-    side = entries.get("sample_size")
+    side, known = entries.get("sample_size"), (SD15, SD21, SDXL, REFINER)
     with plan_of(source):
         return SystemConfig(
-            name=folder.root.name,
+            name=next((c.name for c in known if c.unet == unet), folder.root.name),
             unet=unet,
             vae=vae,
             text=tuple(texts),

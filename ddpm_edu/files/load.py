@@ -207,8 +207,6 @@ def _load_folder(folder, device, dtype, ema):
     if not folder.has("model_index.json") and folder.has("config.json"):
         return _load_clip(folder, device, dtype)
     config, schedule = folders.system_config(folder)
-    known = (k.config.name for k in KNOWN.values() if k.config.unet == config.unet)
-    config = dataclasses.replace(config, name=next(known, config.name))
     names = ("unet", "vae") + ("text_encoder", "text_encoder_2")[-len(config.text) :]
     if not config.vector:
         names = ("unet", "vae", "text_encoder")

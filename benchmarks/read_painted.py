@@ -1,9 +1,10 @@
-"""How often real painted digits are read back right: those of MNIST's test set, every scene equally likely.
+"""How often real painted digits are read back right, every scene equally likely.
 
     python benchmarks/read_painted.py [--n 10000] [--split test] [--seed 0]
 
-The last line is one JSON object: the shares of digit, ink, ground, size, place found, of all, and of the same MNIST digits,
-unpainted, that the classifier takes for what they are. It needs about a millisecond a picture.
+The last line is one JSON object: the shares of digit, ink, ground, size, place found, of all, and
+of the same MNIST digits, unpainted, that the classifier takes for what they are. It needs about a
+millisecond a picture.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""CIFAR-10 out of an archive of JPEG bytes, as folders of pictures that `datasets.images.cifar10` reads.
+"""CIFAR-10 out of an archive of JPEG bytes, as folders of pictures that `cifar10` reads.
 
     python benchmarks/unpack_cifar10.py cifar10_jpeg.npz FOLDER;  export DDPM_EDU_CIFAR10=FOLDER
 

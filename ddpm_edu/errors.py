@@ -253,7 +253,7 @@ def fits(name, x, shape, whose, hint="", of=()) -> None:
 def pixels(name, x, beyond=0.0) -> None:
     """Raise DataError unless x (N, ...) holds floats in [-1, 1], or up to `beyond` outside it.
 
-    Warn if all lie in [0, 1]: what `ToTensor` gives would be learned, or judged, at half contrast.
+    Warn if all lie in [0, 1]: what `ToTensor` gives would be learned, or scored, at half contrast.
     """
     if len(x) == 0:
         raise DataError(f"{name}: there are none, the shape is {tuple(x.shape)}; pass at least one")

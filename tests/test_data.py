@@ -1,4 +1,4 @@
-"""data.py: what it reads is what was published, and what is wrong with a file or an array is said plainly."""
+"""Datasets: what is read is what was published, and what is wrong is said plainly."""
 
 import contextlib
 import gzip
@@ -72,7 +72,8 @@ def test_mnist_is_whole():
 
 
 def test_mnist_pictures_show_their_labels():
-    """The mean picture of a class is nearest to the test pictures of that class: rows, columns and labels are in place."""
+    """The mean picture of a class is nearest to the test pictures of that class: rows, columns and
+    labels are in place."""
     train, test = data.mnist(), data.mnist("test").subset(1000)
     means = torch.stack([train.images[train.labels == k].float().mean(0) for k in range(10)])
     nearest = torch.cdist(test.images.float().flatten(1), means.flatten(1)).argmin(1)
@@ -181,9 +182,11 @@ def test_mnist_compressed_differently_is_welcome(mnist_copy):
 def test_importing_reads_and_fetches_nothing():
     code = (
         "import sys; opened = []\n"
-        "sys.addaudithook(lambda event, args: opened.append((event, str(args[0]))) if event in ('open', 'socket.connect', 'socket.getaddrinfo') else None)\n"
+        "sys.addaudithook(lambda event, args: opened.append((event, str(args[0]))) if "
+        "event in ('open', 'socket.connect', 'socket.getaddrinfo') else None)\n"
         "import ddpm_edu.datasets.images, ddpm_edu.metrics.frechet\n"
-        "bad = [e for e in opened if e[0] != 'open' or e[1].endswith(('.gz', '.npz', '.safetensors'))]\n"
+        "bad = [e for e in opened if e[0] != 'open' or e[1].endswith(('.gz', '.npz', "
+        "'.safetensors'))]\n"
         "assert not bad, bad\n"
         "assert any(e[0] == 'open' for e in opened)"
     )  # the hook did hear something
@@ -288,7 +291,8 @@ def archive_of(batches):
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A server of this machine in place of the publisher's: site.answer(handler, archive) answers."""
+    """A server of this machine in place of the publisher's: site.answer(handler, archive)
+    answers."""
     from torchvision.datasets import CIFAR10
 
     source = tmp_path / "source"

@@ -68,7 +68,8 @@ def test_names_belong_together(dataset):
     ],
 )
 def test_pictures_show_their_names(dataset, name, bright, dark):
-    """In the middle of the ink, where a name says the colour, these channels are bright and those dark."""
+    """In the middle of the ink, where a name says the colour, these channels are bright and those
+    dark."""
     middle = dataset.images[dataset.find(name), :, 26:42, 20:44].flatten(1).float().median(1).values
     assert (middle[bright] > 140).all() and (middle[dark] < 140).all(), middle
     if bright and dark:

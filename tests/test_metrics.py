@@ -1,4 +1,4 @@
-"""metrics.py: the Frechet distance against closed forms and scipy; the shipped classifiers against the real pictures."""
+"""Metrics against closed forms, scipy and brute force; classifiers against real pictures."""
 
 import math
 
@@ -173,7 +173,8 @@ def test_precision_and_recall_refuse(real, generated, k, error, name):
 
 
 def test_psnr_of_known_errors():
-    """Off by 0.2 everywhere, a tenth of the range: 20 dB. Off in a quarter of the numbers only: 10 log10(4) dB more."""
+    """Off by 0.2 everywhere, a tenth of the range: 20 dB. Off in a quarter of the numbers only: 10
+    log10(4) dB more."""
     x = torch.zeros(3, 3, 4, 4, dtype=torch.float64)
     y = x.clone()
     y[0] += 0.2

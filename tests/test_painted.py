@@ -1,4 +1,5 @@
-"""painted.py and obedience.py: captions and pictures determine each other, and nothing held out is ever painted for training."""
+"""painted.py and obedience.py: captions and pictures determine each other, and nothing held out is
+ever painted for training."""
 
 import itertools
 import subprocess
@@ -131,7 +132,8 @@ def test_prompts():
 
 
 def test_colours_differ_for_every_eye():
-    """CIELAB distances, also as simulated for missing cones (Machado, Oliveira, Fernandes 2009, severity 1)."""
+    """CIELAB distances, also as simulated for missing cones (Machado, Oliveira, Fernandes 2009,
+    severity 1)."""
     eyes = {
         "all cones": (np.eye(3), 55),
         "no red": (
@@ -284,7 +286,8 @@ def test_training_never_shows_what_is_held_out():
 
 
 def test_digits_in_pieces_are_those_listed():
-    """On the test digits: too short when large means listed, and listed ones are only painted small."""
+    """On the test digits: too short when large means listed, and listed ones are only painted
+    small."""
     digits = data.mnist("test").images[:, 0]
     longest = []
     for some in digits.split(2000):
@@ -367,7 +370,8 @@ def test_read_refuses(classifier, test_set):
 def test_importing_reads_nothing():
     code = (
         "import sys; opened = []\n"
-        "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None)\n"
+        "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "
+        "'open' else None)\n"
         "import ddpm_edu.metrics.obedience, ddpm_edu.datasets.painted, ddpm_edu.datasets.emoji\n"
         "bad = [name for name in opened if name.endswith(('.gz', '.webp', '.safetensors'))]\n"
         "assert opened and not bad, bad"

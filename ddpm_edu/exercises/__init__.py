@@ -1,1 +1,1 @@
-"""The exercises of each notebook: nb00.py holds those of notebook 00, and so on."""
+"""The exercises: nb00.py holds those of notebook 00, and so on. All notebooks."""

@@ -1,9 +1,10 @@
-"""Checks for the exercises: right, not attempted yet, or what went wrong, in one sentence.
+"""Checks: right, not attempted yet, or what went wrong, in one sentence. All notebooks.
 
     check("01.1", my_function)
 
-An exercise knows the right answer and the usual wrong ones, all as code: a learner's answer is run on the same
-inputs and compared. So the hints are executed too, and a hint can never describe a mistake that is none.
+An exercise knows the right answer and the usual wrong ones, all as code: a learner's answer is run
+on the same inputs and compared. So the hints are executed too, and a hint can never describe a
+mistake that is none.
 """
 
 import copy
@@ -24,10 +25,11 @@ from ..errors import OptionError
 class Exercise:
     """One exercise.
 
-    reference: the right answer: a function, compared on `cases` (tuples of arguments), or a plain value if cases is None.
-    mistakes: (wrong answer, hint) pairs, tried in order; a wrong answer is of the same kind as `reference`.
-    test: for free-form answers instead: takes the answer, returns "" if right or a hint if wrong.
-    tolerance: largest difference allowed, relative to the size of the right numbers.  right: what to say when right.
+    reference: the right answer: a function, compared on `cases` (tuples of arguments), or a plain
+    value if cases is None. mistakes: (wrong answer, hint) pairs, tried in order; a wrong answer is
+    of the same kind as `reference`. test: for free-form answers instead: takes the answer, returns
+    "" if right or a hint if wrong. tolerance: largest difference allowed, relative to the size of
+    the right numbers.  right: what to say when right.
     """
 
     reference: Any = None
@@ -54,7 +56,8 @@ class Result:
     def _repr_html_(self):
         mark, colour = MARKS[self.status]
         return (
-            f'<div role="status" style="border-left:5px solid {colour};padding:6px 12px;margin:4px 0">'
+            f'<div role="status" style="border-left:5px solid {colour};padding:6px '
+            '12px;margin:4px 0">'
             f"<b>{mark}</b> {html.escape(self.message)}</div>"
         )
 
@@ -67,8 +70,9 @@ MARKS = {
 
 
 def check(name: str, answer) -> Result:
-    """Check `answer` to exercise `name` ("01.1" is the first of notebook 01). Never raises for a wrong answer."""
-    return judge(find(name), answer)
+    """Check `answer` to exercise `name` ("01.1" is the first of notebook 01). Never raises for a
+    wrong answer."""
+    return checked(find(name), answer)
 
 
 def find(name: str) -> Exercise:
@@ -80,12 +84,13 @@ def find(name: str) -> Exercise:
         exercises = {}
     if name not in exercises:
         raise OptionError(
-            f"there is no exercise {name!r}; notebook {notebook} has: {', '.join(exercises) or 'none'}"
+            f"there is no exercise {name!r}; notebook {notebook} has: "
+            f"{', '.join(exercises) or 'none'}"
         )
     return exercises[name]
 
 
-def judge(exercise: Exercise, answer) -> Result:
+def checked(exercise: Exercise, answer) -> Result:
     """Compare an answer with an exercise's right and wrong answers."""
     if blank(answer):
         return Result("not attempted yet", "Fill in the cell above, then run this one again.")
@@ -117,7 +122,8 @@ def judge(exercise: Exercise, answer) -> Result:
         if not _same(given, case):
             return Result(
                 "wrong",
-                "Your function changes its inputs. Build a new tensor instead of writing into one you were given.",
+                "Your function changes its inputs. Build a new tensor instead of writing into "
+                "one you were given.",
             )
         want = _run(exercise.reference, case)
         problem = problem or difference(got, want, exercise.tolerance)
@@ -134,7 +140,8 @@ class _Blank(Exception):
 
 
 def call(answer, *args):
-    """For `test` functions: call the learner's function; returning nothing counts as not attempted."""
+    """For `test` functions: call the learner's function; returning nothing counts as not
+    attempted."""
     out = answer(*copy.deepcopy(args))
     if blank(out):
         raise _Blank
@@ -158,7 +165,8 @@ def where(error: Exception) -> str:
 
 
 def difference(got, want, tolerance: float) -> str:
-    """ "" if equal within tolerance, else one sentence. Numbers, strings, tensors, arrays, and tuples or dicts of them."""
+    """ "" if equal within tolerance, else one sentence. Numbers, strings, tensors, arrays, and
+    tuples or dicts of them."""
     if isinstance(want, dict):
         if not isinstance(got, dict) or got.keys() != want.keys():
             return f"Expected a dict with the keys {list(want)}."
@@ -167,7 +175,10 @@ def difference(got, want, tolerance: float) -> str:
         )
     if isinstance(want, (tuple, list)):
         if not isinstance(got, (tuple, list)) or len(got) != len(want):
-            return f"Expected {len(want)} values, in order; got {len(got) if isinstance(got, (tuple, list)) else type(got).__name__}."
+            return (
+                f"Expected {len(want)} values, in order; got "
+                f"{len(got) if isinstance(got, (tuple, list)) else type(got).__name__}."
+            )
         return next(
             (
                 f"value {i + 1}: {d}"
@@ -188,7 +199,10 @@ def difference(got, want, tolerance: float) -> str:
     if g.shape != w.shape:
         return f"The shape is {g.shape}, expected {w.shape}."
     if np.isnan(g).any() and not np.isnan(w).any():
-        return "The result holds NaN (not a number): look for a division by zero or the root of a negative number."
+        return (
+            "The result holds NaN (not a number): look for a division by zero or the root of "
+            "a negative number."
+        )
     off = np.abs(g - w)
     if w.size and not (off.max() <= tolerance * max(1.0, np.abs(w).max())):
         i = np.unravel_index(off.argmax(), off.shape)

@@ -1,4 +1,4 @@
-"""Exercises of notebook 00: modes covered, the Frechet distance of two bells in one dimension, the cosine similarity."""
+"""Exercises: modes covered, the Frechet distance, the cosine similarity. Notebook 00."""
 
 import math
 
@@ -8,13 +8,15 @@ from .check import Exercise
 
 
 def _near(x, centres, radius=0.4):
-    """How many points of x lie within `radius` of the centre that is nearest to them, centre by centre."""
+    """How many points of x lie within `radius` of the centre that is nearest to them, centre by
+    centre."""
     distance, which = torch.cdist(x, centres).min(1)
     return torch.bincount(which[distance < radius], minlength=len(centres))
 
 
 def _ring(modes, shares, strays, seed):
-    """Centres on a circle and points around them: shares[k] of 400 at centre k, and strays far outside."""
+    """Centres on a circle and points around them: shares[k] of 400 at centre k, and strays far
+    outside."""
     angle = 2 * math.pi * torch.arange(modes) / modes
     centres = 1.4 * torch.stack([angle.cos(), angle.sin()], 1)
     generator = torch.Generator().manual_seed(seed)
@@ -37,11 +39,13 @@ MODES = Exercise(
     mistakes=[
         (
             lambda x, centres: int((_near(x, centres) > 0).sum()),
-            "You count a mode as soon as one point falls into it. A mode is covered when at least 3 % of all points are near it.",
+            "You count a mode as soon as one point falls into it. A mode is covered when at "
+            "least 3 % of all points are near it.",
         ),
         (
             lambda x, centres: int((_near(x, centres, 1e9) >= 0.03 * len(x)).sum()),
-            "You give every point to its nearest centre, however far away it is. Only points closer than 0.4 count.",
+            "You give every point to its nearest centre, however far away it is. Only points "
+            "closer than 0.4 count.",
         ),
         (
             lambda x, centres: int((_near(x, centres) < 0.03 * len(x)).sum()),
@@ -53,10 +57,12 @@ MODES = Exercise(
         ),
         (
             lambda x, centres: _near(x, centres).double() / len(x),
-            "You return the share of points at every centre. One more step: how many of these shares are at least 0.03?",
+            "You return the share of points at every centre. One more step: how many of "
+            "these shares are at least 0.03?",
         ),
     ],
-    right="Exactly the count that tells a good model from one that draws the same thing again and again.",
+    right="Exactly the count that tells a good model from one that draws the same thing "
+    "again and again.",
 )
 
 
@@ -66,7 +72,8 @@ FRECHET_1D = Exercise(
     mistakes=[
         (
             lambda mu_a, s_a, mu_b, s_b: (mu_a - mu_b) ** 2 + (s_a**2 - s_b**2) ** 2,
-            "You compare the variances. The trace part becomes (s_a - s_b)^2, with the standard deviations themselves.",
+            "You compare the variances. The trace part becomes (s_a - s_b)^2, with the "
+            "standard deviations themselves.",
         ),
         (
             lambda mu_a, s_a, mu_b, s_b: (mu_a - mu_b) ** 2,
@@ -86,14 +93,16 @@ FRECHET_1D = Exercise(
         ),
         (
             lambda mu_a, s_a, mu_b, s_b: (mu_a - mu_b) ** 2 + s_a + s_b - 2 * math.sqrt(s_a * s_b),
-            "You put s_a and s_b where the covariances stand. In one dimension the covariance is the variance, s^2.",
+            "You put s_a and s_b where the covariances stand. In one dimension the "
+            "covariance is the variance, s^2.",
         ),
         (
             lambda mu_a, s_a, mu_b, s_b: (mu_a - mu_b) ** 2 + s_a**2 + s_b**2,
             "The term - 2 s_a s_b is missing: two equal bells must be at distance 0.",
         ),
     ],
-    right="Means apart, plus widths apart: that is all FID looks at, in 2,048 dimensions instead of one.",
+    right="Means apart, plus widths apart: that is all FID looks at, in 2,048 dimensions "
+    "instead of one.",
 )
 
 
@@ -113,7 +122,8 @@ COSINE = Exercise(
     mistakes=[
         (
             lambda images, texts: images @ texts.T,
-            "These are dot products: a long vector wins against every caption. Divide each vector by its length first.",
+            "These are dot products: a long vector wins against every caption. Divide each "
+            "vector by its length first.",
         ),
         (
             lambda images, texts: (images / images.norm(dim=1, keepdim=True)) @ texts.T,
@@ -125,11 +135,13 @@ COSINE = Exercise(
         ),
         (
             lambda images, texts: (images / images.norm(dim=0)) @ (texts / texts.norm(dim=0)).T,
-            "You divide by the length of the columns. One embedding is one row: use dim=1 and keepdim=True.",
+            "You divide by the length of the columns. One embedding is one row: use dim=1 "
+            "and keepdim=True.",
         ),
         (
             lambda images, texts: (images / images.norm()) @ (texts / texts.norm()).T,
-            "You divide by the length of the whole table. Each row has a length of its own: use dim=1 and keepdim=True.",
+            "You divide by the length of the whole table. Each row has a length of its own: "
+            "use dim=1 and keepdim=True.",
         ),
         (
             lambda images, texts: (
@@ -143,14 +155,17 @@ COSINE = Exercise(
         ),
         (
             lambda images, texts: 1 - _cosine(images, texts),
-            "This is 1 minus the cosine, a distance. The score is the cosine itself: larger means a better match.",
+            "This is 1 minus the cosine, a distance. The score is the cosine itself: larger "
+            "means a better match.",
         ),
         (
             lambda images, texts: torch.cdist(images, texts),
-            "This is the distance between the points. The cosine looks only at the angle between the vectors.",
+            "This is the distance between the points. The cosine looks only at the angle "
+            "between the vectors.",
         ),
     ],
-    right="One matrix of cosines is the heart of CLIP: its rows are pictures, its columns are texts.",
+    right="One matrix of cosines is the heart of CLIP: its rows are pictures, its columns "
+    "are texts.",
 )
 
 

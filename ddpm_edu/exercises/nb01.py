@@ -1,4 +1,4 @@
-"""Exercises of notebook 01, the forward process. Indices into arrays start at 0, as in the exercises' text."""
+"""Exercises: the forward process; indices start at 0, as in their texts. Notebook 01."""
 
 import torch
 
@@ -39,7 +39,8 @@ def by_column(x_0, t, eps, beta):
 
 
 def batch(seed):
-    """Four pictures of 4 x 4 pixels: B equals the width, so forgetting to reshape t gives no error of torch."""
+    """Four pictures of 4 x 4 pixels: B equals the width, so forgetting to reshape t gives no error
+    of torch."""
     g = torch.Generator().manual_seed(seed)
     x_0, eps = torch.randn(2, 4, 1, 4, 4, generator=g, dtype=torch.float64)
     return x_0, torch.randint(1, len(BETA) - 1, (4,), generator=g), eps, BETA
@@ -65,16 +66,19 @@ EXERCISES = {
         mistakes=[
             (
                 by_column,
-                "Each pixel column got its own t, not each picture: the coefficients have shape (B,), and broadcasting lines them up "
+                "Each pixel column got its own t, not each picture: the coefficients have shape "
+                "(B,), and broadcasting lines them up "
                 "with the last axis. Reshape them to (B, 1, 1, 1).",
             ),
             (
                 jump(signal, lambda beta, t: 1 - bar(beta, t)),
-                "1 - alpha_bar is the variance of the noise. What multiplies eps is its square root.",
+                "1 - alpha_bar is the variance of the noise. What multiplies eps is its square "
+                "root.",
             ),
             (
                 jump(bar, noise),
-                "The mean coefficient is sqrt(alpha_bar): the square root of x_0's coefficient is missing.",
+                "The mean coefficient is sqrt(alpha_bar): the square root of x_0's coefficient "
+                "is missing.",
             ),
             (
                 jump(bar, lambda beta, t: 1 - bar(beta, t)),
@@ -82,22 +86,26 @@ EXERCISES = {
             ),
             (
                 jump(noise, signal),
-                "The two coefficients are swapped: sqrt(alpha_bar) belongs to x_0, sqrt(1 - alpha_bar) to eps.",
+                "The two coefficients are swapped: sqrt(alpha_bar) belongs to x_0, sqrt(1 - "
+                "alpha_bar) to eps.",
             ),
             (
                 jump(lambda beta, t: (1 - beta[t]).sqrt(), lambda beta, t: beta[t].sqrt()),
-                "That is one single step, with alpha_t. The jump needs alpha_bar_t, the product of all alphas up to t.",
+                "That is one single step, with alpha_t. The jump needs alpha_bar_t, the product "
+                "of all alphas up to t.",
             ),
             (
                 jump(
                     lambda beta, t: (1 - beta).prod().sqrt().repeat(len(t)),
                     lambda beta, t: (1 - (1 - beta).prod()).sqrt().repeat(len(t)),
                 ),
-                "Your product runs over the whole schedule, up to T. alpha_bar_t multiplies only up to t: use torch.cumprod and pick entry t.",
+                "Your product runs over the whole schedule, up to T. alpha_bar_t multiplies only "
+                "up to t: use torch.cumprod and pick entry t.",
             ),
             (
                 jump(lambda beta, t: signal(beta, t - 1), lambda beta, t: noise(beta, t - 1)),
-                "Off by one: here t indexes the array directly (0 is the first step), so do not subtract 1.",
+                "Off by one: here t indexes the array directly (0 is the first step), so do not "
+                "subtract 1.",
             ),
             (
                 jump(
@@ -107,7 +115,8 @@ EXERCISES = {
                 "You multiplied the betas. alpha_bar is the running product of alpha = 1 - beta.",
             ),
         ],
-        right="Every picture jumps to its own t. This is the line that training calls for every batch.",
+        right="Every picture jumps to its own t. This is the line that training calls for "
+        "every batch.",
     ),
     "01.2": Exercise(
         reference=lambda a, s, t: ((a[t] / a[s]).sqrt(), 1 - a[t] / a[s]),
@@ -115,7 +124,8 @@ EXERCISES = {
         mistakes=[
             (
                 lambda a, s, t: (a[t].sqrt(), 1 - a[t]),
-                "That is the jump from x_0. From x_s only the alphas after s are left: alpha_bar_t / alpha_bar_s.",
+                "That is the jump from x_0. From x_s only the alphas after s are left: "
+                "alpha_bar_t / alpha_bar_s.",
             ),
             (
                 lambda a, s, t: (a[t] / a[s], 1 - a[t] / a[s]),
@@ -123,19 +133,23 @@ EXERCISES = {
             ),
             (
                 lambda a, s, t: ((a[t] / a[s]).sqrt(), (1 - a[t] / a[s]).sqrt()),
-                "The second number is the standard deviation. The variance is asked for: no square root.",
+                "The second number is the standard deviation. The variance is asked for: no "
+                "square root.",
             ),
             (
                 lambda a, s, t: ((a[t] / a[s]).sqrt(), a[s] - a[t]),
-                "The variance is not the difference alpha_bar_s - alpha_bar_t: the noise already in x_s shrinks, too. Merge the steps after s: 1 - (their product).",
+                "The variance is not the difference alpha_bar_s - alpha_bar_t: the noise already "
+                "in x_s shrinks, too. Merge the steps after s: 1 - (their product).",
             ),
             (
                 lambda a, s, t: ((a[t] / a[s]).sqrt(), 1 - a[t]),
-                "The coefficient is right, but 1 - alpha_bar_t counts all the noise since x_0. Here x_s is given, so only the noise added after s counts.",
+                "The coefficient is right, but 1 - alpha_bar_t counts all the noise since x_0. "
+                "Here x_s is given, so only the noise added after s counts.",
             ),
             (
                 lambda a, s, t: ((a[s] / a[t]).sqrt(), 1 - a[s] / a[t]),
-                "The quotient is upside down: it must be below 1, as pictures shrink on the way to t > s.",
+                "The quotient is upside down: it must be below 1, as pictures shrink on the way "
+                "to t > s.",
             ),
         ],
         right="The same formula serves one step (s = t - 1) and the jump from x_0.",
@@ -146,27 +160,33 @@ EXERCISES = {
         mistakes=[
             (
                 lambda a: 1 - a,
-                "1 - alpha_bar_t is the noise of all steps together. One step's share comes from the quotient alpha_bar_t / alpha_bar_{t-1}.",
+                "1 - alpha_bar_t is the noise of all steps together. One step's share comes from "
+                "the quotient alpha_bar_t / alpha_bar_{t-1}.",
             ),
             (lambda a: a / alpha_bar_before(a), "That quotient is alpha_t. beta_t is 1 - alpha_t."),
             (
                 lambda a: alpha_bar_before(a) - a,
-                "alpha_bar is a product, not a sum, so its steps are quotients: divide alpha_bar_t by alpha_bar_{t-1} instead of subtracting.",
+                "alpha_bar is a product, not a sum, so its steps are quotients: divide "
+                "alpha_bar_t by alpha_bar_{t-1} instead of subtracting.",
             ),
             (
                 lambda a: 1 - a[1:] / a[:-1],
-                "One beta is missing, the first: before step 1 there is alpha_bar_0 = 1, so beta_1 = 1 - alpha_bar_1.",
+                "One beta is missing, the first: before step 1 there is alpha_bar_0 = 1, so "
+                "beta_1 = 1 - alpha_bar_1.",
             ),
             (
                 lambda a: torch.cat([torch.zeros(1, dtype=a.dtype), 1 - a[1:] / a[:-1]]),
-                "The first beta is not 0: before step 1 there is alpha_bar_0 = 1, so beta_1 = 1 - alpha_bar_1.",
+                "The first beta is not 0: before step 1 there is alpha_bar_0 = 1, so beta_1 = 1 "
+                "- alpha_bar_1.",
             ),
             (
                 lambda a: 1 - alpha_bar_before(a) / a,
-                "The quotient is upside down, so beta came out negative: it is alpha_bar_t / alpha_bar_{t-1}, below 1.",
+                "The quotient is upside down, so beta came out negative: it is alpha_bar_t / "
+                "alpha_bar_{t-1}, below 1.",
             ),
         ],
-        right="Any falling curve between 1 and 0 is a schedule now. Schedule.from_alpha_bar does the same.",
+        right="Any falling curve between 1 and 0 is a schedule now. Schedule.from_alpha_bar "
+        "does the same.",
     ),
     "01.4": Exercise(
         reference=mend,
@@ -178,15 +198,18 @@ EXERCISES = {
             ),
             (
                 lambda a: (a.sqrt() - a[-1].sqrt()) ** 2,
-                "The end is 0 now, but the first value has changed, too. Stretch by sqrt(alpha_bar_1) / (sqrt(alpha_bar_1) - sqrt(alpha_bar_T)).",
+                "The end is 0 now, but the first value has changed, too. Stretch by "
+                "sqrt(alpha_bar_1) / (sqrt(alpha_bar_1) - sqrt(alpha_bar_T)).",
             ),
             (
                 lambda a: (a - a[-1]) * a[0] / (a[0] - a[-1]),
-                "You shifted alpha_bar itself. The formula shifts its square root, and squares at the end.",
+                "You shifted alpha_bar itself. The formula shifts its square root, and squares "
+                "at the end.",
             ),
             (
                 without_last,
-                "Setting only the last value to 0 makes one giant step at the end. Shift the whole curve.",
+                "Setting only the last value to 0 makes one giant step at the end. Shift the "
+                "whole curve.",
             ),
         ],
         right="The first value is kept, the last is exactly 0: nothing leaks.",

@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: the reverse process."""
+"""Exercises: the reverse process. Notebook 02."""
 
 import math
 
@@ -61,19 +61,24 @@ EXERCISES = {
             ),
             (
                 lambda x_t, eps, beta, bar: (x_t - (1 - bar) ** 0.5 * eps) / bar**0.5,
-                "That is x0_hat, the guess of the very end. One step back removes only beta_t / sqrt(1 - alpha_bar_t) of eps and undoes one shrinking, sqrt(alpha_t).",
+                "That is x0_hat, the guess of the very end. One step back removes only beta_t / "
+                "sqrt(1 - alpha_bar_t) of eps and undoes one shrinking, sqrt(alpha_t).",
             ),
             (
                 lambda x_t, eps, beta, bar: x_t - beta / (1 - bar) ** 0.5 * eps,
-                "The noise is removed, but the shrinking of this step is not undone: divide by sqrt(alpha_t) = sqrt(1 - beta_t).",
+                "The noise is removed, but the shrinking of this step is not undone: divide by "
+                "sqrt(alpha_t) = sqrt(1 - beta_t).",
             ),
             (
                 lambda x_t, eps, beta, bar: (x_t - beta / (1 - bar) ** 0.5 * eps) / bar**0.5,
-                "You divided by sqrt(alpha_bar_t), the shrinking of all steps. One step back undoes one: sqrt(alpha_t) = sqrt(1 - beta_t).",
+                "You divided by sqrt(alpha_bar_t), the shrinking of all steps. One step back "
+                "undoes one: sqrt(alpha_t) = sqrt(1 - beta_t).",
             ),
             (
                 lambda x_t, eps, beta, bar: (x_t - beta**0.5 * eps) / (1 - beta) ** 0.5,
-                "sqrt(beta_t) eps would be the noise of the last step alone; eps is the noise of all steps together, of which this step's share is beta_t / sqrt(1 - alpha_bar_t).",
+                "sqrt(beta_t) eps would be the noise of the last step alone; eps is the noise of "
+                "all steps together, of which this step's share is beta_t / sqrt(1 - "
+                "alpha_bar_t).",
             ),
             (
                 lambda x_t, eps, beta, bar: (
@@ -90,23 +95,27 @@ EXERCISES = {
         mistakes=[
             (
                 lambda mean_q, var_q, mean_p, var_p: _kl(mean_p, var_p, mean_q, var_q),
-                "That is KL(p || q): the other direction. In KL(q || p) the mean is taken under q, and var_p stands in the denominator.",
+                "That is KL(p || q): the other direction. In KL(q || p) the mean is taken under "
+                "q, and var_p stands in the denominator.",
             ),
             (
                 _kl_one_d,
-                "Right for one dimension. Here there are d of them: the logarithm, the variance ratio and the 1 count once for each direction.",
+                "Right for one dimension. Here there are d of them: the logarithm, the variance "
+                "ratio and the 1 count once for each direction.",
             ),
             (_kl_stds, "You squared the variances: var_q and var_p are already sigma squared."),
             (
                 _kl_unsquared,
-                "The distance of the means enters squared: (mean_q - mean_p)^2, summed over the directions, not its root.",
+                "The distance of the means enters squared: (mean_q - mean_p)^2, summed over the "
+                "directions, not its root.",
             ),
             (lambda *case: 2 * _kl(*case), "Exactly twice too large: the factor 1/2 is missing."),
             (
                 lambda mean_q, var_q, mean_p, var_p: (
                     _kl(mean_q, var_q, mean_p, var_p) + len(mean_q) / 2
                 ),
-                "Too large by d/2: the -1 for each direction is missing (the KL of a bell with itself must be 0).",
+                "Too large by d/2: the -1 for each direction is missing (the KL of a bell with "
+                "itself must be 0).",
             ),
         ],
         right="And it is 0 when both bells are the same: try it.",
@@ -121,7 +130,8 @@ EXERCISES = {
             ),
             (
                 lambda eps, bar: -eps / (1 - bar),
-                "You divided by the variance; divide by the standard deviation of the noise, sqrt(1 - alpha_bar_t).",
+                "You divided by the variance; divide by the standard deviation of the noise, "
+                "sqrt(1 - alpha_bar_t).",
             ),
             (
                 lambda eps, bar: -eps * (1 - bar) ** 0.5,
@@ -129,7 +139,8 @@ EXERCISES = {
             ),
             (
                 lambda eps, bar: -eps / ((1 - bar) / bar) ** 0.5,
-                "sqrt((1 - alpha_bar) / alpha_bar) is the sigma of x_t / sqrt(alpha_bar_t). In x_t itself the noise has the size sqrt(1 - alpha_bar_t).",
+                "sqrt((1 - alpha_bar) / alpha_bar) is the sigma of x_t / sqrt(alpha_bar_t). In "
+                "x_t itself the noise has the size sqrt(1 - alpha_bar_t).",
             ),
         ],
         right="Where there is little noise the same eps means a steeper slope.",
@@ -142,7 +153,8 @@ EXERCISES = {
                 lambda x_t, eps, z, beta, bar, last: (
                     _mean(x_t, eps, beta, bar) + (0 if last else beta) * z
                 ),
-                "beta_t is the variance of the noise put back; multiply z by its square root, the standard deviation.",
+                "beta_t is the variance of the noise put back; multiply z by its square root, "
+                "the standard deviation.",
             ),
             (
                 lambda x_t, eps, z, beta, bar, last: _mean(x_t, eps, beta, bar) + beta**0.5 * z,
@@ -150,17 +162,20 @@ EXERCISES = {
             ),
             (
                 lambda x_t, eps, z, beta, bar, last: _mean(x_t, eps, beta, bar) + beta * z,
-                "Two things: multiply z by sqrt(beta_t), not beta_t (a variance), and add no noise at the last step.",
+                "Two things: multiply z by sqrt(beta_t), not beta_t (a variance), and add no "
+                "noise at the last step.",
             ),
             (
                 lambda x_t, eps, z, beta, bar, last: _mean(x_t, eps, beta, bar),
-                "That is the mean only: a reverse step is a draw, so add noise (not at the last step).",
+                "That is the mean only: a reverse step is a draw, so add noise (not at the last "
+                "step).",
             ),
             (
                 lambda x_t, eps, z, beta, bar, last: _mean(
                     x_t + (0 if last else beta**0.5) * z, eps, beta, bar
                 ),
-                "The noise is added after dividing by sqrt(alpha_t), not before: x_{t-1} = mean + sqrt(beta_t) z.",
+                "The noise is added after dividing by sqrt(alpha_t), not before: x_{t-1} = mean "
+                "+ sqrt(beta_t) z.",
             ),
             (
                 lambda x_t, eps, z, beta, bar, last: (

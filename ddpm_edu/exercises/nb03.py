@@ -1,4 +1,4 @@
-"""Exercises of notebook 03: the UNet."""
+"""Exercises: the UNet. Notebook 03."""
 
 import math
 
@@ -11,13 +11,15 @@ from .check import Exercise
 
 
 def squared_distance(g, d):
-    """||e(t) - e(t + g)||^2 = sum_k 2 - 2 cos(omega_k g), measured on the embedding itself at t = 0."""
+    """||e(t) - e(t + g)||^2 = sum_k 2 - 2 cos(omega_k g), measured on the embedding itself at t =
+    0."""
     e = timestep_embedding(torch.tensor([0, g]), d).double()
     return (e[0] - e[1]).square().sum().item()
 
 
 def _distance(term, steps=lambda d: d // 2):
-    """A wrong answer: the sum of term(omega_k g) over d/2 clocks, with omega_k = 10000^(-k / steps(d))."""
+    """A wrong answer: the sum of term(omega_k g) over d/2 clocks, with omega_k = 10000^(-k /
+    steps(d))."""
     return lambda g, d: sum(term(10000 ** (-k / steps(d)) * g) for k in range(d // 2))
 
 
@@ -84,19 +86,23 @@ EXERCISES = {
         mistakes=[
             (
                 _distance(lambda a: 1 - math.cos(a)),
-                "A factor 2 is missing: cos^2 + sin^2 = 1 appears twice, once for a and once for b.",
+                "A factor 2 is missing: cos^2 + sin^2 = 1 appears twice, once for a and once for "
+                "b.",
             ),
             (
                 _distance(lambda a: 2 + 2 * math.cos(a)),
-                "The sign of the cosine is wrong: the mixed terms come with a minus. Test: at g = 0 the distance must be 0.",
+                "The sign of the cosine is wrong: the mixed terms come with a minus. Test: at g "
+                "= 0 the distance must be 0.",
             ),
             (
                 _distance(lambda a: 2 - 2 * math.sin(a)),
-                "cos a cos b + sin a sin b is cos(a - b), a cosine. Test: at g = 0 the distance must be 0.",
+                "cos a cos b + sin a sin b is cos(a - b), a cosine. Test: at g = 0 the distance "
+                "must be 0.",
             ),
             (
                 _distance(lambda a: 2 - 2 * math.cos(a), lambda d: d),
-                "The speeds are off: omega_k = 10000^(-k / (d/2)), with half the length in the exponent.",
+                "The speeds are off: omega_k = 10000^(-k / (d/2)), with half the length in the "
+                "exponent.",
             ),
             (
                 _distance(lambda a: 1 - 2 * math.cos(a) + math.cos(a) ** 2),
@@ -120,11 +126,13 @@ EXERCISES = {
         mistakes=[
             (
                 lambda a, b, e: res_block_parameters(a, b, e) - (a + 1) * b * (a != b),
-                "The 1x1 convolution of the shortcut is missing: it is there when c_in and c_out differ.",
+                "The 1x1 convolution of the shortcut is missing: it is there when c_in and c_out "
+                "differ.",
             ),
             (
                 lambda a, b, e: res_block_parameters(a, b, e) + (a + 1) * b * (a == b),
-                "There is no 1x1 convolution when c_in equals c_out: the shortcut is then the input itself.",
+                "There is no 1x1 convolution when c_in equals c_out: the shortcut is then the "
+                "input itself.",
             ),
             (
                 lambda a, b, e: res_block_parameters(a, b, e) - 2 * a - 2 * b,
@@ -140,19 +148,23 @@ EXERCISES = {
             ),
             (
                 lambda a, b, e: res_block_parameters(a, b, e) - (e + 1) * b,
-                "The linear layer for the time is missing: emb numbers in, one number a channel out.",
+                "The linear layer for the time is missing: emb numbers in, one number a channel "
+                "out.",
             ),
             (
                 lambda a, b, e: res_block_parameters(a, b, e) - b,
-                "One bias is missing: the linear layer of the time (or a convolution) has one for each channel it makes.",
+                "One bias is missing: the linear layer of the time (or a convolution) has one "
+                "for each channel it makes.",
             ),
             (
                 lambda a, b, e: res_block_parameters(a, b, e) - (3 + (a != b)) * b,
-                "The biases are missing: each convolution and the linear layer has one number for each channel it makes.",
+                "The biases are missing: each convolution and the linear layer has one number "
+                "for each channel it makes.",
             ),
             (
                 lambda a, b, e: res_block_parameters(a, b, e) - 9 * b * b + 9 * a * b,
-                "The second convolution takes what the first one made: c_out channels in, c_out channels out.",
+                "The second convolution takes what the first one made: c_out channels in, c_out "
+                "channels out.",
             ),
         ],
         right="The two 3x3 convolutions hold most of them.",
@@ -163,7 +175,8 @@ EXERCISES = {
         mistakes=[
             (
                 _walk(order=0),
-                "You take the copies first in, first out. It is a stack: the last copy goes to the first block on the way up.",
+                "You take the copies first in, first out. It is a stack: the last copy goes to "
+                "the first block on the way up.",
             ),
             (
                 _walk(concat=False),
@@ -171,15 +184,18 @@ EXERCISES = {
             ),
             (
                 _walk(first=False),
-                "The copy of conv_in is missing: it is the first on the stack and meets the last block.",
+                "The copy of conv_in is missing: it is the first on the stack and meets the last "
+                "block.",
             ),
             (
                 _walk(downsampled=False),
-                "The copies of the downsampled tensors are missing: one between two levels, as wide as the level above.",
+                "The copies of the downsampled tensors are missing: one between two levels, as "
+                "wide as the level above.",
             ),
             (
                 _walk(width_changes=False),
-                "After each block on the way up the data is as wide as that level, channels * mult[level].",
+                "After each block on the way up the data is as wide as that level, channels * "
+                "mult[level].",
             ),
             (
                 lambda c, m, b: channels_up(c, m, b)[::-1],
@@ -199,7 +215,8 @@ EXERCISES = {
             ),
             (
                 _softmax_attention(lambda d: d**-0.5, -2),
-                "The softmax runs over the wrong axis: for each asking pixel (a row) the weights over the answering pixels (the last axis) add up to 1.",
+                "The softmax runs over the wrong axis: for each asking pixel (a row) the weights "
+                "over the answering pixels (the last axis) add up to 1.",
             ),
             (
                 lambda q, k, v: q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 @ v,

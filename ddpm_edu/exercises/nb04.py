@@ -1,4 +1,4 @@
-"""Exercises of notebook 04: training."""
+"""Exercises: training. Notebook 04."""
 
 import math
 
@@ -101,9 +101,12 @@ def _lr_rise_only(k, steps, peak, warmup):
 DIAGNOSIS = {"A": "mix-up", "B": "0 to 1", "C": "fast", "D": "healthy"}
 NAMES = ("healthy", "0 to 1", "0 to 255", "blind", "fast", "mix-up")
 CLUES = {
-    "A": "Patient A: its curve is the same as D's, but its strokes are harsher and speckled. So training went alike. What comes after training?",
-    "B": "Patient B: the paper is grey where it should be black, and the loss is the lowest of all. Which pictures vary less than they should?",
-    "C": "Patient C: the curve climbs at first and stays above the others, the digits are foggy. Each update seems to leap too far.",
+    "A": "Patient A: its curve is the same as D's, but its strokes are harsher and "
+    "speckled. So training went alike. What comes after training?",
+    "B": "Patient B: the paper is grey where it should be black, and the loss is the "
+    "lowest of all. Which pictures vary less than they should?",
+    "C": "Patient C: the curve climbs at first and stays above the others, the digits are "
+    "foggy. Each update seems to leap too far.",
     "D": "Patient D: look at its digits first. Is anything wrong with them?",
 }
 
@@ -115,7 +118,10 @@ def _diagnose(answer):
         call(lambda: ...)  # not attempted yet
     for patient, name in answer.items():
         if name is not ... and name not in NAMES:
-            return f"Patient {patient}: {name!r} is not in the table. The names are: {', '.join(NAMES)}."
+            return (
+                f"Patient {patient}: {name!r} is not in the table. The names are: "
+                f"{', '.join(NAMES)}."
+            )
     return next((CLUES[p] for p in "ABCD" if answer[p] != DIAGNOSIS[p]), "")
 
 
@@ -164,11 +170,13 @@ EXERCISES = {
             ),
             (
                 _ema(lambda decay, k: 1 - min(decay, _rise(k))),
-                "The wrong way round: d, close to 1, belongs to the old average, 1 - d to the new weights.",
+                "The wrong way round: d, close to 1, belongs to the old average, 1 - d to the "
+                "new weights.",
             ),
             (
                 _ema(lambda decay, k: 1 - decay),
-                "The wrong way round: d, close to 1, belongs to the old average. And it starts small: min(decay, (1 + k) / (10 + k)).",
+                "The wrong way round: d, close to 1, belongs to the old average. And it starts "
+                "small: min(decay, (1 + k) / (10 + k)).",
             ),
             (
                 _ema(lambda decay, k: _rise(k)),
@@ -195,12 +203,14 @@ EXERCISES = {
             ),
             (
                 _lr_from_zero,
-                "k counts from 0, so the first update must have (k + 1) / warmup, or it does nothing.",
+                "k counts from 0, so the first update must have (k + 1) / warmup, or it does "
+                "nothing.",
             ),
             (_lr_no_half, "Twice too high: (1 + cos) runs from 2 to 0, so divide by 2."),
             (
                 _lr_whole_turn,
-                "2 pi is a whole turn: your rate comes up again at the end. Half a cosine is cos(pi k / K).",
+                "2 pi is a whole turn: your rate comes up again at the end. Half a cosine is "
+                "cos(pi k / K).",
             ),
             (_lr_unlimited, "After the warm-up the rise must stop: min(1, ...)."),
             (

@@ -1,4 +1,4 @@
-"""Exercises of notebook 05: samplers and guidance."""
+"""Exercises: samplers and guidance. Notebook 05."""
 
 import math
 
@@ -46,7 +46,8 @@ def _curve(x_bar, sigma):
     """A slope that is not defined at sigma = 0, as a network's is not."""
     if sigma <= 0:
         raise ValueError(
-            "f was asked for its slope at sigma = 0, where no noise is left: the last step must be plain Euler"
+            "f was asked for its slope at sigma = 0, where no noise is left: the last step "
+            "must be plain Euler"
         )
     return (sigma * x_bar).sin() + x_bar / (1 + sigma)
 
@@ -112,7 +113,7 @@ GUIDE_CASES = [
 ]
 
 
-# ---------------------------------------------------------------- 05.4  lerp with its length repaired
+# ------------------------------------------------------ 05.4  lerp with its length repaired
 
 
 def _lerp(length):
@@ -143,15 +144,19 @@ EXERCISES = {
         mistakes=[
             (
                 _ddim(_std, old=lambda ab_t, ab_s, new: 1 - ab_s),
-                "The old noise keeps its full variance 1 - alpha_bar_s and fresh noise comes on top: too much in all. The old noise gets what is left, 1 - alpha_bar_s - varsigma^2.",
+                "The old noise keeps its full variance 1 - alpha_bar_s and fresh noise comes on "
+                "top: too much in all. The old noise gets what is left, 1 - alpha_bar_s - "
+                "varsigma^2.",
             ),
             (
                 _ddim(lambda ab_t, ab_s, eta: 0.0),
-                "That is DDIM for eta = 0. Where eta is above 0, some of the noise must be fresh: add varsigma z.",
+                "That is DDIM for eta = 0. Where eta is above 0, some of the noise must be "
+                "fresh: add varsigma z.",
             ),
             (
                 _ddim(lambda ab_t, ab_s, eta: _std(ab_t, ab_s, eta) ** 2),
-                "varsigma is a standard deviation: you took its square, the variance (a root is missing).",
+                "varsigma is a standard deviation: you took its square, the variance (a root is "
+                "missing).",
             ),
             (
                 _ddim(
@@ -160,15 +165,18 @@ EXERCISES = {
                     ),
                     old=lambda ab_t, ab_s, new: max(1 - ab_s - new**2, 0),
                 ),
-                "The first quotient is upside down: (1 - alpha_bar_s) / (1 - alpha_bar_t), below 1, as there is less noise at s.",
+                "The first quotient is upside down: (1 - alpha_bar_s) / (1 - alpha_bar_t), below "
+                "1, as there is less noise at s.",
             ),
             (
                 _ddim(_std, at=lambda ab_t, ab_s: ab_t),
-                "x0_hat must come in at the level of s, where the step lands: sqrt(alpha_bar_s), not sqrt(alpha_bar_t).",
+                "x0_hat must come in at the level of s, where the step lands: sqrt(alpha_bar_s), "
+                "not sqrt(alpha_bar_t).",
             ),
             (
                 _ddim(_std, old=lambda ab_t, ab_s, new: 1 - ab_t - new**2),
-                "The noise left after the step belongs to s: 1 - alpha_bar_s - varsigma^2, not 1 - alpha_bar_t - varsigma^2.",
+                "The noise left after the step belongs to s: 1 - alpha_bar_s - varsigma^2, not 1 "
+                "- alpha_bar_t - varsigma^2.",
             ),
             (
                 _ddim(_std, old=lambda ab_t, ab_s, new: (1 - ab_s - new**2) ** 2),
@@ -180,14 +188,16 @@ EXERCISES = {
             ),
             (
                 _ddim(_std, old=lambda ab_t, ab_s, new: ((1 - ab_s) ** 0.5 - new) ** 2),
-                "Standard deviations do not add, variances do: the coefficient of eps is sqrt(1 - alpha_bar_s - varsigma^2).",
+                "Standard deviations do not add, variances do: the coefficient of eps is sqrt(1 "
+                "- alpha_bar_s - varsigma^2).",
             ),
             (
                 _ddim(
                     lambda ab_t, ab_s, eta: eta * (1 - ab_t / ab_s) ** 0.5,
                     old=lambda ab_t, ab_s, new: max(1 - ab_s - new**2, 0),
                 ),
-                "That is the large variance, beta = 1 - alpha_bar_t / alpha_bar_s. The factor sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) is missing.",
+                "That is the large variance, beta = 1 - alpha_bar_t / alpha_bar_s. The factor "
+                "sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) is missing.",
             ),
         ],
         right="One line for a whole family: eta = 0 is DDIM, eta = 1 is DDPM.",
@@ -198,7 +208,8 @@ EXERCISES = {
         mistakes=[
             (
                 lambda f, x_bar, a, b: x_bar + (b - a) * f(x_bar, a),
-                "That is Euler: one slope only. Look at the slope at the guess, too, and go back and use the mean of both.",
+                "That is Euler: one slope only. Look at the slope at the guess, too, and go back "
+                "and use the mean of both.",
             ),
             (
                 _heun_with(lambda f, x, guess, a, b: f(guess, b)),
@@ -210,7 +221,8 @@ EXERCISES = {
             ),
             (
                 _heun_with(lambda f, x, guess, a, b: (f(x, a) + f(guess, a)) / 2),
-                "The second slope belongs to the place of the guess, so to its sigma, b: f(guess, b).",
+                "The second slope belongs to the place of the guess, so to its sigma, b: "
+                "f(guess, b).",
             ),
             (
                 _heun_with(lambda f, x, guess, a, b: (f(x, a) + f(x, b)) / 2),
@@ -218,11 +230,13 @@ EXERCISES = {
             ),
             (
                 _heun_with(lambda f, x, guess, a, b: f((x + guess) / 2, (a + b) / 2)),
-                "That is the midpoint method, of order two as well, but not Heun's: use the slopes at both ends.",
+                "That is the midpoint method, of order two as well, but not Heun's: use the "
+                "slopes at both ends.",
             ),
             (
                 _both_halves,
-                "You start the second half from the guess, so most of the way is gone twice. Go back to x_bar and use the mean slope from there.",
+                "You start the second half from the guess, so most of the way is gone twice. Go "
+                "back to x_bar and use the mean slope from there.",
             ),
             (_upwards, "The sign: sigma falls, so the step is b - a, which is negative."),
         ],
@@ -238,29 +252,36 @@ EXERCISES = {
                 lambda denoise, x, c, w: (
                     denoise(x, c) + w * (denoise(x, c) - denoise(x, _zeros(c)))
                 ),
-                "You start from the answer with the class, so w = 0 already gives full conditioning: that is the paper's w, ours minus 1. Start from the answer without the class.",
+                "You start from the answer with the class, so w = 0 already gives full "
+                "conditioning: that is the paper's w, ours minus 1. Start from the answer "
+                "without the class.",
             ),
             (
                 lambda denoise, x, c, w: (
                     denoise(x, c) + w * (denoise(x, _zeros(c)) - denoise(x, c))
                 ),
-                "The wrong way round: this leads away from the class. It is without + w (with - without).",
+                "The wrong way round: this leads away from the class. It is without + w (with - "
+                "without).",
             ),
             (
                 lambda denoise, x, c, w: denoise(x, _zeros(c)) + w * denoise(x, c),
-                "The difference is missing: w multiplies (with - without), not the answer with the class alone.",
+                "The difference is missing: w multiplies (with - without), not the answer with "
+                "the class alone.",
             ),
             (
                 lambda denoise, x, c, w: w * (denoise(x, c) - denoise(x, _zeros(c))),
-                "The difference alone is only the classifier's part. Add it to the answer without the class.",
+                "The difference alone is only the classifier's part. Add it to the answer "
+                "without the class.",
             ),
             (
                 lambda denoise, x, c, w: denoise(x, w * c),
-                "Scaling the class vector is not guidance: the network has never seen such a class. Mix its two answers.",
+                "Scaling the class vector is not guidance: the network has never seen such a "
+                "class. Mix its two answers.",
             ),
             (
                 lambda denoise, x, c, w: denoise(x, c),
-                "That ignores w: ask for both answers, with and without the class, and exaggerate the difference.",
+                "That ignores w: ask for both answers, with and without the class, and "
+                "exaggerate the difference.",
             ),
         ],
         right="Three lines, and the reason why text-to-image models listen.",
@@ -271,7 +292,8 @@ EXERCISES = {
         mistakes=[
             (
                 _lerp(lambda a: 1.0),
-                "That is plain lerp: its variance is (1 - a)^2 + a^2, below 1 in between. Divide by the root of that.",
+                "That is plain lerp: its variance is (1 - a)^2 + a^2, below 1 in between. Divide "
+                "by the root of that.",
             ),
             (
                 _lerp(lambda a: 1 / ((1 - a) ** 2 + a**2)),
@@ -283,11 +305,13 @@ EXERCISES = {
             ),
             (
                 _rescaled_to_x,
-                "Close, but now the length is that of x, for every a. The variances of x and y are known to be 1: use the number that follows from a alone.",
+                "Close, but now the length is that of x, for every a. The variances of x and y "
+                "are known to be 1: use the number that follows from a alone.",
             ),
             (
                 _standardized,
-                "Dividing by the measured spread also removes what is special about this noise. Use the number that follows from a alone.",
+                "Dividing by the measured spread also removes what is special about this noise. "
+                "Use the number that follows from a alone.",
             ),
             (
                 _lerp(lambda a: 2**0.5),
@@ -295,13 +319,15 @@ EXERCISES = {
             ),
             (
                 lambda x, y, a: (1 - a) ** 0.5 * x + a**0.5 * y,
-                "That has variance 1 as well, but it is another road: keep the mixture (1 - a) x + a y and multiply it by one number.",
+                "That has variance 1 as well, but it is another road: keep the mixture (1 - a) x "
+                "+ a y and multiply it by one number.",
             ),
             (
                 lambda x, y, a: (a * x + (1 - a) * y) / math.hypot(1 - a, a),
                 "x and y are swapped: a = 0 must give x.",
             ),
         ],
-        right="For independent noise this is slerp in all but name: the two differ only by the chance angle between x and y.",
+        right="For independent noise this is slerp in all but name: the two differ only by the "
+        "chance angle between x and y.",
     ),
 }

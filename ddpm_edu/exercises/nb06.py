@@ -1,4 +1,4 @@
-"""Exercises of notebook 06: the autoencoder."""
+"""Exercises: the autoencoder. Notebook 06."""
 
 import torch
 
@@ -9,7 +9,7 @@ def _normal(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-# ---------------------------------------------------------------- 06.1  how many times fewer numbers
+# ------------------------------------------------------ 06.1  how many times fewer numbers
 
 
 def _fewer(height, width, f, latent, channels=3):
@@ -54,7 +54,8 @@ EXERCISES = {
             ),
             (
                 lambda height, width, f, latent, channels=3: f**2,
-                "That is the number of places. Each place has channels: 3 before (or 1), `latent` after.",
+                "That is the number of places. Each place has channels: 3 before (or 1), "
+                "`latent` after.",
             ),
             (
                 lambda height, width, f, latent, channels=3: channels * f**2,
@@ -105,7 +106,8 @@ EXERCISES = {
             (lambda z, codes: _squared(z, codes).argmax(1), "That is the farthest code."),
             (
                 _largest_product,
-                "The largest product is not the nearest: a long code wins it from afar. Compare distances.",
+                "The largest product is not the nearest: a long code wins it from afar. Compare "
+                "distances.",
             ),
             (
                 lambda z, codes: codes[_nearest(z, codes)].movedim(-1, 1),
@@ -116,6 +118,7 @@ EXERCISES = {
                 "The right numbers, but keep the places: (B, h, w).",
             ),
         ],
-        right="One whole number a place: the picture has become a little text over an alphabet of codes.",
+        right="One whole number a place: the picture has become a little text over an alphabet "
+        "of codes.",
     ),
 }

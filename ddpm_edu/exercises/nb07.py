@@ -1,4 +1,4 @@
-"""Exercises of notebook 07: latent diffusion."""
+"""Exercises: latent diffusion. Notebook 07."""
 
 import torch
 
@@ -9,7 +9,7 @@ def _random(seed, *shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-# ---------------------------------------------------------------- 07.1  work on pixels against latents
+# ------------------------------------------------------ 07.1  work on pixels against latents
 
 
 def _times(conv=18, attention=4, points=lambda n: n * n):
@@ -40,7 +40,8 @@ RAW_CASES = [
 
 
 def _encode(x):
-    """Stands in for vae.encode: (mean, logvar), a quarter of the side, not of unit size, nor linear."""
+    """Stands in for vae.encode: (mean, logvar), a quarter of the side, not of unit size, nor
+    linear."""
     small = torch.nn.functional.avg_pool2d(x, 4)
     mean = torch.cat([3 * small, small[:, :1] ** 2], 1)
     return mean, mean - 4
@@ -111,11 +112,13 @@ EXERCISES = {
         mistakes=[
             (
                 _times(attention=0),
-                "That is the convolution alone: f squared. Add the attention's 4 C n^4 to both sides.",
+                "That is the convolution alone: f squared. Add the attention's 4 C n^4 to both "
+                "sides.",
             ),
             (
                 _times(conv=0),
-                "That is the attention alone: f to the fourth. Add the convolution's 18 C^2 n^2 to both sides.",
+                "That is the attention alone: f to the fourth. Add the convolution's 18 C^2 n^2 "
+                "to both sides.",
             ),
             (
                 lambda n, f, C: f**2 + f**4,
@@ -123,11 +126,13 @@ EXERCISES = {
             ),
             (
                 _times(points=lambda n: n),
-                "A grid of side n has n * n points: the convolution grows with n^2, the attention with n^4.",
+                "A grid of side n has n * n points: the convolution grows with n^2, the "
+                "attention with n^4.",
             ),
             (
                 _times(conv=9),
-                "The convolution's multiply-adds count 2 each, as the attention's do: 2 * 9 * C^2 * n^2.",
+                "The convolution's multiply-adds count 2 each, as the attention's do: 2 * 9 * "
+                "C^2 * n^2.",
             ),
             (
                 _times(conv=2),
@@ -154,7 +159,8 @@ EXERCISES = {
             ),
             (
                 lambda raw: raw.square().mean() ** -0.5,
-                "You took the root mean square, about 0. A standard deviation is taken about the mean.",
+                "You took the root mean square, about 0. A standard deviation is taken about the "
+                "mean.",
             ),
             (
                 lambda raw: 1 / raw.std((0, 2, 3)),
@@ -162,11 +168,13 @@ EXERCISES = {
             ),
             (
                 lambda raw: 1 / raw.std((0, 2, 3)).mean(),
-                "The mean of the channels' own deviations leaves out that the channels have different means. Take all numbers together.",
+                "The mean of the channels' own deviations leaves out that the channels have "
+                "different means. Take all numbers together.",
             ),
             (
                 lambda raw: 1 / raw.abs().max(),
-                "One over the largest value: a single odd number would decide. Use the standard deviation.",
+                "One over the largest value: a single odd number would decide. Use the standard "
+                "deviation.",
             ),
         ],
         right="One number, measured once, kept with the weights.",
@@ -181,7 +189,8 @@ EXERCISES = {
             ),
             (
                 _pair(lambda encode, scale, x_0: encode(x_0)[0] / scale),
-                "Divided by the scale: that is what the decoder does. Before the diffusion, multiply.",
+                "Divided by the scale: that is what the decoder does. Before the diffusion, "
+                "multiply.",
             ),
             (
                 _pair(roots=lambda a: (a, 1 - a)),
@@ -189,7 +198,8 @@ EXERCISES = {
             ),
             (
                 _pair(target=lambda s, n, z_0, eps: s * z_0 - n * eps),
-                "z_t is right; in v picture and noise are swapped: v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) z_0.",
+                "z_t is right; in v picture and noise are swapped: v = sqrt(alpha_bar_t) eps - "
+                "sqrt(1 - alpha_bar_t) z_0.",
             ),
             (
                 _pair(target=lambda s, n, z_0, eps: s * eps + n * z_0),
@@ -201,7 +211,8 @@ EXERCISES = {
             ),
             (
                 _noise_on_pixels,
-                "You put the noise on the pixels and encoded that. Encode first, then add noise to the latent.",
+                "You put the noise on the pixels and encoded that. Encode first, then add noise "
+                "to the latent.",
             ),
         ],
         right="The frozen encoder, its scale, and then Algorithm 1 as ever.",
@@ -216,7 +227,8 @@ EXERCISES = {
             ),
             (
                 _preview(unscale=lambda z, scale: z * scale),
-                "Multiplied by the scale: that is what the encoder's side does. Before decoding, divide.",
+                "Multiplied by the scale: that is what the encoder's side does. Before decoding, "
+                "divide.",
             ),
             (
                 _preview(lambda z, v, a: z),

@@ -1,4 +1,4 @@
-"""Exercises of notebook 08: CLIP."""
+"""Exercises: CLIP. Notebook 08."""
 
 import torch
 import torch.nn.functional as F
@@ -187,16 +187,19 @@ EXERCISES = {
             ),
             (
                 _spell_loose_end,
-                'The mark "</w>" is glued to the last letter from the start; it is no symbol of its own.',
+                'The mark "</w>" is glued to the last letter from the start; it is no symbol of '
+                "its own.",
             ),
             (
                 _spell_backwards,
-                "The merges must be applied in the order in which they were learned: the first one first.",
+                "The merges must be applied in the order in which they were learned: the first "
+                "one first.",
             ),
             (_spell_once, "A merge joins every place where its pair stands, not only the first."),
             (_spell_one_merge, "You applied only the first merge: go through all of them."),
         ],
-        right="That is all a BPE tokenizer does with a word; after that, each piece is looked up in a table of ids.",
+        right="That is all a BPE tokenizer does with a word; after that, each piece is looked "
+        "up in a table of ids.",
     ),
     "08.2": Exercise(
         reference=_loss,
@@ -204,11 +207,13 @@ EXERCISES = {
         mistakes=[
             (
                 _loss_rows,
-                "You asked only one question, which text belongs to each picture. Ask also which picture belongs to each text, and take the mean.",
+                "You asked only one question, which text belongs to each picture. Ask also which "
+                "picture belongs to each text, and take the mean.",
             ),
             (
                 _loss_columns,
-                "You asked only one question, which picture belongs to each text. Ask also which text belongs to each picture, and take the mean.",
+                "You asked only one question, which picture belongs to each text. Ask also which "
+                "text belongs to each picture, and take the mean.",
             ),
             (_loss_sum, "Twice too large: the two questions are averaged, so divide by 2."),
             (_loss_unscaled, "The cosines must be multiplied by the scale before the softmax."),
@@ -219,7 +224,8 @@ EXERCISES = {
             (_loss_over_pictures, "You added over the pictures; cross entropy takes the mean."),
             (
                 _loss_two_softmaxes,
-                "F.cross_entropy has its own softmax inside: give it the scaled cosines as they are.",
+                "F.cross_entropy has its own softmax inside: give it the scaled cosines as they "
+                "are.",
             ),
         ],
         right="These three lines are the whole training signal of CLIP.",
@@ -230,7 +236,8 @@ EXERCISES = {
         mistakes=[
             (
                 _classes_unnormed,
-                "The mean of unit vectors is shorter than 1: normalise it, or classes whose prompts disagree are punished.",
+                "The mean of unit vectors is shorter than 1: normalise it, or classes whose "
+                "prompts disagree are punished.",
             ),
             (
                 _classes_first,
@@ -249,7 +256,8 @@ EXERCISES = {
                 "One row a picture, one column a class: yours is the other way round.",
             ),
         ],
-        right="Radford et al. gained several points on ImageNet with the mean of 80 prompts a class.",
+        right="Radford et al. gained several points on ImageNet with the mean of 80 prompts a "
+        "class.",
     ),
     "08.4": Exercise(
         reference=_score,
@@ -259,7 +267,8 @@ EXERCISES = {
             (_score_negative, "A negative cosine counts as 0."),
             (
                 _score_size,
-                "The absolute value would reward the opposite of the caption: a negative cosine counts as 0.",
+                "The absolute value would reward the opposite of the caption: a negative cosine "
+                "counts as 0.",
             ),
             (_score_no_hundred, "Right up to the factor 100."),
             (
@@ -268,6 +277,6 @@ EXERCISES = {
             ),
             (_score_mean, "Return one score a pair; the mean over a test set comes later."),
         ],
-        right="A one-line judge. What it misses is in the next section.",
+        right="A measure in one line. What it misses is in the next section.",
     ),
 }

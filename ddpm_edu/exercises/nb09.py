@@ -1,4 +1,4 @@
-"""Exercises of notebook 09: text to image."""
+"""Exercises: text to image. Notebook 09."""
 
 import math
 
@@ -16,7 +16,8 @@ def _random(seed, *shape):
 
 
 def _attention(queries="z", keys="c", values="c", scale=math.sqrt, over=1):
-    """Attention with its ingredients exchanged; `scale` of d divides the products, the softmax runs along `over`."""
+    """Attention with its ingredients exchanged; `scale` of d divides the products, the softmax runs
+    along `over`."""
 
     def answer(z, c, W_Q, W_K, W_V):
         rows = {"z": z, "c": c}
@@ -117,11 +118,13 @@ EXERCISES = {
             (_attention(scale=lambda d: d), "Divide by the ROOT of d, not by d itself."),
             (
                 _attention(over=0),
-                "The softmax runs along the wrong side: each PLACE divides its attention among the tokens, so the rows of A sum to 1 (dim=1).",
+                "The softmax runs along the wrong side: each PLACE divides its attention among "
+                "the tokens, so the rows of A sum to 1 (dim=1).",
             ),
             (
                 _attention("c", "z", "z"),
-                "The wrong way round: the places ask (Q from z), the text answers (K and V from c).",
+                "The wrong way round: the places ask (Q from z), the text answers (K and V from "
+                "c).",
             ),
             (_attention("z", "z", "z"), "That is self-attention: K and V come from the text c."),
             (_keys_as_values, "You handed over the keys. The message is V = c W_V."),
@@ -131,7 +134,8 @@ EXERCISES = {
             ),
             (_weights_only, "That is A, who looks at whom. Return what they hear: A V."),
         ],
-        right="Q from the picture, K and V from the text. These lines are all that connects words and pixels.",
+        right="Q from the picture, K and V from the text. These lines are all that connects "
+        "words and pixels.",
     ),
     "09.2": Exercise(
         reference=_geglu(),
@@ -165,7 +169,8 @@ EXERCISES = {
         mistakes=[
             (
                 _drop_to_zeros,
-                "A dropped text is the encoding of the empty prompt, not zeros: at sampling time the network will be asked with that encoding.",
+                "A dropped text is the encoding of the empty prompt, not zeros: at sampling time "
+                "the network will be asked with that encoding.",
             ),
             (
                 _keep_instead,
@@ -173,11 +178,13 @@ EXERCISES = {
             ),
             (
                 _drop_all_together,
-                "You decide once for the whole batch. Every picture has its own u: shape the mask (B, 1, 1).",
+                "You decide once for the whole batch. Every picture has its own u: shape the "
+                "mask (B, 1, 1).",
             ),
             (
                 _drop_tokens,
-                "Whole texts are dropped, all their tokens, and only those of the pictures with u < p: shape the mask (B, 1, 1).",
+                "Whole texts are dropped, all their tokens, and only those of the pictures with "
+                "u < p: shape the mask (B, 1, 1).",
             ),
         ],
         right="One network, two models: with text and without.",

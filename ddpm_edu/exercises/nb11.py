@@ -1,10 +1,11 @@
-"""Exercises of notebook 11: Stable Diffusion, opened."""
+"""Exercises: Stable Diffusion, opened. Notebook 11."""
 
 import torch
 
 from .check import Exercise
 
-# ---------------------------------------------------------------- 11.1  parameters of a transformer block
+# ---------------------------------------------------------------- 11.1  parameters of a transformer
+# block
 
 
 def _block(norms=3, self_bias=True, text_both=True, cross_same=False, forward=4):
@@ -68,23 +69,27 @@ EXERCISES = {
         mistakes=[
             (
                 _block(cross_same=True),
-                "K and V of the cross-attention read the text: their matrices are d x c, not c x c.",
+                "K and V of the cross-attention read the text: their matrices are d x c, not c x "
+                "c.",
             ),
             (_block(text_both=False), "Both K and V read the text; you count only one of them so."),
             (
                 _block(norms=2),
-                "2c are missing: there are three LayerNorms, one in front of each part, and the output layers of both attentions have a bias of c.",
+                "2c are missing: there are three LayerNorms, one in front of each part, and the "
+                "output layers of both attentions have a bias of c.",
             ),
             (
                 _block(forward=2),
-                "GEGLU makes two numbers for each one it keeps: its first layer goes from c to 8c, not to 4c.",
+                "GEGLU makes two numbers for each one it keeps: its first layer goes from c to "
+                "8c, not to 4c.",
             ),
             (
                 _block(self_bias=False),
                 "The output layer of the self-attention has a bias of c numbers.",
             ),
         ],
-        right="Sixteen of these sit in SD 1.5's UNet, and the K and V of each are the only doors for the text.",
+        right="Sixteen of these sit in SD 1.5's UNet, and the K and V of each are the only "
+        "doors for the text.",
     ),
     "11.2": Exercise(
         reference=_scale,
@@ -100,7 +105,8 @@ EXERCISES = {
             ),
             (
                 _centred,
-                "Only multiply. Subtracting the mean is not undone by the decoder, which divides by the scale and no more.",
+                "Only multiply. Subtracting the mean is not undone by the decoder, which divides "
+                "by the scale and no more.",
             ),
             (_per_channel, "One number for all channels together, as SD does."),
             (
@@ -124,13 +130,15 @@ EXERCISES = {
             ),
             (
                 _trailing,
-                "Those are trailing timesteps, which begin at T - 1. Leading ones are multiples of T // steps, counted from 0.",
+                "Those are trailing timesteps, which begin at T - 1. Leading ones are multiples "
+                "of T // steps, counted from 0.",
             ),
             (
                 lambda T, steps, offset=1: [
                     int(i * T / steps) + offset for i in reversed(range(steps))
                 ],
-                "Take the whole stride T // steps first and multiply then: with 30 steps of 1000 it is 33, not 33.33.",
+                "Take the whole stride T // steps first and multiply then: with 30 steps of 1000 "
+                "it is 33, not 33.33.",
             ),
         ],
         right="30 steps begin at 958: the noisiest 41 times of the schedule are never visited.",

@@ -1,11 +1,12 @@
-"""Exercises of notebook 12: SDXL."""
+"""Exercises: SDXL. Notebook 12."""
 
 import torch
 
 from ..networks.unet import timestep_embedding
 from .check import Exercise
 
-# ---------------------------------------------------------------- 12.1  parameters of a transformer block
+# ---------------------------------------------------------------- 12.1  parameters of a transformer
+# block
 
 
 def _block(
@@ -39,7 +40,8 @@ def _embed(number):
 def _vector(
     order=lambda size, crop, target: [*size, *crop, *target], embed=_embed, pooled_first=True
 ):
-    """An answer that may tell other numbers, embed them otherwise, or put the parts the other way round."""
+    """An answer that may tell other numbers, embed them otherwise, or put the parts the other way
+    round."""
 
     def answer(pooled, original_size, crop, target_size):
         told = torch.cat(
@@ -107,7 +109,8 @@ EXERCISES = {
         mistakes=[
             (
                 _block(attn2=lambda c, d: 4 * c**2 + c),
-                "Cross-attention takes its K and V from the text, which is D numbers wide: those two matrices have D x C entries, not C x C.",
+                "Cross-attention takes its K and V from the text, which is D numbers wide: those "
+                "two matrices have D x C entries, not C x C.",
             ),
             (
                 _block(attn2=lambda c, d: 0, norms=lambda c: 4 * c),
@@ -119,19 +122,23 @@ EXERCISES = {
             ),
             (
                 _block(attn2=lambda c, d: c**2 + 3 * c * d + c),
-                "Cross-attention: only K and V come from the text. Q comes from the picture, so it is C x C.",
+                "Cross-attention: only K and V come from the text. Q comes from the picture, so "
+                "it is C x C.",
             ),
             (
                 _block(ff=lambda c: 8 * c**2 + 5 * c),
-                "The feed-forward is a GEGLU: its first layer makes 8 C numbers, half of them gates, so 4 C are left for the second layer.",
+                "The feed-forward is a GEGLU: its first layer makes 8 C numbers, half of them "
+                "gates, so 4 C are left for the second layer.",
             ),
             (
                 _block(ff=lambda c: 16 * c**2 + 9 * c),
-                "The gate of the GEGLU halves the width: the second layer of the feed-forward takes 4 C numbers, not 8 C.",
+                "The gate of the GEGLU halves the width: the second layer of the feed-forward "
+                "takes 4 C numbers, not 8 C.",
             ),
             (
                 _block(norms=lambda c: 0),
-                "The three LayerNorms are missing: each has a scale and a shift for every channel, 2 C.",
+                "The three LayerNorms are missing: each has a scale and a shift for every "
+                "channel, 2 C.",
             ),
             (
                 _block(norms=lambda c: 3 * c),
@@ -139,11 +146,13 @@ EXERCISES = {
             ),
             (
                 _no_bias(4, 4, 9),
-                "Q, K and V have no bias here; of the four matrices of an attention only the output has one.",
+                "Q, K and V have no bias here; of the four matrices of an attention only the "
+                "output has one.",
             ),
             (
                 _no_bias(0, 0, 0),
-                "The biases are missing: attention's output (C, twice) and both layers of the feed-forward (8 C and C).",
+                "The biases are missing: attention's output (C, twice) and both layers of the "
+                "feed-forward (8 C and C).",
             ),
             (
                 _no_bias(0, 0, 9),
@@ -158,7 +167,8 @@ EXERCISES = {
         mistakes=[
             (
                 _vector(lambda size, crop, target: [*size[::-1], *crop[::-1], *target[::-1]]),
-                "Width and height are swapped: SDXL is told the vertical number first, height and top.",
+                "Width and height are swapped: SDXL is told the vertical number first, height "
+                "and top.",
             ),
             (
                 _vector(lambda size, crop, target: [*size[::-1], *crop, *target[::-1]]),
@@ -181,7 +191,8 @@ EXERCISES = {
                         target[0] / target[1],
                     ]
                 ),
-                "The last two numbers are the target's height and width themselves, not their ratio.",
+                "The last two numbers are the target's height and width themselves, not their "
+                "ratio.",
             ),
             (
                 _vector(lambda size, crop, target: [*size, *crop]),
@@ -193,11 +204,13 @@ EXERCISES = {
                 _vector(
                     embed=lambda number: timestep_embedding(torch.tensor([number / 1024]), 256)[0]
                 ),
-                "You divided the pixels by 1024. SDXL embeds the plain number of pixels, as if it were a timestep.",
+                "You divided the pixels by 1024. SDXL embeds the plain number of pixels, as if "
+                "it were a timestep.",
             ),
             (
                 _plain,
-                "Those are the six plain numbers. Each becomes 256 cosines and sines first: `timestep_embedding(numbers, 256)`.",
+                "Those are the six plain numbers. Each becomes 256 cosines and sines first: "
+                "`timestep_embedding(numbers, 256)`.",
             ),
         ],
         right="1280 + 6 * 256 = 2816 numbers, and the UNet knows how large your picture was.",
@@ -208,15 +221,18 @@ EXERCISES = {
         mistakes=[
             (
                 _by(lambda t, T, h, i, n: i < round(h * n)),
-                "You split the number of steps. The hand-over is a place on the scale of noise: base while t >= T - handover T.",
+                "You split the number of steps. The hand-over is a place on the scale of noise: "
+                "base while t >= T - handover T.",
             ),
             (
                 _by(lambda t, T, h, i, n: i < int(h * n)),
-                "You split the number of steps. The hand-over is a place on the scale of noise: base while t >= T - handover T.",
+                "You split the number of steps. The hand-over is a place on the scale of noise: "
+                "base while t >= T - handover T.",
             ),
             (
                 _by(lambda t, T, h, i, n: t >= h * T),
-                "handover is the base's share, counted from t = T down: it stops at T - handover T, not at handover T.",
+                "handover is the base's share, counted from t = T down: it stops at T - handover "
+                "T, not at handover T.",
             ),
             (
                 _by(lambda t, T, h, i, n: t > T - h * T),
@@ -224,13 +240,15 @@ EXERCISES = {
             ),
             (
                 _by(lambda t, T, h, i, n: t > h * T),
-                "handover is the base's share, counted from t = T down: it stops at T - handover T, not at handover T.",
+                "handover is the base's share, counted from t = T down: it stops at T - handover "
+                "T, not at handover T.",
             ),
             (
                 lambda times, T, handover: _right(times, T, handover)[::-1],
                 "The other way round: the base has the large t, and its times are returned first.",
             ),
         ],
-        right="Whatever sampler and however many steps: the refiner never sees more noise than it was trained on.",
+        right="Whatever sampler and however many steps: the refiner never sees more noise than "
+        "it was trained on.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Exercises of notebook 14: how fast SDXL can be sampled."""
+"""Exercises: how fast SDXL can be sampled. Notebook 14."""
 
 import torch
 
@@ -28,7 +28,8 @@ QKV_CASES = [
 
 
 def _qkv(shape, order):
-    """An answer that splits the last axis of the product by `shape` and puts the axes in `order`."""
+    """An answer that splits the last axis of the product by `shape` and puts the axes in
+    `order`."""
 
     def split(x, W, heads):
         q, k, v = (
@@ -126,11 +127,13 @@ EXERCISES = {
         mistakes=[
             (
                 _max_of_sums,
-                "You take the maximum of the sums. But each kernel has its own limit, and they run one after the other: the maximum first, for each kernel, then the sum.",
+                "You take the maximum of the sums. But each kernel has its own limit, and they "
+                "run one after the other: the maximum first, for each kernel, then the sum.",
             ),
             (
                 lambda kernels, peak, bandwidth: sum(F / peak + M / bandwidth for F, M in kernels),
-                "Arithmetic and memory work at the same time inside a kernel: the slower of the two counts, not their sum.",
+                "Arithmetic and memory work at the same time inside a kernel: the slower of the "
+                "two counts, not their sum.",
             ),
             (
                 lambda kernels, peak, bandwidth: sum(F / peak for F, _ in kernels),
@@ -144,7 +147,8 @@ EXERCISES = {
                 lambda kernels, peak, bandwidth: sum(
                     min(F / peak, M / bandwidth) for F, M in kernels
                 ),
-                "The smaller of two lower bounds is the weaker one: a kernel must satisfy both, so take the larger.",
+                "The smaller of two lower bounds is the weaker one: a kernel must satisfy both, "
+                "so take the larger.",
             ),
             (
                 lambda kernels, peak, bandwidth: sum(
@@ -167,27 +171,33 @@ EXERCISES = {
         mistakes=[
             (
                 _qkv(("heads", 3, -1), (3, 0, 2, 1, 4)),
-                "You split into heads first and into Q, K, V inside each head. W is stacked the other way: all of Q, then all of K, then all of V.",
+                "You split into heads first and into Q, K, V inside each head. W is stacked the "
+                "other way: all of Q, then all of K, then all of V.",
             ),
             (
                 _heads_inside,
-                "The numbers of a head lie side by side: split C into (heads, C / heads), not into (C / heads, heads).",
+                "The numbers of a head lie side by side: split C into (heads, C / heads), not "
+                "into (C / heads, heads).",
             ),
             (
                 _reshaped,
-                "reshape reads the numbers in their order and mixes pixels with heads. First unflatten the last axis into (heads, C / heads), then transpose.",
+                "reshape reads the numbers in their order and mixes pixels with heads. First "
+                "unflatten the last axis into (heads, C / heads), then transpose.",
             ),
             (
                 _no_heads,
-                "Q, K and V are right, but each must still be split into heads: (B, heads, N, C / heads).",
+                "Q, K and V are right, but each must still be split into heads: (B, heads, N, C "
+                "/ heads).",
             ),
             (
                 _heads_kept_behind,
-                "The axes are (B, N, heads, C / heads): transpose N and heads, SDPA wants the heads first.",
+                "The axes are (B, N, heads, C / heads): transpose N and heads, SDPA wants the "
+                "heads first.",
             ),
             (
                 _qkv((3, "heads", -1), (2, 0, 1, 3, 4)),
-                "The axes are (B, N, heads, C / heads): transpose N and heads, SDPA wants the heads first.",
+                "The axes are (B, N, heads, C / heads): transpose N and heads, SDPA wants the "
+                "heads first.",
             ),
             (_not_transposed, "A linear layer computes x @ W.T: the transpose is missing."),
         ],
@@ -199,15 +209,18 @@ EXERCISES = {
         mistakes=[
             (
                 _eight(lambda x: x.abs().max() / 448),
-                "One scale for the whole matrix: rows of small numbers fall into the coarse end or to zero. Scale each row by its own largest number.",
+                "One scale for the whole matrix: rows of small numbers fall into the coarse end "
+                "or to zero. Scale each row by its own largest number.",
             ),
             (
                 _eight(lambda x: x.abs().amax(0, keepdim=True) / 448),
-                "You scaled the columns. A row is one token's input (or one output of a weight), and shares one scale: amax over the last axis.",
+                "You scaled the columns. A row is one token's input (or one output of a weight), "
+                "and shares one scale: amax over the last axis.",
             ),
             (
                 _eight(lambda x: torch.ones(1)),
-                "Without a scale everything above 448 is cut off, and small numbers lose their bits.",
+                "Without a scale everything above 448 is cut off, and small numbers lose their "
+                "bits.",
             ),
             (
                 _eight(_rows, back=False),
@@ -215,11 +228,13 @@ EXERCISES = {
             ),
             (
                 _eight(lambda x: x.abs().amax(-1, keepdim=True)),
-                "You scaled the largest number to 1. e4m3 goes up to 448: divide by max / 448, so that small numbers keep their bits, too.",
+                "You scaled the largest number to 1. e4m3 goes up to 448: divide by max / 448, "
+                "so that small numbers keep their bits, too.",
             ),
             (
                 _eight(lambda x: x.amax(-1, keepdim=True) / 448),
-                "A large negative number counts as well: take the absolute value before the maximum.",
+                "A large negative number counts as well: take the absolute value before the "
+                "maximum.",
             ),
             (lambda x: x, "Nothing was rounded: pass through torch.float8_e4m3fn on the way."),
         ],

@@ -1,4 +1,4 @@
-"""Pictures for the notebooks: plots with captions and alt text, and widgets."""
+"""Plots with captions and alt text, and widgets. All notebooks."""
 
 from ..lazy import lazily
 

@@ -1,11 +1,12 @@
-"""Still pictures: one house style, colours that colour-blind readers can tell apart, and alt text that survives.
+"""Still pictures: one style, colours for the colour-blind too, alt text. All notebooks.
 
     fig, ax = plot.axes(width=6, height=3)
     plot.curves(ax, t, {"linear": a, "cosine": b}, xlabel="t", ylabel="alpha_bar")
-    plot.figure(fig, alt="Two falling curves; cosine stays high longer", caption="Signal left after t steps.")
+    plot.figure(fig, alt="Two falling curves", caption="Signal left after t steps.")
 
-A notebook's plain `display(fig)` drops the alt text in JupyterLab. `figure` writes an HTML figure with the picture inside (a data
-URI), which JupyterLab, GitHub's notebook view and the book all show.
+A notebook's plain `display(fig)` drops the alt text in JupyterLab. `figure` writes an HTML figure
+with the picture inside (a data URI), which JupyterLab, GitHub's notebook view and the book all
+show.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ STYLES = list(zip(OKABE_ITO.values(), DASHES))  # the i-th series: its own colou
 
 
 def axes(width: float = 7, height: float = 3, *, rows: int = 1, columns: int = 1, **subplots):
-    """A white figure in house style, width x height inches (100 pixels an inch; keep the width at most 8.5).
+    """A white figure in house style, width x height inches (100 pixels an inch; keep the width at
+    most 8.5).
 
-    Returns (fig, ax), with ax an array as in `plt.subplots` when there are several. It never touches pyplot, so nothing
-    has to be closed and nothing is shown twice.
+    Returns (fig, ax), with ax an array as in `plt.subplots` when there are several. It never
+    touches pyplot, so nothing has to be closed and nothing is shown twice.
 
     >>> fig, (left, right) = axes(8, 3, columns=2, sharey=True)
     """
@@ -70,7 +72,8 @@ def tidy(ax: Axes) -> Axes:
 
 
 class Picture:
-    """A picture with alt text and a caption; what `figure` and `image_grid` return. Shown when it ends a cell, or by `display`."""
+    """A picture with alt text and a caption; what `figure` and `image_grid` return. Shown when it
+    ends a cell, or by `display`."""
 
     def __init__(self, png: bytes, *, alt: str, caption: str):
         require_text("alt", alt)
@@ -87,9 +90,11 @@ class Picture:
 def figure(fig: Figure, *, alt: str, caption: str) -> Picture:
     """Turn a matplotlib Figure into a `Picture` and close it.
 
-    alt says what a reader who cannot see the picture needs to know; caption is printed below. Either empty: OptionError.
+    alt says what a reader who cannot see the picture needs to know; caption is printed below.
+    Either empty: OptionError.
 
-    >>> fig, ax = axes(); _ = ax.plot([1, 2]); figure(fig, alt="A rising line", caption="It rises.").alt
+    >>> fig, ax = axes(); _ = ax.plot([1, 2])
+    >>> figure(fig, alt="A rising line", caption="It rises.").alt
     'A rising line'
     """
     picture = Picture(small_png(pixels(fig)), alt=alt, caption=caption)
@@ -113,9 +118,11 @@ def curves(
     labels: bool = True,
     linewidth: float = 1.8,
 ) -> list:
-    """Draw one line a series over the same x, each with its own colour and dash, and its name at its right end.
+    """Draw one line a series over the same x, each with its own colour and dash, and its name at
+    its right end.
 
-    Returns the Line2D objects (for `set_ydata` in a widget). labels=False draws a legend instead of direct labels.
+    Returns the Line2D objects (for `set_ydata` in a widget). labels=False draws a legend instead of
+    direct labels.
 
     >>> fig, ax = axes()
     >>> lines = curves(ax, [0, 1, 2], {"linear": [3, 2, 1], "cosine": [3, 3, 1.5]}, xlabel="t")
@@ -144,7 +151,8 @@ def curves(
 
 
 def label_lines(ax: Axes, lines) -> None:
-    """Write each line's name at its right end, in its colour, moved apart where they would touch."""
+    """Write each line's name at its right end, in its colour, moved apart where they would
+    touch."""
     ends = []
     for line in lines:
         x, y = line.get_data()
@@ -190,7 +198,8 @@ def loss_curve(
     ylabel: str = "loss",
     logy: bool = True,
 ) -> list:
-    """Training losses: each raw value faint, a running mean (bias-corrected, decay `smooth`) on top.
+    """Training losses: each raw value faint, a running mean (bias-corrected, decay `smooth`) on
+    top.
 
     losses: one list, or {name: list} to compare runs. every: training steps between two values.
 
@@ -219,7 +228,8 @@ def loss_curve(
 
 
 def running_mean(values, decay: float) -> np.ndarray:
-    """Exponential running mean m_k = sum_i decay^(k-i) v_i / sum_i decay^(k-i): exact for a constant from the first value on."""
+    """Exponential running mean m_k = sum_i decay^(k-i) v_i / sum_i decay^(k-i): exact for a
+    constant from the first value on."""
     sums = accumulate(
         ((v, 1.0) for v in np.asarray(values, dtype=float)),
         lambda m, v: (decay * m[0] + v[0], decay * m[1] + 1),
@@ -236,7 +246,8 @@ def plane(
     size: float = 3,
     label: str = "",
 ):
-    """A square plane with (n, 2) points; returns the scatter (its `set_offsets` moves the points), or None without points.
+    """A square plane with (n, 2) points; returns the scatter (its `set_offsets` moves the points),
+    or None without points.
 
     >>> fig, ax = axes(3, 3); dots = plane(ax, [[0, 0], [1, 1]], limits=(-2, 2))
     """
@@ -250,7 +261,8 @@ def plane(
 
 
 def tile(x, columns: int | None = None, *, gap: int = 1, background: int = 255) -> np.ndarray:
-    """A batch of images in [-1, 1] as one uint8 array: (B, 1, H, W) -> (h, w), (B, 3, H, W) -> (h, w, 3). Values outside are clipped.
+    """A batch of images in [-1, 1] as one uint8 array: (B, 1, H, W) -> (h, w), (B, 3, H, W) -> (h,
+    w, 3). Values outside are clipped.
 
     columns: images a row (default: all in one row). gap: pixels of `background` between images.
 
@@ -260,7 +272,8 @@ def tile(x, columns: int | None = None, *, gap: int = 1, background: int = 255) 
     x = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float32)
     if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
         raise ShapeError(
-            f"images have shape {x.shape}: expected (B, 1, H, W) or (B, 3, H, W) with B at least 1, values in [-1, 1]"
+            f"images have shape {x.shape}: expected (B, 1, H, W) or (B, 3, H, W) with B at "
+            "least 1, values in [-1, 1]"
         )
     columns = len(x) if columns is None else min(columns, len(x))
     if columns < 1:
@@ -290,12 +303,13 @@ def image_grid(
     column_labels: Sequence[str] | None = None,
     zoom: int = 2,
 ) -> Picture:
-    """A batch of images in [-1, 1] ((B, 1, H, W) or (B, 3, H, W)) as a `Picture`, sharp pixels, `zoom` screen pixels a pixel.
+    """A batch of images in [-1, 1] ((B, 1, H, W) or (B, 3, H, W)) as a `Picture`, sharp pixels,
+    `zoom` screen pixels a pixel.
 
     labels: one text above each image. row_labels, column_labels: texts at the left and on top.
 
-    >>> image_grid(np.zeros((4, 1, 28, 28)), columns=4, labels="abcd", alt="Four grey squares", caption="Nothing yet.").alt
-    'Four grey squares'
+    >>> image_grid(np.zeros((4, 1, 28, 28)), labels="abcd", alt="Four squares", caption="Grey.").alt
+    'Four squares'
     """
     columns = min(columns, len(x))
     rows = -(-len(x) // columns) if columns > 0 else 0
@@ -371,7 +385,8 @@ def png(image: np.ndarray, compress_level: int = 1) -> bytes:
 
 
 def small_png(image: np.ndarray) -> bytes:
-    """PNG for a saved notebook: a 256-colour palette where the eye cannot tell (mean error below half a level), else full colour."""
+    """PNG for a saved notebook: a 256-colour palette where the eye cannot tell (mean error below
+    half a level), else full colour."""
     if image.ndim == 2:
         return png(image, 9)
     full = Image.fromarray(np.ascontiguousarray(image))
@@ -383,11 +398,14 @@ def small_png(image: np.ndarray) -> bytes:
 
 
 def figure_html(png_bytes: bytes, alt: str, caption: str) -> str:
-    """The HTML of a picture with alt text and caption; the data URI must stay on one line (viewers drop a broken one)."""
+    """The HTML of a picture with alt text and caption; the data URI must stay on one line (viewers
+    drop a broken one)."""
     uri = "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")
+    style = "max-width:46em;margin-top:0.3em"
     return (
-        f'<figure style="margin:0.5em 0"><img alt="{html.escape(alt)}" src="{uri}" style="max-width:100%;background:white">'
-        f'<figcaption style="max-width:46em;margin-top:0.3em"><em>{html.escape(caption)}</em></figcaption></figure>'
+        f'<figure style="margin:0.5em 0"><img alt="{html.escape(alt)}" src="{uri}" '
+        f'style="max-width:100%;background:white"><figcaption style="{style}">'
+        f"<em>{html.escape(caption)}</em></figcaption></figure>"
     )
 
 
@@ -395,5 +413,6 @@ def require_text(name: str, text: str) -> None:
     """OptionError unless text is a non-empty string."""
     if not isinstance(text, str) or not text.strip():
         raise OptionError(
-            f"{name} is empty: every picture needs a sentence there (alt for those who cannot see it, caption for all)"
+            f"{name} is empty: every picture needs a sentence there (alt for those who "
+            "cannot see it, caption for all)"
         )

@@ -1,10 +1,11 @@
-"""Moving pictures: sliders and prompts that redraw, films, and a point to drag. All of them answer mouse, touch and keyboard.
+"""Sliders and prompts that redraw, films, a point to drag, by mouse or keyboard. All notebooks.
 
-    SliderPicture(draw, Slider("t", range(1000), 300), alt="The digit at t = {t}", caption="Drag t.")
+    SliderPicture(draw, Slider("t", range(1000), 300), alt="Noise at t = {t}", caption="Drag t.")
     Film(frames, label="x_t and x0-hat", captions=texts, caption="Noise becomes a digit.")
 
-Each widget, shown in a notebook, also leaves a still picture with alt text in the saved file: readers on GitHub, who have no
-kernel, see that. Each widget is a pair of short files: film.py for the kernel, film.js for the page.
+Each widget, shown in a notebook, also leaves a still picture with alt text in the saved file:
+readers on GitHub, who have no kernel, see that. Each widget is a pair of short files: film.py for
+the kernel, film.js for the page.
 """
 
 from .base import Widget, freeze

@@ -1,4 +1,4 @@
-"""What all widgets share: look, caption, error line, note, and the still picture for readers without a kernel."""
+"""What all widgets share: look, caption, error line, and a still picture. All notebooks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def static(name: str) -> str:
 
 
 class Widget(anywidget.AnyWidget):
-    """Base of the widgets: caption, error line, and the still picture that goes into the saved notebook."""
+    """Base of the widgets: caption, error line, and the still picture that goes into the saved
+    notebook."""
 
     _css = static("widgets.css")
     caption = tr.Unicode().tag(sync=True)
@@ -45,7 +46,8 @@ class Widget(anywidget.AnyWidget):
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
-        """Show the warnings issued meanwhile as a note under the picture: after a move in the page nobody would see them."""
+        """Show the warnings issued meanwhile as a note under the picture: after a move in the page
+        nobody would see them."""
         with warnings.catch_warnings(record=True) as caught:
             try:
                 yield
@@ -53,7 +55,8 @@ class Widget(anywidget.AnyWidget):
                 self.note = "\n".join(dict.fromkeys(str(warning.message) for warning in caught))
 
     def _live(self, redraw: Callable[[], None]) -> None:
-        """Redraw after a move in the page; a failure is shown under the picture instead of vanishing in a log."""
+        """Redraw after a move in the page; a failure is shown under the picture instead of
+        vanishing in a log."""
         try:
             redraw()
             self.error = ""
@@ -63,7 +66,8 @@ class Widget(anywidget.AnyWidget):
 
 
 def uint8(array, what: str, dims: tuple[int, int]) -> np.ndarray:
-    """A contiguous uint8 array of `dims[0]` axes (grey) or `dims[1]` with 3 at the end (RGB); else ShapeError."""
+    """A contiguous uint8 array of `dims[0]` axes (grey) or `dims[1]` with 3 at the end (RGB); else
+    ShapeError."""
     array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
     if (
         array.dtype != np.uint8
@@ -72,14 +76,16 @@ def uint8(array, what: str, dims: tuple[int, int]) -> np.ndarray:
         or 0 in array.shape
     ):
         raise ShapeError(
-            f"{what}: {array.dtype} of shape {array.shape}. Needed: uint8, {'(N, H, W) or (N, H, W, 3)' if dims[0] == 3 else '(H, W) or (H, W, 3)'}, "
+            f"{what}: {array.dtype} of shape {array.shape}. Needed: uint8, "
+            f"{'(N, H, W) or (N, H, W, 3)' if dims[0] == 3 else '(H, W) or (H, W, 3)'}, "
             "nothing empty; plot.tile(x) makes it from images in [-1, 1]"
         )
     return np.ascontiguousarray(array)
 
 
 def zoom(scale: int | None, h: int, w: int) -> int:
-    """Screen pixels a pixel: `scale` if given, else whatever makes an h x w picture about 280 high and at most 860 wide."""
+    """Screen pixels a pixel: `scale` if given, else whatever makes an h x w picture about 280 high
+    and at most 860 wide."""
     if scale is None:
         return int(np.clip(min(280 // h, 860 // w), 1, 12))
     if scale < 1:
@@ -91,11 +97,12 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def freeze(notebook: dict) -> dict:
-    """Leave only the still pictures in a notebook's saved outputs (in place; works on a dict or an nbformat notebook).
+    """Leave only the still pictures in a notebook's saved outputs (in place; works on a dict or an
+    nbformat notebook).
 
-    For the files that ship: without a kernel JupyterLab would print "model not found" where a saved widget was. Running the cells
-    brings the widgets back. Progress bars have no still picture and go. Also removes `metadata.widgets`, which makes GitHub refuse
-    a notebook when it is stale.
+    For the files that ship: without a kernel JupyterLab would print "model not found" where a saved
+    widget was. Running the cells brings the widgets back. Progress bars have no still picture and
+    go. Also removes `metadata.widgets`, which makes GitHub refuse a notebook when it is stale.
     """
     notebook["metadata"].pop("widgets", None)
     for cell in notebook["cells"]:

@@ -1,4 +1,4 @@
-"""What a reader moves: sliders, menus, switches and lines of text."""
+"""What a reader moves: sliders, menus, switches and lines of text. All notebooks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ...errors import OptionError
 class Slider:
     """A slider over an increasing sequence of numbers, so the author chooses the scale.
 
-    >>> t = Slider("t", range(1000), 300)                                   # whole numbers, starting at 300
+    >>> t = Slider("t", range(1000), 300)                            # whole numbers, from 300
     >>> eta = Slider("eta", np.linspace(0, 1, 21), 0.0, label="eta (noise put back)")
-    >>> sigma = Slider("sigma", np.geomspace(0.01, 80, 101), 1.0)           # logarithmic; starts at the value nearest 1
+    >>> sigma = Slider("sigma", np.geomspace(0.01, 80, 101), 1.0)    # starts nearest to 1
     >>> steps = Slider("steps", [1, 3, 9, 27, 81])
 
     OptionError: fewer than two values, values that do not increase, a start outside them.
@@ -32,7 +32,8 @@ class Slider:
         options = tuple(v.item() if hasattr(v, "item") else v for v in self.values)
         if len(options) < 2 or not all(a < b for a, b in zip(options, options[1:])):
             raise OptionError(
-                f"slider {self.name!r}: its values must increase and be at least two; got {len(options)} "
+                f"slider {self.name!r}: its values must increase and be at least two; got "
+                f"{len(options)} "
                 f"({', '.join(map(str, options[:4]))} ...). Use range, np.linspace or np.geomspace"
             )
         return options
@@ -41,7 +42,8 @@ class Slider:
         value = options[0] if self.value is None else self.value
         if not options[0] <= value <= options[-1]:
             raise OptionError(
-                f"slider {self.name!r} starts at {value}, outside {options[0]} ... {options[-1]}: choose a start inside"
+                f"slider {self.name!r} starts at {value}, outside {options[0]} ... "
+                f"{options[-1]}: choose a start inside"
             )
         return int(np.argmin(np.abs(np.asarray(options, dtype=float) - value)))
 
@@ -71,7 +73,8 @@ class Choice:
     def start(self, options: tuple) -> int:
         if self.value is not None and self.value not in options:
             raise OptionError(
-                f"choice {self.name!r} starts at {self.value!r}, which is not one of {', '.join(map(str, options))}"
+                f"choice {self.name!r} starts at {self.value!r}, which is not one of "
+                f"{', '.join(map(str, options))}"
             )
         return 0 if self.value is None else options.index(self.value)
 
@@ -97,13 +100,16 @@ class Toggle:
 
 @dataclass(frozen=True)
 class Text:
-    """A line of text, such as a prompt: `draw` receives the string, which may be empty. Redrawn on Enter or when the reader leaves the field.
+    """A line of text, such as a prompt: `draw` receives the string, which may be empty. Redrawn on
+    Enter or when the reader leaves the field.
 
-    other: a second sensible text. The empty field shows it as a hint, and the browser test types it. limit: characters at most.
+    other: a second sensible text. The empty field shows it as a hint, and the browser test types
+    it. limit: characters at most.
 
-    >>> prompt = Text("prompt", "a red seven on a blue ground", other="a large green two on a black ground, centre")
+    >>> prompt = Text("prompt", "a red seven on a blue ground", other="a green two")
 
-    OptionError: a text that is no string, longer than the limit, or of several lines; `other` the same as the start.
+    OptionError: a text that is no string, longer than the limit, or of several lines; `other` the
+    same as the start.
     """
 
     name: str
@@ -117,7 +123,8 @@ class Text:
         options = AnyText(self.name, self.limit)
         if self.other is not None and options.require(self.other) == self.value:
             raise OptionError(
-                f"text {self.name!r}: other is the same as the start. Give a second text, with another picture"
+                f"text {self.name!r}: other is the same as the start. Give a second text, with "
+                "another picture"
             )
         return options
 
@@ -127,7 +134,8 @@ class Text:
 
 @dataclass(frozen=True)
 class AnyText:
-    """The options of a Text: every line of at most `limit` characters. The position of a text is the text itself."""
+    """The options of a Text: every line of at most `limit` characters. The position of a text is
+    the text itself."""
 
     name: str
     limit: int
@@ -137,11 +145,13 @@ class AnyText:
             raise OptionError(f"text {self.name!r}: got {text!r}, needed a string")
         if len(text) > self.limit:
             raise OptionError(
-                f"text {self.name!r}: {len(text)} characters, at most {self.limit} are allowed: shorten it"
+                f"text {self.name!r}: {len(text)} characters, at most {self.limit} are allowed: "
+                "shorten it"
             )
         if len(text.splitlines()) > 1:
             raise OptionError(
-                f"text {self.name!r}: {len(text.splitlines())} lines, the field holds one: join them"
+                f"text {self.name!r}: {len(text.splitlines())} lines, the field holds one: join "
+                "them"
             )
         return text
 

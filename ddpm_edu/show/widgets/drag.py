@@ -1,4 +1,4 @@
-"""DragPoint: move a start point over a plane and watch the paths that leave it."""
+"""DragPoint: move a start point over a plane and watch its paths. Notebooks 00 and 02."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from .base import Widget, static
 
 
 class DragPoint(Widget):
-    """A plane with a point to drag (mouse, touch, arrow keys; Shift for big steps) and the paths that start there.
+    """A plane with a point to drag (mouse, touch, arrow keys; Shift for big steps) and the paths
+    that start there.
 
-    points: (n, 2) data shown as a grey cloud, or None. trace(xy) -> {name: (m, 2) path}, called on every move with a float array of
-    2; the names must stay the same. limits: (low, high) of both axes. start: where the point is first. size: pixels.
+    points: (n, 2) data shown as a grey cloud, or None. trace(xy) -> {name: (m, 2) path}, called on
+    every move with a float array of 2; the names must stay the same. limits: (low, high) of both
+    axes. start: where the point is first. size: pixels.
 
-    >>> widget = DragPoint(None, lambda xy: {"straight home": np.linspace(xy, [0, 0], 5)}, alt="A path to the origin", caption="Drag it.")
+    >>> home = lambda xy: {"straight home": np.linspace(xy, [0, 0], 5)}
+    >>> widget = DragPoint(None, home, alt="A path to the origin", caption="Drag it.")
     >>> widget.summary
     'start (1.00, 1.00)\\nstraight home ends at (0.00, 0.00)'
 
-    OptionError: limits that do not increase, start outside them, trace gives no path. ShapeError: points or paths that are not (n, 2).
+    OptionError: limits that do not increase, start outside them, trace gives no path. ShapeError:
+    points or paths that are not (n, 2).
     """
 
     _esm = static("common.js") + static("drag.js")
@@ -54,7 +58,8 @@ class DragPoint(Widget):
             raise OptionError(f"limits are ({low:g}, {high:g}): the first must be below the second")
         if not all(low <= v <= high for v in start):
             raise OptionError(
-                f"start {tuple(start)} lies outside the plane {low:g} ... {high:g}: move it inside or widen limits"
+                f"start {tuple(start)} lies outside the plane {low:g} ... {high:g}: move it "
+                "inside or widen limits"
             )
         self._trace = trace
         cloud = [] if points is None else _pairs(points, "points")

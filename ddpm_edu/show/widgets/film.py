@@ -1,4 +1,4 @@
-"""Film: frames sent once, played and scrubbed in the page."""
+"""Film: frames sent once, played and scrubbed in the page. All notebooks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from .base import Widget, static, uint8, zoom
 
 
 class Film(Widget):
-    """A film to play or scrub. The frames are sent once, so it also plays in a page without a kernel.
+    """A film to play or scrub. The frames are sent once, so it also plays in a page without a
+    kernel.
 
-    frames: uint8 (N, H, W) or (N, H, W, 3), or a list of such pictures (`plot.tile` makes one; put two films side by side with
-    `np.concatenate([a, b], axis=-1)` for grey ones). captions: one text a frame. label: what it shows (also for screen readers).
-    scale: screen pixels a pixel. loop: start again at the end.
+    frames: uint8 (N, H, W) or (N, H, W, 3), or a list of such pictures (`plot.tile` makes one; put
+    two films side by side with `np.concatenate([a, b], axis=-1)` for grey ones). captions: one text
+    a frame. label: what it shows (also for screen readers). scale: screen pixels a pixel. loop:
+    start again at the end.
 
-    >>> film = Film(np.zeros((90, 28, 28), np.uint8), label="A grey digit", caption="Nothing happens.")
+    >>> film = Film(np.zeros((90, 28, 28), np.uint8), label="A digit", caption="All grey.")
     >>> film.shape
     [90, 28, 28, 1]
 
-    OptionError: no frames, captions of another length, fps outside 1 ... 60. ShapeError: frames that are not uint8 pictures.
+    OptionError: no frames, captions of another length, fps outside 1 ... 60. ShapeError: frames
+    that are not uint8 pictures.
     """
 
     _esm = static("common.js") + static("film.js")
@@ -56,8 +59,9 @@ class Film(Widget):
             frames = [np.asarray(frame) for frame in frames]
             sizes = {frame.shape for frame in frames}
             if len(sizes) > 1:
+                shapes = ", ".join(map(str, sorted(sizes)))
                 raise ShapeError(
-                    f"frames have different shapes ({', '.join(map(str, sorted(sizes)))}): all must be of one size"
+                    f"frames have different shapes ({shapes}): all must be of one size"
                 )
             frames = np.stack(frames)
         frames = uint8(frames, "frames", (3, 4))

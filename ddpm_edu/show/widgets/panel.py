@@ -1,4 +1,4 @@
-"""Controls above a picture: `SliderPicture` (matplotlib) and `SliderImage` (raw pixels)."""
+"""Controls above a picture: `SliderPicture` (matplotlib), `SliderImage` (pixels). All notebooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .controls import Choice, Slider, Text, Toggle, show  # noqa: F401 (the doct
 
 
 class _Panel(Widget):
-    """Controls above a picture. `position` holds, for every control, the index of its current option (for a Text, the text)."""
+    """Controls above a picture. `position` holds, for every control, the index of its current
+    option (for a Text, the text)."""
 
     _esm = static("common.js") + static("panel.js")
     controls = tr.List().tag(sync=True)
@@ -34,7 +35,8 @@ class _Panel(Widget):
         names = [c.name for c in controls]
         if len(set(names)) < len(names):
             raise OptionError(
-                f"two controls share a name: {', '.join(names)}. Each name is an argument of your function, so they must differ"
+                f"two controls share a name: {', '.join(names)}. Each name is an argument of "
+                "your function, so they must differ"
             )
         for name, text in ("alt", alt), ("caption", caption):
             if not callable(text):
@@ -63,11 +65,13 @@ class _Panel(Widget):
         return {name: options[self.position[name]] for name, options in self._options.items()}
 
     def move(self, **values) -> None:
-        """Set controls from Python; OptionError for an unknown name or a value that is not one of the control's."""
+        """Set controls from Python; OptionError for an unknown name or a value that is not one of
+        the control's."""
         for name, value in values.items():
             if name not in self._options or value not in self._options[name]:
                 raise OptionError(
-                    f"cannot set {name} to {value!r}: the controls are {', '.join(self._options)}, each with its own list of values"
+                    f"cannot set {name} to {value!r}: the controls are {', '.join(self._options)}, "
+                    "each with its own list of values"
                 )
         self.position = {
             **self.position,
@@ -103,17 +107,19 @@ def _require_arguments(function, leading: tuple, names) -> None:
     except TypeError as problem:
         expected = ", ".join([*("ax" for _ in leading), *names])
         raise OptionError(
-            f"{getattr(function, '__name__', 'the function')} cannot be called as ({expected}): {problem}. Name its arguments after the controls"
+            f"{getattr(function, '__name__', 'the function')} cannot be called as "
+            f"({expected}): {problem}. Name its arguments after the controls"
         ) from None
 
 
 class SliderPicture(_Panel):
     """Controls above a matplotlib picture, redrawn by `draw(ax, **values)` on every move.
 
-    draw: gets the Axes (an array of Axes when rows or columns > 1) and one keyword a control. It may return a function
-    `update(**values)`: then the axes are not cleared and later moves call only that, which is quicker.
-    alt, caption: text with {name} for a control's value, or a function of the values. width, height: inches (100 pixels each).
-    Further keywords go to `plt.subplots` (sharey=True ...).
+    draw: gets the Axes (an array of Axes when rows or columns > 1) and one keyword a control. It
+    may return a function `update(**values)`: then the axes are not cleared and later moves call
+    only that, which is quicker. alt, caption: text with {name} for a control's value, or a function
+    of the values. width, height: inches (100 pixels each). Further keywords go to `plt.subplots`
+    (sharey=True ...).
 
     >>> def draw(ax, t):
     ...     line, = ax.plot([0, 1], [0, t])
@@ -121,7 +127,8 @@ class SliderPicture(_Panel):
     ...     def update(t):
     ...         line.set_ydata([0, t])
     ...     return update
-    >>> widget = SliderPicture(draw, Slider("t", range(10), 3), alt="A line rising to {t}", caption="t = {t}")
+    >>> t = Slider("t", range(10), 3)
+    >>> widget = SliderPicture(draw, t, alt="A line rising to {t}", caption="t = {t}")
     >>> widget.alt
     'A line rising to 3'
     """
@@ -163,11 +170,14 @@ class SliderPicture(_Panel):
 
 
 class SliderImage(_Panel):
-    """Controls above raw pixels: `render(**values)` returns uint8 (H, W) or (H, W, 3). No matplotlib, so it is the fast one.
+    """Controls above raw pixels: `render(**values)` returns uint8 (H, W) or (H, W, 3). No
+    matplotlib, so it is the fast one.
 
-    scale: screen pixels a pixel (default: about 280 high). `plot.tile(batch)` turns images in [-1, 1] into such an array.
+    scale: screen pixels a pixel (default: about 280 high). `plot.tile(batch)` turns images in [-1,
+    1] into such an array.
 
-    >>> widget = SliderImage(lambda t: np.full((28, 28), t, np.uint8), Slider("t", range(256)), alt="Grey level {t}", caption="Grey.")
+    >>> grey, t = lambda t: np.full((28, 28), t, np.uint8), Slider("t", range(256))
+    >>> widget = SliderImage(grey, t, alt="Grey level {t}", caption="Grey.")
     >>> widget.move(t=200); widget.alt
     'Grey level 200'
     """

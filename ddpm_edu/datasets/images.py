@@ -235,16 +235,14 @@ def _pictures_below(path: Path) -> list[Path]:
     found, others, seen = [], [], {os.path.realpath(path)}
     new = lambda place: place not in seen and not seen.add(place)  # links may run in circles
     for place, folders, names in os.walk(path, onerror=refuse, followlinks=True):
-        visible = [name for name in folders if not name.startswith(".")]
+        visible = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in visible if new(os.path.realpath(os.path.join(place, name)))]
         for file in (Path(place, name) for name in names if not name.startswith(".")):
             fits = file.suffix.lower() in SUFFIXES and not file.is_fifo()
             (found if fits else others).append(file)
     if not found:
-        seen = f"only {_some(others)}" if others else "nothing"
-        raise DataError(
-            f"{path} holds no pictures ({seen}): pass a folder with files such as .png or .jpg"
-        )
+        held = f"only {_some(others)}" if others else "nothing"
+        raise DataError(f"{path} holds no pictures ({held}): pass a folder of .png, .jpg and such")
     return sorted(found, key=lambda f: f.relative_to(path).parts)
 
 
@@ -286,7 +284,7 @@ def _on_white(image):
     from PIL import Image
 
     if image.mode[0] in "IF":  # grey of 16 or 32 bits, which Pillow would clip
-        x = np.asarray(image).astype(np.float64)
+        x = np.asarray(image).astype(np.float32)
         deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
         tops = [65535] if deep else [255, 65535] if image.mode == "I" else [1, 255, 65535]
         top = next((top for top in tops if 0 <= x.min() and x.max() <= top), None)

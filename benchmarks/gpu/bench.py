@@ -72,7 +72,7 @@ TINY = Setting(
     attention=((2, 2, 64, 64, 16), (2, 2, 64, 7, 16), (1, 1, 64, 64, 512)),
     upsamples=((1, 32, 8),),
     hurry=0.01,
-    patience=30,
+    patience=120,
 )
 
 

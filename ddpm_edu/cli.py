@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     except DdpmEduError as error:
         print(f"ddpm-edu: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("ddpm-edu: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(": ".join(filter(None, ("ddpm-edu: stopped", str(stop)))), file=sys.stderr)
         return 130
     return 0
 
@@ -142,12 +142,12 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("train", help="train one of the models that ship, from random weights")
     p.add_argument(
         "name",
-        help="mnist or cifar10; painted or emoji: a whole Stable Diffusion, VAE, CLIP and UNet",
+        help="minute, mnist or cifar10; painted, emoji or five_minutes: a whole Stable Diffusion",
     )
     p.add_argument(
         "--out",
         type=Path,
-        help="where the weights go (default: NAME.safetensors here; the CLIP of a whole system beside, NAME_clip.safetensors)",
+        help="where the weights go (default: NAME.safetensors; a system's CLIP: NAME_clip.safetensors)",
     )
     p.add_argument(
         "--checkpoint",
@@ -157,10 +157,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--steps",
         type=int,
-        help="instead of the recipe's number of updates; a whole system has three such numbers, and takes --seconds only",
+        help="updates, instead of the recipe's number; not for a whole system, which has three",
     )
     p.add_argument("--seconds", type=float, help="stop after this much time instead")
-    p.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the network's products: bfloat16 is quicker on a GPU (default: float32)",
+    )
     p.set_defaults(run=train)
 
     p = commands.add_parser("models", help="list the models that ship")
@@ -393,51 +399,14 @@ def write_png(path: Path, picture, meta: dict) -> None:
 
 def train(args) -> None:
     """Follow a recipe and write the averaged weights."""
-    from .errors import check_writable
-    from .training.minis import MINIS
-    from .training.recipes import recipe, run
+    from .training.whole_system import follow
 
     out = args.out or Path(f"{args.name}.safetensors")
     if out.suffix != ".safetensors":
         raise OptionError(f"--out {out}: pass a file name that ends in .safetensors")
-    check_writable(out)
-    if args.name in MINIS:
-        return _train_mini(MINIS[args.name], out, args)
-    if args.checkpoint is not None:
-        check_writable(args.checkpoint)
-    run(
-        recipe(args.name),
-        out,
-        checkpoint=args.checkpoint,
-        steps=args.steps,
-        seconds=args.seconds,
-        device=args.device,
-    )
-    print(f"{out}: written")
-
-
-def _train_mini(mini, out, args) -> None:
-    import torch
-
-    from .errors import check_writable
-    from .files.load import save
-    from .training.whole_system import train_mini
-
-    clip = out.with_stem(f"{out.stem}_clip")
-    check_writable(clip)
-    if args.steps is not None:
-        raise OptionError(
-            "--steps: a whole system is three runs, each with its own number; pass --seconds for all of them together"
-        )
-    if args.device != "cpu":
-        raise OptionError(
-            f"--device {args.device}: the mini systems are trained on the CPU, where they take minutes"
-        )
-    trained = train_mini(mini, args.seconds, args.checkpoint)
-    meta = {**trained.sd.meta, "train": trained.record}
-    save(out, trained.sd, meta, dtype=torch.int8)
-    save(clip, trained.clip, {"train": trained.record}, dtype=torch.int8)
-    print(f"{out}, {clip}: written")
+    options = {name: getattr(args, name) for name in ("checkpoint", "steps", "seconds", "device")}
+    written = follow(args.name, out, **options, dtype=args.dtype)
+    print(f"{', '.join(map(str, written))}: written")
 
 
 def models(args) -> None:

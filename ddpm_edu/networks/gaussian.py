@@ -152,7 +152,8 @@ class GaussianPrior(nn.Module):
         return (log_n + (self.weight[parts] * allowed).log()).softmax(1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
-        x_0, s, n = self.x0_hat(x_t, t, cond)
+        with torch.autocast(x_t.device.type, enabled=False):  # its distances need float32
+            x_0, s, n = self.x0_hat(x_t, t, cond)
         return (s * x_t - x_0) / n + self.model(torch.cat([x_t, x_0], dim=1), t, cond)
 
 

@@ -173,11 +173,14 @@ def spaced_timesteps(T: int, steps: int, spacing: str = "trailing", offset: int 
     return (i * ((T - 1) / (steps - 1))).round().flip(0) if steps > 1 else i + T - 1
 
 
-def karras_timesteps(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
+def karras_timesteps(
+    schedule: Schedule, steps: int, rho: float = 7.0, ends: tuple[float, float] | None = None
+) -> Tensor:
     """Fractional timesteps whose sigmas fall as in Karras et al. 2022 (arXiv 2206.00364) eq. 5.
 
     sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, from
-    the schedule's last sigma to its first. Returns (steps,) float64.
+    the sigma at ends[0] to that at ends[1], the schedule's last and first unless given. Returns
+    (steps,) float64.
     """
     whole("steps", steps, 1, schedule.T, "one model call each, and no more than the schedule has")
     in_range("rho", rho, 1, 100, "1 is even steps in sigma, 7 is usual")
@@ -186,7 +189,7 @@ def karras_timesteps(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor
             'spacing = "karras" needs a largest sigma, but this schedule ends in pure noise, where '
             'sigma is infinite: choose "trailing"'
         )
-    low, high = schedule.sigma[0] ** (1 / rho), schedule.sigma[-1] ** (1 / rho)
+    high, low = (schedule.sigma_at(t) ** (1 / rho) for t in ends or (schedule.T - 1, 0))
     u = torch.linspace(0, 1, steps, dtype=torch.float64)
     return schedule.time_at((high + u * (low - high)) ** rho).clamp(0, schedule.T - 1)
 

@@ -212,6 +212,7 @@ def pndm(
     return steps(x_T)
 
 
+WALKS = (*SPACINGS, "leading karras", "trailing karras")  # spacings of `sampling_times`
 SAMPLERS: dict[str, Callable] = {
     "ddpm": ddpm,
     "ddim": sample,
@@ -228,28 +229,39 @@ SAMPLERS: dict[str, Callable] = {
 
 
 def sampling_times(
-    schedule: Schedule, steps: int, sampler: str, spacing: str = "leading"
+    schedule: Schedule,
+    steps: int,
+    sampler: str,
+    spacing: str = "leading",
+    *,
+    offset: int = 1,
+    end: float | None = None,
 ) -> tuple[list[float], float]:
     """(timesteps, end) as Stable Diffusion's own samplers walk.
 
-    "leading" has offset 1, as trained. Euler and Heun take "linspace" at fractional times, the
+    "leading" ends at `offset`, as trained. Euler and Heun take "linspace" at fractional times, the
     others round them. DPM-Solver++ counts the end as one of its evenly spaced points, so its grid
-    is a little narrower. DDIM and PNDM stop at alpha_bar[0] instead of the clean picture.
+    is a little narrower. "leading karras" and "trailing karras" have the ends of those grids.
+    end: None is alpha_bar[0] for DDIM and PNDM, the clean picture for the others.
     1000 of 1000 steps leave no room for any of these.
     """
     one_of("sampler", sampler, SAMPLERS)
-    one_of("spacing", spacing, SPACINGS)
-    T, offset = schedule.T, min(1, schedule.T - 1)
-    if spacing == "karras":
-        times = karras_timesteps(schedule, steps).tolist()
+    one_of("spacing", spacing, WALKS)
+    whole("steps", steps, 1, schedule.T, "one model call each, no more than the schedule has")
+    grid, T = spacing.removesuffix(" karras").replace("karras", "linspace"), schedule.T
+    offset = min(offset, T - 1)
+    if sampler == "dpmpp_2m" and grid in ("leading", "linspace") and steps < T:
+        times = spaced_timesteps(T, steps + 1, grid, offset).tolist()[:-1]
     else:
-        times = spaced_timesteps(T, steps, spacing, offset).tolist()
-    if sampler == "dpmpp_2m" and spacing in ("leading", "linspace") and steps < T:
-        times = spaced_timesteps(T, steps + 1, spacing, offset).tolist()[:-1]
-    if in_sigma(sampler) and spacing == "linspace" and steps > 1:
+        times = spaced_timesteps(T, steps, grid, offset).tolist()
+    if in_sigma(sampler) and grid == "linspace" and steps > 1:
         times = [(T - 1) * i / (steps - 1) for i in reversed(range(steps))]
-    stops = sampler in ("ddim", "pndm") and times[-1] > 0
-    return times, 0 if stops else -1
+    if spacing.endswith("karras"):
+        ends = (T - 1, 0) if sampler == "dpmpp_2m" else (times[0], times[-1])
+        times = karras_timesteps(schedule, steps, ends=ends).tolist()
+    if end is None:
+        end = 0 if sampler in ("ddim", "pndm") else -1
+    return times, end if times[-1] > end else -1
 
 
 def in_sigma(sampler: str) -> bool:
@@ -263,4 +275,23 @@ def noise_scale(schedule: Schedule, t: float, sampler: str, spacing: str = "lead
     x_t is s x_0 + n eps. Samplers that count in sigma leave out s x_0 and start from sigma N(0, I),
     here n N(0, I); with "leading" times and in all other samplers N(0, I) stands for the whole.
     """
-    return 1.0 if spacing == "leading" or not in_sigma(sampler) else schedule.signal_noise(t)[1]
+    of_both = spacing.startswith("leading") or not in_sigma(sampler)
+    return 1.0 if of_both else schedule.signal_noise(t)[1]
+
+
+def karras_clock(model: Callable, schedule: Schedule, sampler: str) -> Callable:
+    """`model`, asked at the time that the originals ask at under "karras" spacing.
+
+    Between two times they find t by log sigma, while `Schedule` goes by sigma: the noise is the
+    same, t differs by some hundredths. DPM-Solver++ asks at whole times only.
+    """
+    log_sigma = schedule.sigma.log()
+
+    def asked(x_t, t, cond):
+        low = t.floor().long().clamp(max=schedule.T - 2)
+        below, above = (log_sigma.to(t.device)[low + i] for i in (0, 1))
+        now = (below.exp() + (t.double() - low) * (above.exp() - below.exp())).log()
+        at = low + (now - below) / (above - below)
+        return model(x_t, (at.round() if sampler == "dpmpp_2m" else at).to(t.dtype), cond)
+
+    return asked

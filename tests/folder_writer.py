@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from ddpm_edu.files.folder import PREDICT
+from ddpm_edu.files.folder import PREDICT, SOLVERS
 from ddpm_edu.files.names import FOLDER_UNET, FOLDER_VAE, folder_unet_rows, rename
 from ddpm_edu.files.tensors import save_tensors
 from ddpm_edu.networks.text import TextConfig
@@ -118,17 +118,19 @@ def text_entries(c: TextConfig) -> dict:
     }
 
 
-def schedule_entries(schedule: Schedule, predict: str, spacing: str = "leading") -> dict:
-    """A DDIM scheduler's config with every beta spelt out."""
+def schedule_entries(schedule: Schedule, c) -> dict:
+    """A scheduler's config with every beta spelt out. c: the SystemConfig."""
+    kinds = {sampler: kind for kind, (sampler, _) in SOLVERS.items()}
     return {
-        "_class_name": "DDIMScheduler",
+        "_class_name": kinds[c.sampler],
         "num_train_timesteps": schedule.T,
         "trained_betas": schedule.beta.tolist(),
         "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "timestep_spacing": spacing,
-        "prediction_type": {ours: theirs for theirs, ours in PREDICT.items()}[predict],
+        "set_alpha_to_one": c.end == -1,
+        "skip_prk_steps": True,
+        "steps_offset": c.offset,
+        "timestep_spacing": c.spacing,
+        "prediction_type": {ours: theirs for theirs, ours in PREDICT.items()}[c.predict],
     }
 
 
@@ -229,9 +231,6 @@ def save_folder(sd, root) -> None:
             write_tokenizer(
                 root / name.replace("text_encoder", "tokenizer"), part.config.pad, sd.text.tokenizer
             )
-    write_json(
-        root / "scheduler" / "scheduler_config.json",
-        schedule_entries(sd.schedule, sd.predict, c.spacing),
-    )
+    write_json(root / "scheduler" / "scheduler_config.json", schedule_entries(sd.schedule, c))
     index = index_entries(c.vector, c.zero_empty, bool(c.text[0].projection))
     write_json(root / "model_index.json", index)

@@ -11,6 +11,8 @@ from helpers import read_json, read_tensors, refuses
 
 from ddpm_edu import (
     SAMPLERS,
+    CheckpointError,
+    DataError,
     DdpmEduError,
     OptionError,
     ResourceError,
@@ -21,9 +23,20 @@ from ddpm_edu import (
     noise,
 )
 from ddpm_edu.diffusion import Cond
+from ddpm_edu.files.folder import schedule_config
 from ddpm_edu.files.load import load
+from ddpm_edu.samplers import sampling_times
 from ddpm_edu.systems import guard, pipeline
-from ddpm_edu.systems.pipeline import condition, decode, draw, sampling_times, steer, text_to_image
+from ddpm_edu.systems.pipeline import (
+    condition,
+    decode,
+    draw,
+    image_to_image,
+    prompted,
+    refine,
+    text_to_image,
+)
+from ddpm_edu.systems.system import SystemConfig, build
 
 TOLERANCE = 1e-4
 PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
@@ -46,13 +59,15 @@ def saved(tmp_path_factory):
             theirs = build(name)
             theirs.save_pretrained(folder)
             pairs[name] = theirs, load(folder)
+            official = {k: v for k, v in theirs.scheduler.config.items() if k[0] != "_"}
+            pairs[name][1].official = type(theirs.scheduler), official
         return pairs[name]
 
     return pair
 
 
 def ours(sd, prompts=PROMPT, **options):
-    return decode(options.get("refiner") or sd, last(text_to_image(sd, prompts, **options)))
+    return draw(sd, prompts, progress=False, **options)
 
 
 def theirs(
@@ -231,6 +246,205 @@ def test_base_and_refiner_as_diffusers(saved, sampler, handover, guidance):
     assert difference(mine, 2 * done - 1) < TOLERANCE
 
 
+# ---------------------------------------------------------------- as the scheduler's file says
+
+
+@pytest.mark.parametrize("name", ["sd", "sd2", "sdxl"])
+def test_default_picture(saved, name):
+    """Nothing but a prompt: PNDM, DDIM with v, Euler; 50 steps, the pipeline's own guidance."""
+    pipe, sd = saved(name)
+    kind, entries = sd.official
+    pipe.scheduler = kind.from_config(entries)
+    theirs = pipe(prompt=PROMPT, latents=noise((4, 8, 8), [1]), output_type="pt").images
+    assert difference(ours(sd, seeds=1), 2 * theirs - 1) < TOLERANCE
+
+
+SCHEDULERS = {  # class, entries of scheduler_config.json, the system, steps
+    "SD 2 base": ("PNDMScheduler", {"skip_prk_steps": True}, "sd", 9),
+    "PNDM to the end": (
+        "PNDMScheduler",
+        {"skip_prk_steps": True, "set_alpha_to_one": True},
+        "sd",
+        4,
+    ),
+    "PNDM one step": ("PNDMScheduler", {"skip_prk_steps": True}, "sd", 1),
+    "PNDM trailing": (
+        "PNDMScheduler",
+        {"skip_prk_steps": True, "timestep_spacing": "trailing"},
+        "sd",
+        5,
+    ),
+    "DDIM clean": ("DDIMScheduler", {"set_alpha_to_one": True}, "sd", 7),
+    "DDIM trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}, "sd2", 8),
+    "DDIM zero SNR": (
+        "DDIMScheduler",
+        {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "set_alpha_to_one": False},
+        "sd2",
+        8,
+    ),
+    "Euler linspace": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, "sdxl", 7),
+    "Euler trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, "sdxl", 7),
+    "Euler karras": (
+        "EulerDiscreteScheduler",
+        {"timestep_spacing": "linspace", "use_karras_sigmas": True},
+        "sdxl",
+        7,
+    ),
+    "Euler leading karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, "sdxl", 7),
+    "Euler zero SNR": (
+        "EulerDiscreteScheduler",
+        {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+        "sd2",
+        6,
+    ),
+    "Euler offset 0": ("EulerDiscreteScheduler", {"steps_offset": 0}, "sdxl", 7),
+    "Heun": ("HeunDiscreteScheduler", {}, "sd", 5),
+    "Heun karras": (
+        "HeunDiscreteScheduler",
+        {"timestep_spacing": "linspace", "use_karras_sigmas": True},
+        "sd",
+        5,
+    ),
+    "DPM++ karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "sdxl", 7),
+    "DPM++ linspace v": ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}, "sd2", 7),
+    "x_0": ("DDIMScheduler", {"prediction_type": "sample"}, "sd", 5),
+    "cosine": ("EulerDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}, "sd2", 5),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULERS)
+def test_picture_of_a_scheduler_file(saved, tmp_path, case):
+    import json
+
+    import diffusers
+
+    kind, entries, name, steps = SCHEDULERS[case]
+    pipe, sd = saved(name)
+    usual = {"clip_sample": False, "set_alpha_to_one": False}
+    entries = {**sd.official[1], **usual, **entries, "_class_name": kind}
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(entries))
+    schedule, how = schedule_config(entries, sd=name != "sdxl")
+    mine = build(dataclasses.replace(sd.config, **how), schedule)
+    mine.load_state_dict(sd.state_dict())
+    pipe.scheduler = getattr(diffusers, kind).from_pretrained(tmp_path, subfolder="scheduler")
+    theirs = pipe(
+        prompt=PROMPT,
+        latents=noise((4, 8, 8), [1]),
+        num_inference_steps=steps,
+        guidance_scale=3,
+        output_type="pt",
+    ).images
+    assert difference(ours(mine, seeds=1, steps=steps, guidance=3), 2 * theirs - 1) < TOLERANCE
+
+
+def test_schedulers_that_are_not_ours(saved):
+    official = saved("sdxl")[1].official[1]
+    for kind in (
+        "EDMEulerScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "CMStochasticIterativeScheduler",
+        "ScoreSdeVeScheduler",
+        "LCMScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "UniPCMultistepScheduler",
+        None,
+    ):
+        with refuses(CheckpointError, "_class_name", str(kind)):
+            schedule_config({**official, "_class_name": kind})
+    for kind, entry, value in (
+        ("EulerDiscreteScheduler", "use_beta_sigmas", True),
+        ("EulerDiscreteScheduler", "timestep_type", "continuous"),
+        ("EulerDiscreteScheduler", "final_sigmas_type", "sigma_min"),
+        ("EulerDiscreteScheduler", "prediction_type", "flow_prediction"),
+        ("EulerDiscreteScheduler", "beta_schedule", "sigmoid"),
+        ("EulerDiscreteScheduler", "timestep_spacing", "odd"),
+        ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"),
+        ("DPMSolverMultistepScheduler", "solver_order", 3),
+        ("DPMSolverMultistepScheduler", "use_lu_lambdas", True),
+        ("PNDMScheduler", "skip_prk_steps", False),
+        ("PNDMScheduler", "prediction_type", "v_prediction"),
+        ("DDIMScheduler", "thresholding", True),
+        ("DDIMScheduler", "clip_sample", True),
+        ("DDPMScheduler", "variance_type", "learned_range"),
+    ):
+        entries = {**official, "skip_prk_steps": True, "_class_name": kind, entry: value}
+        with refuses(CheckpointError, re.escape(f"{entry} = {value!r}")):
+            schedule_config(entries, sd=False)
+
+
+# ---------------------------------------------------------------- from a picture
+
+
+@pytest.mark.parametrize(
+    "name, sampler, strength",
+    [
+        ("sd", "ddim", 0.6),
+        ("sd", "dpmpp_2m", 0.7),
+        ("sd", "pndm", 1.0),
+        ("sd", "heun", 0.5),
+        ("sd2", "ddim", 0.3),
+        ("sdxl", "euler", 0.5),
+        ("refiner", "euler", 0.3),
+    ],
+)
+def test_image_to_image_as_diffusers(saved, name, sampler, strength):
+    """The same two draws from the same generator: the latent out of q(z | x), then the noise."""
+    from tiny_pipelines import from_picture, scheduler
+
+    pipe, sd = saved(name)
+    picture = torch.rand(1, 3, 72, 56, generator=torch.Generator().manual_seed(3))
+    predict = {"eps": "epsilon", "v": "v_prediction"}[sd.predict]
+    pipe.scheduler = scheduler(sampler, prediction_type=predict)
+    same = {"num_inference_steps": 10, "guidance_scale": 4, "negative_prompt": BAD}
+    theirs = (pipe if name == "refiner" else from_picture(pipe))(
+        prompt=PROMPT,
+        image=picture,
+        strength=strength,
+        generator=torch.Generator().manual_seed(5),
+        output_type="pt",
+        **same,
+    ).images
+    options = {"steps": 10, "guidance": 4, "negative": BAD, "sampler": sampler, "seeds": 5}
+    run = list(image_to_image(sd, PROMPT, 2 * picture - 1, strength=strength, **options))
+    assert len(run) == round(10 * strength)
+    assert difference(decode(sd, run[-1].x_prev), 2 * theirs - 1) < TOLERANCE
+
+
+def test_little_strength_keeps_the_picture(one):
+    picture = torch.rand(2, 3, 64, 64) * 2 - 1
+    z_0 = one.vae.to_latent(picture)
+    off = [
+        (last(image_to_image(one, ["a", "b"], picture, strength=s, steps=20)) - z_0).abs().mean()
+        for s in (0.05, 0.3, 1.0)
+    ]
+    assert off[0] < off[1] < off[2]
+    alone = last(image_to_image(one, "b", picture[1:], strength=0.3, steps=20, seeds=1))
+    assert torch.allclose(
+        last(image_to_image(one, ["a", "b"], picture, strength=0.3, steps=20))[1:], alone, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "error, change",
+    [
+        (OptionError, {"strength": 0}),
+        (OptionError, {"strength": 0.04}),
+        (OptionError, {"strength": 1.1}),
+        (DataError, {"picture": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}),
+        (DataError, {"picture": torch.full((1, 3, 64, 64), 128.0)}),
+        (ShapeError, {"picture": torch.zeros(1, 3, 64, 60) - 1}),
+        (ShapeError, {"picture": torch.zeros(3, 3, 64, 64) - 1}),
+        (ShapeError, {"picture": torch.zeros(1, 4, 64, 64) - 1}),
+        (ShapeError, {"picture": "fox.png"}),
+    ],
+)
+def test_refused_pictures(one, error, change):
+    options = {"picture": torch.zeros(1, 3, 64, 64) - 1, "strength": 0.5, "steps": 20, **change}
+    with refuses(error, "strength" if "strength" in change else "picture|x has shape"):
+        image_to_image(one, ["a", "b"], **options)
+
+
 # ---------------------------------------------------------------- times
 
 
@@ -256,22 +470,13 @@ def test_base_and_refiner_share_the_times_as_sgm_does(two, split):
     fact = read_json("schedule_facts.json")["sdxl_base_refiner_split_euler_leading"][split]
     steps, handover = split.split("_")
     seen = {"base": [], "refiner": []}
-    sd, refiner = two
-    for system, name in ((sd, "base"), (refiner, "refiner")):
+    for system, name in zip(two, seen):
         system.unet.forward = lambda x, t, cond, name=name: (
             seen[name].append(t[0].item()) or torch.zeros_like(x)
         )
-    last(
-        text_to_image(
-            sd,
-            PROMPT,
-            steps=int(steps),
-            sampler="euler",
-            guidance=1,
-            refiner=refiner,
-            handover=float(handover),
-        )
-    )
+    same = {"steps": int(steps), "sampler": "euler", "guidance": 1, "handover": float(handover)}
+    run = refine(two[1], PROMPT, text_to_image(two[0], PROMPT, **same), **same)
+    assert sum(1 for _ in run) == int(steps)
     assert seen == {"base": fact["base"], "refiner": fact["refiner"]}
 
 
@@ -292,7 +497,7 @@ def tiny(vector="", pooled=24, **more):
     from ddpm_edu.networks.text import TextConfig
     from ddpm_edu.networks.unet import UNetConfig
     from ddpm_edu.networks.vae import VAEConfig
-    from ddpm_edu.systems.system import SystemConfig, build
+    from ddpm_edu.systems.system import build
 
     torch.manual_seed(0)
     width = pooled + 8 * {"": 0, "sdxl": 6, "refiner": 5}[vector] if vector else 0
@@ -365,9 +570,12 @@ def test_one_prompt_with_several_seeds_and_seeds_that_count_up(one):
 
 def test_draw_shows_progress_and_decodes_with_the_system_that_came_last(two, capsys):
     sd, refiner = two
-    shown = draw(sd, PROMPT, steps=4, refiner=refiner)
-    assert "4/4" in capsys.readouterr().err
-    z = last(text_to_image(sd, PROMPT, steps=4, refiner=refiner))
+    shown = draw(sd, PROMPT, steps=5, refiner=refiner)
+    assert "5/5" in capsys.readouterr().err
+    same = {"steps": 5, "handover": 0.8}
+    z = last(refine(refiner, PROMPT, text_to_image(sd, PROMPT, **same), **same))
+    half = last(text_to_image(sd, PROMPT, **same))
+    assert torch.equal(last(refine(refiner, PROMPT, half, size=64, **same)), z)
     assert torch.equal(shown, decode(refiner, z)) and not torch.equal(shown, decode(sd, z))
     draw(sd, PROMPT, steps=1, progress=False)
     assert capsys.readouterr().err == ""
@@ -424,55 +632,6 @@ def test_big_pictures_are_decoded_in_tiles(one, monkeypatch):
     assert calls == [(1, 4, 8, 9)] * 2 + [(1, 4, 8, 8)] * 2
 
 
-# ---------------------------------------------------------------- guidance
-
-
-def linear(x_t, t, cond):
-    """A model whose prediction shows what it was told."""
-    return x_t * t.view(-1, 1, 1, 1) + cond.context.mean((1, 2)).view(-1, 1, 1, 1) * x_t**2
-
-
-def told(value, rows=2):
-    return Cond(torch.full((rows, 3, 5), float(value)))
-
-
-def test_steer_is_guidance():
-    from ddpm_edu import guided
-
-    x, t = torch.randn(2, 4, 3, 3), torch.full((2,), 5.0)
-    mine = steer(linear, told(2), told(-1), 7.5)(x, t, None)
-    assert torch.allclose(mine, guided(linear, 7.5, told(-1))(x, t, told(2)), rtol=1e-5, atol=1e-4)
-    assert torch.equal(steer(linear, told(2), None)(x, t, None), linear(x, t, told(2)))
-
-
-def test_rescale_gives_back_the_spread():
-    """phi = 1: the standard deviation of the conditional prediction, a picture; phi = 1/2: half way there."""
-    x, t = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.full((2,), 5.0)
-    plain, full, half = (
-        steer(linear, told(2), told(-1), 7.5, phi)(x, t, None) for phi in (0, 1, 0.5)
-    )
-    std = lambda p: p.flatten(1).std(1)
-    assert torch.allclose(std(full), std(linear(x, t, told(2)))) and not torch.allclose(
-        std(plain), std(full)
-    )
-    assert torch.allclose(half, (plain + full) / 2)
-
-
-def test_guidance_only_within_the_interval():
-    rows = []
-
-    def model(x_t, t, cond):
-        rows.append((t[0].item(), len(x_t)))
-        return linear(x_t, t, cond)
-
-    denoise = steer(model, told(2), told(-1), 7.5, interval=(100, 200))
-    x = torch.randn(2, 4, 3, 3)
-    for t in (99, 100, 200, 201):
-        out = denoise(x, torch.full((2,), float(t)), None)
-        assert torch.equal(out, linear(x, torch.full((2,), float(t)), told(2))) == (t in (99, 201))
-    assert rows == [(99, 2), (100, 4), (200, 4), (201, 2)]
-
-
 # ---------------------------------------------------------------- condition
 
 
@@ -510,7 +669,7 @@ def test_empty_negative_is_zeros_for_the_base_only(two):
     seen = []
     for system in two:
         system.unet.forward = lambda x, t, cond: seen.append(cond) or torch.zeros_like(x)
-    last(text_to_image(sd, PROMPT, steps=10, guidance=2, refiner=refiner))
+    draw(sd, PROMPT, steps=10, guidance=2, refiner=refiner, progress=False)
     assert seen[0].context[1].abs().max() == 0 and seen[-1].context[1].abs().max() > 0
     assert torch.equal(seen[-1].context[1], refiner.text.encode([""]).context[0])
 
@@ -630,9 +789,63 @@ def test_refused_systems(one):
     ):
         with refuses(OptionError, "sd", *words):
             text_to_image(system, PROMPT)
-        if system is not None:
-            with refuses(OptionError, "refiner", *words):
-                text_to_image(one, PROMPT, refiner=system)
+        with refuses(OptionError, "refiner", *words):
+            refine(system, PROMPT, torch.zeros(1, 4, 8, 8))
+
+
+def test_models_for_something_else_are_named(two):
+    from ddpm_edu.networks.unet import UNet
+
+    sd, refiner = two
+    with refuses(OptionError, "tiny refiner", "refiner", "image_to_image"):
+        text_to_image(refiner, PROMPT)
+    for channels, kind in ((9, "inpainting"), (8, "pix2pix"), (5, "another")):
+        config = dataclasses.replace(sd.config.unet, in_channels=channels, out_channels=4)
+        sd.unet, sd.config = UNet(config), dataclasses.replace(sd.config, unet=config)
+        for call in (
+            lambda: text_to_image(sd, PROMPT),
+            lambda: image_to_image(sd, PROMPT, torch.zeros(1, 3, 64, 64), strength=1),
+            lambda: refine(sd, PROMPT, torch.zeros(1, 4, 8, 8)),
+        ):
+            with refuses(OptionError, kind, f"{channels} channels"):
+                call()
+
+
+def test_guidance_of_one_or_less_is_none(one):
+    """As in diffusers."""
+    plain = last(text_to_image(one, PROMPT, steps=2, guidance=1))
+    for scale in (0, 0.5):
+        assert torch.equal(last(text_to_image(one, PROMPT, steps=2, guidance=scale)), plain)
+    assert not torch.equal(last(text_to_image(one, PROMPT, steps=2, guidance=1.5)), plain)
+
+
+def test_prompted_is_guidance(one):
+    """A Denoiser like any other: it knows its text, whatever cond it is given."""
+    x, t = torch.randn(2, 4, 8, 8), torch.full((2,), 500.0)
+    cond, empty = (
+        condition(one, [text] * 2, original_size=(64, 64), crop=(0, 0), target_size=(64, 64))
+        for text in (PROMPT, BAD)
+    )
+    plain, away = (one.unet(x, t, c) for c in (cond, empty))
+    model = prompted(one, [PROMPT] * 2, [BAD] * 2, 5.0)
+    assert torch.allclose(model(x, t), away + 5 * (plain - away), atol=1e-5)
+    assert torch.equal(model(x, t, Cond()), model(x, t))
+    outside = prompted(one, [PROMPT] * 2, [BAD] * 2, 5.0, interval=(0, 400))
+    assert torch.equal(outside(x, t), plain)
+
+
+@pytest.mark.parametrize(
+    "prompt, drawn", [("🍎", "red apple"), ("❤", "red heart"), ("❤️", "red heart")]
+)
+def test_emoji_are_read_as_their_names(fresh, prompt, drawn):
+    fresh.meta = {"words": ["red", "apple", "heart"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mine = last(text_to_image(fresh, prompt, steps=1))
+        assert torch.equal(mine, last(text_to_image(fresh, drawn, steps=1)))
+    for unknown in ("a qwertyuiop", "🎷", "red ⌀ apple"):
+        with pytest.warns(UserWarning, match="never saw"):
+            text_to_image(fresh, unknown, steps=1)
 
 
 def test_too_many_or_few_seeds(one):
@@ -644,7 +857,7 @@ def test_too_many_or_few_seeds(one):
 def test_a_refiner_of_other_latents_is_refused(one, two):
     two[1].config.vae.__dict__["scale"] = 0.13025
     with refuses(OptionError, "tiny refiner", "latents differ"):
-        text_to_image(two[0], PROMPT, refiner=two[1])
+        draw(two[0], PROMPT, refiner=two[1])
 
 
 # ---------------------------------------------------------------- runs that go wrong
@@ -676,11 +889,11 @@ def test_nan_stops_at_its_step(fresh, value):
     assert len(calls) == 3 and steps == [801, 601]
 
 
-def test_steps_are_counted_through_the_refiner(two):
+def test_nan_in_the_refiner_stops_there_too(two):
     sd, refiner = two
-    broken_at(refiner, 1, float("nan"))
-    with refuses(SamplingError, "step 9 of 10"):
-        last(text_to_image(sd, PROMPT, steps=10, sampler="euler", refiner=refiner))
+    broken_at(refiner, 2, float("nan"))
+    with refuses(SamplingError, "step 2 of 2", r"t = 1\b"):
+        draw(sd, PROMPT, steps=10, sampler="euler", refiner=refiner, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -762,26 +975,36 @@ class Actor(torch.nn.Module):
             [SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)]
         )
         self.text.to = self.moved.append
+        self.vae = SimpleNamespace(factor=8)
 
 
 def test_text_encoders_make_room(monkeypatch):
     sd = Actor()
     weights, gib = 4 * (3 * 3 + 3 + 2 * 2 + 2), 2**30
+    x = lambda pictures, width: torch.empty(pictures, 4, 128, width // 8, device="meta")
     asked = []
     monkeypatch.setattr(guard, "memory_needed", lambda *a: asked.append(a) or 10 * gib + weights)
     monkeypatch.setattr(guard, "free_memory", lambda device: free(sd.moved))
     free = lambda moved: 300 * gib
-    guard.make_room(sd, (1024, 1024), 16, True)
+    guard.make_room(sd, x(16, 1024))
     assert not asked  # plenty
     free = lambda moved: 11 * gib
-    guard.make_room(sd, (1024, 1032), 2, True)
-    assert not sd.moved and asked == [(None, torch.bfloat16, (1024, 1032), 2, True)]
+    guard.make_room(sd, x(2, 1032))
+    assert not sd.moved and asked == [(None, torch.bfloat16, (1024, 1032), 2)]
     free = lambda moved: (12 if moved else 8) * gib
-    guard.make_room(sd, (1024, 1032), 2, True)
+    guard.make_room(sd, x(2, 1032))
     assert sd.moved == ["cpu"]
     free = lambda moved: 8 * gib
     with pytest.warns(UserWarning, match="10.0 GiB .* 8.0 GiB .* smaller size"):
-        guard.make_room(sd, (1024, 1032), 2, True)
+        guard.make_room(sd, x(2, 1032))
+
+
+def test_a_cpu_short_of_memory_is_warned_of(one, monkeypatch):
+    monkeypatch.setattr(guard, "free_memory", lambda device: 1000)
+    with pytest.warns(UserWarning, match="will be needed"):
+        last(text_to_image(one, PROMPT, steps=1))
+    monkeypatch.undo()
+    assert guard.free_memory(torch.device("cpu")) > 2**20
 
 
 def test_the_estimate_is_asked_as_it_answers(one):

@@ -276,6 +276,7 @@ def test_another_schedule(folder):
         beta_end=0.02,
         num_train_timesteps=500,
         prediction_type="v_prediction",
+        _class_name="DDIMScheduler",
     )
     sd = load(folder)
     assert sd.predict == "v"
@@ -340,8 +341,8 @@ def test_another_schedule(folder):
         ),
         (
             "scheduler/scheduler_config.json",
-            {"rescale_betas_zero_snr": True},
-            ("rescale_betas_zero_snr",),
+            {"_class_name": "EDMEulerScheduler"},
+            ("_class_name", "EDMEulerScheduler"),
         ),
         (
             "scheduler/scheduler_config.json",

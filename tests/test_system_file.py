@@ -140,7 +140,7 @@ def test_file_to_folder_is_exact(file, tmp_path):
     sd = load(file)
     save_folder(sd, tmp_path / "folder")
     again = load(tmp_path / "folder")
-    own = {name: getattr(sd.config, name) for name in ("name", "steps", "guidance")}
+    own = {name: getattr(sd.config, name) for name in ("name", "steps", "guidance", "end")}
     assert dataclasses.replace(again.config, **own) == sd.config
     again.config = sd.config  # how it is sampled that layout does not say
     assert torch.equal(picture(again), picture(sd))
@@ -252,7 +252,7 @@ def test_damaged_files(file, change, words):
         ({"steps": 0}, ("steps",)),
         ({"guidance": -1}, ("guidance",)),
         *[
-            ({"interval": pair}, ("interval", "lower first"))
+            ({"interval": pair}, ("interval",))
             for pair in (5, (1,), (9, 5), (-1, 5), (0.5, 5), (1, float("nan")))
         ],
     ],

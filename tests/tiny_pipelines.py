@@ -11,6 +11,9 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
@@ -30,7 +33,9 @@ OFFICIAL = {
 }
 SCHEDULERS = {
     "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
     "euler": (EulerDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
     "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
 }
 
@@ -121,8 +126,18 @@ def vae(scale):
     ).eval()
 
 
+def from_picture(pipe):
+    """The image-to-image pipeline of the same parts."""
+    xl = isinstance(pipe, StableDiffusionXLPipeline)
+    kind = StableDiffusionXLImg2ImgPipeline if xl else StableDiffusionImg2ImgPipeline
+    other = kind(**pipe.components, **({} if xl else {"requires_safety_checker": False}))
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
 def build(name, seed=0):
-    """A pipeline of diffusers: "sd" (eps), "sd2" (v), "sdxl" or "refiner"."""
+    """A pipeline of diffusers with its official scheduler: "sd" (PNDM), "sd2" (DDIM, v), "sdxl" or
+    "refiner" (Euler)."""
     torch.manual_seed(seed)
     clip, open_clip = tokenizer(), tokenizer("!")
     if name in ("sd", "sd2"):
@@ -133,9 +148,9 @@ def build(name, seed=0):
             unet=unet(32, linear=name == "sd2"),
             safety_checker=None,
             feature_extractor=None,
-            scheduler=scheduler(
-                "ddim", prediction_type="epsilon" if name == "sd" else "v_prediction"
-            ),
+            scheduler=scheduler("pndm")
+            if name == "sd"
+            else scheduler("ddim", prediction_type="v_prediction"),
             requires_safety_checker=False,
         )
     elif name == "sdxl":

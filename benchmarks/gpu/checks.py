@@ -19,7 +19,7 @@ from ddpm_edu.gpu.fast import CHANGES, speed_up
 from ddpm_edu.gpu.float8 import Float8Linear, fp8
 from ddpm_edu.networks.unet import UNet, UNetConfig
 from ddpm_edu.networks.vae import VAE, VAEConfig, decode_tiled
-from ddpm_edu.systems.pipeline import decode, text_to_image
+from ddpm_edu.systems.pipeline import decode, refine, text_to_image
 from ddpm_edu.systems.system import REFINER, SD15, SDXL, build
 from ddpm_edu.training.train import TrainConfig, train
 
@@ -235,12 +235,20 @@ def systems(bench):
                 for guidance in (1.0, 5.0) if bench.cuda else (5.0,):
                     run = dict(steps=3, guidance=guidance, seeds=1, sampler=sampler)
                     z, right = (
-                        last(text_to_image(sd, "a red seven", refiner=r, **run))
+                        last(drawn(sd, r, **run))
                         for sd, r in ((here, refiner_here), (on_cpu, refiner))
                     )
                     error = max(error, apart(z, right))
                 yield f"{name}, {sampler}", error, 1e-3
             yield f"{name}, decode", apart(decode(here, right.to(z)), decode(on_cpu, right)), 1e-3
+
+
+def drawn(sd, refiner, **run):
+    """The Steps of a picture, the second half of the noise by a refiner where there is one."""
+    if refiner is None:
+        return text_to_image(sd, "a red seven", **run)
+    run["handover"] = 0.5
+    return refine(refiner, "a red seven", text_to_image(sd, "a red seven", **run), **run)
 
 
 class Dots:

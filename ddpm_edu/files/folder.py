@@ -153,16 +153,32 @@ VAE_ENTRIES = [
 ]
 TEXT_ENTRIES = [((1e-5,), "layer_norm_eps"), (("quick_gelu", "gelu"), "hidden_act")]
 SCHEDULER_ENTRIES = [
-    ((False,), "rescale_betas_zero_snr"),
     (("linear", "scaled_linear", "squaredcos_cap_v2"), "beta_schedule"),
     (("epsilon", "v_prediction", "sample"), "prediction_type"),
-    (("leading", "trailing", "linspace"), "timestep_spacing"),
+    ((False, None, True), "use_karras_sigmas"),
+    (
+        (False, None),
+        "thresholding use_exponential_sigmas use_beta_sigmas use_lu_lambdas use_flow_sigmas "
+        "use_dynamic_shifting euler_at_final",
+    ),
+    ((None,), "sigma_min sigma_max"),
+    (("linear",), "interpolation_type"),
+    (("discrete",), "timestep_type"),
+    (("zero",), "final_sigmas_type"),
+    (("dpmsolver++",), "algorithm_type"),
+    ((2,), "solver_order"),
+    (("midpoint",), "solver_type"),
+    ((None, "fixed_small", "fixed_small_log"), "variance_type"),
 ]
-SCHEDULERS = (
-    "DDPM DDIM DDIMInverse PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete "
-    "KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE "
-    "DEISMultistep UniPCMultistep IPNDM"
-).split()
+SOLVERS = {  # class of a scheduler: our sampler, and what a missing timestep_spacing means there
+    "PNDMScheduler": ("pndm", "leading"),
+    "DDIMScheduler": ("ddim", "leading"),
+    "DDPMScheduler": ("ddpm", "leading"),
+    "EulerDiscreteScheduler": ("euler", "linspace"),
+    "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace"),
+    "HeunDiscreteScheduler": ("heun", "linspace"),
+    "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace"),
+}
 PREDICT = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 
 
@@ -310,28 +326,69 @@ def text_config(
 
 
 def schedule_config(
-    entries: dict, source="scheduler/scheduler_config.json"
-) -> tuple[Schedule, str]:
-    """(Schedule, what the UNet predicts) of any diffusers scheduler with betas; missing entries mean its defaults."""
+    entries: dict, source="scheduler/scheduler_config.json", sd: bool = True
+) -> tuple[Schedule, dict]:
+    """(Schedule, the fields of SystemConfig that say how it is walked) of a diffusers scheduler.
+
+    Missing entries mean its defaults.  sd: a pipeline of SD 1 or 2, in which diffusers itself sets
+    steps_offset to 1 and clips nothing. What a solver of ours does not do is refused by its entry.
+    """
+    kind, get = entries.get("_class_name"), entries.get
     with plan_of(source):
-        kind = str(entries.get("_class_name", "DDPMScheduler"))
-        if kind.removesuffix("Scheduler") not in SCHEDULERS:
-            raise _Unable("_class_name", kind, "a scheduler of a chain with betas")
+        if not isinstance(kind, str) or kind not in SOLVERS:
+            raise _Unable("_class_name", kind, " or ".join(SOLVERS))
+        sampler, spacing = SOLVERS[kind]
         _possible(entries, SCHEDULER_ENTRIES)
-        T = entries.get("num_train_timesteps", 1000)
-        ends = entries.get("beta_start", 0.0001), entries.get("beta_end", 0.02)
-        if not isinstance(T, int) or not 1 <= T <= 100_000:
-            raise _Unable("num_train_timesteps", T, "a whole number from 1 to 100,000")
-        if entries.get("trained_betas") is not None:
-            schedule = Schedule(torch.tensor(entries["trained_betas"], dtype=torch.float64))
-        else:
-            kind = entries.get("beta_schedule", "linear")
-            schedule = (
-                Schedule.cosine(T)
-                if kind == "squaredcos_cap_v2"
-                else (Schedule.linear if kind == "linear" else Schedule.sqrt_linear)(T, *ends)
-            )
-        return schedule, PREDICT[entries.get("prediction_type", "epsilon")]
+        predict, spacing = (
+            PREDICT[get("prediction_type", "epsilon")],
+            get("timestep_spacing", spacing),
+        )
+        karras = get("use_karras_sigmas") and sampler in ("euler", "heun", "dpmpp_2m")
+        for name, wrong, possible in (
+            (
+                "timestep_spacing",
+                spacing not in ("leading", "trailing", "linspace"),
+                "leading, ...",
+            ),
+            ("clip_sample", get("clip_sample") and not sd and kind[:2] == "DD", "False"),
+            ("skip_prk_steps", sampler == "pndm" and not get("skip_prk_steps"), "True"),
+            ("prediction_type", sampler == "pndm" and predict != "eps", "epsilon in PNDM"),
+            (
+                "use_karras_sigmas",
+                karras and sampler == "dpmpp_2m" and get("beta_schedule") == "squaredcos_cap_v2",
+                "False beside squaredcos_cap_v2",
+            ),
+        ):
+            if wrong:
+                raise _Unable(name, get(name), possible)
+        if karras:
+            spacing = "karras" if spacing == "linspace" else f"{spacing} karras"
+        stops = sampler in ("ddim", "pndm") and not get("set_alpha_to_one", sampler == "ddim")
+        return _schedule(entries, sampler), {
+            "predict": predict,
+            "sampler": sampler,
+            "spacing": spacing,
+            "offset": 1 if sd else get("steps_offset", 0),
+            "end": 0 if stops else -1,
+        }
+
+
+def _schedule(entries, sampler) -> Schedule:
+    T, kind = entries.get("num_train_timesteps", 1000), entries.get("beta_schedule", "linear")
+    start, end = (0.00085, 0.012) if sampler == "heun" else (0.0001, 0.02)
+    ends = entries.get("beta_start", start), entries.get("beta_end", end)
+    if entries.get("trained_betas") is not None:
+        schedule = Schedule(torch.tensor(entries["trained_betas"], dtype=torch.float64))
+    elif kind == "squaredcos_cap_v2":
+        schedule = Schedule.cosine(T)
+    else:
+        schedule = (Schedule.linear if kind == "linear" else Schedule.sqrt_linear)(T, *ends)
+    if entries.get("rescale_betas_zero_snr"):
+        schedule = schedule.zero_terminal_snr()
+        if sampler not in ("ddim", "ddpm"):  # solvers in sigma stop short of infinity
+            ends_at = torch.tensor([2.0**-24], dtype=torch.float64)
+            schedule = Schedule.from_alpha_bar(torch.cat([schedule.alpha_bar[:-1], ends_at]))
+    return schedule
 
 
 def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
@@ -379,7 +436,7 @@ def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
     # SD 1.5's own config is older than the entry scaling_factor
     vae = vae_config(*read("vae"), scale=None if vector else SD_VAE.scale)
     name = "scheduler/scheduler_config.json"
-    schedule, predict = schedule_config(folder.json(name), str(folder.root / name))
+    schedule, how = schedule_config(folder.json(name), str(folder.root / name), sd=not vector)
     side, known = entries.get("sample_size"), (SD15, SD21, SDXL, REFINER)
     with plan_of(source):
         return SystemConfig(
@@ -388,12 +445,12 @@ def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
             vae=vae,
             text=tuple(texts),
             layer="penultimate" if vector else "last",
-            predict=predict,
             size=(side if isinstance(side, int) and side > 0 else 64) * 2 ** (len(vae.mult) - 1),
             vector=vector,
             number_dim=dim,
             zero_empty=bool(vector and index.get("force_zeros_for_empty_prompt", vector == "sdxl")),
-            spacing=folder.json(name).get("timestep_spacing", "leading"),
+            guidance=5.0 if vector else 7.5,  # as diffusers' pipelines have it
+            **how,
         ), schedule
 
 

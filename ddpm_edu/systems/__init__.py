@@ -6,9 +6,9 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "system": "StableDiffusion SystemConfig build",
-        "pipeline": "text_to_image condition denoiser decode draw sampling_times",
+        "pipeline": "text_to_image image_to_image refine prompted condition denoiser decode draw",
         "attention_maps": "attention_weights recording word_maps token_words",
         "guard": "",
-        "memory": "",
+        "memory": "memory_needed weight_bytes peak_bytes",
     },
 )

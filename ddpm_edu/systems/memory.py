@@ -1,7 +1,7 @@
-"""How much memory a forward pass takes, found out before it runs: a rehearsal on the meta device.
+"""How much memory a system takes, found out before it runs: a rehearsal. Notebooks 11 and 14.
 
-Tensors on the meta device have shapes and no numbers, so a pass over them costs next to nothing; it allocates what
-the real one would, in the same order, and somebody only has to count.
+Tensors on the meta device have shapes and no numbers, so a pass over them costs next to nothing; it
+allocates what the real one would, in the same order, and somebody only has to count.
 """
 
 import functools
@@ -49,8 +49,8 @@ def _memory(config, dtype, size, batch):
 def peak_bytes(run) -> int:
     """The most bytes alive at once, of all that `run()` allocates on the meta device. No gradients are kept.
 
-    Attention counts as its result alone, as a fused kernel does it, without the (N, N) matrix; what libraries take
-    for themselves (cuDNN's work space, the allocator's rounding) is not counted.
+    Attention counts as its result alone, as a fused kernel does it, without the (N, N) matrix; what
+    libraries take for themselves (cuDNN's work space, the allocator's rounding) is not counted.
     """
     with torch.no_grad(), torch.device("meta"), _FusedAttention(), _Count() as count:
         run()
@@ -58,15 +58,14 @@ def peak_bytes(run) -> int:
 
 
 def widest_moment(sd, size, batch: int) -> int:
-    """Bytes of one call of sd.unet on `batch` pictures, or of decoding one in one piece, whichever are more.
+    """Bytes of one call of sd.unet on `batch` pictures, or of decoding one: whichever are more.
 
     sd: a StableDiffusion on the meta device.  size: (height, width) in pixels.
     """
     h, w = (side // sd.vae.factor for side in size)
     c, like = sd.config.unet, next(sd.unet.parameters())
-    cond = Cond(
-        like.new_empty(batch, 77, c.context), like.new_empty(batch, c.vector) if c.vector else None
-    )
+    vector = like.new_empty(batch, c.vector) if c.vector else None
+    cond = Cond(like.new_empty(batch, sd.config.text[0].length, c.context), vector)
     x_t, t = like.new_empty(batch, c.in_channels, h, w), like.new_empty(batch)
     z = next(sd.vae.parameters()).new_empty(1, sd.config.vae.latent, h, w)
     return max(peak_bytes(lambda: sd.unet(x_t, t, cond)), peak_bytes(lambda: sd.vae.decode(z)))
@@ -81,18 +80,13 @@ class _Count(TorchDispatchMode):
         self.seen = weakref.WeakSet()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {
-            id(t.untyped_storage())
-            for t in tree_leaves((args, kwargs))
-            if isinstance(t, torch.Tensor)
-        }
+        leaves = tree_leaves((args, kwargs))
+        given = {id(t.untyped_storage()) for t in leaves if isinstance(t, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
             if isinstance(t, torch.Tensor) and t.is_meta:
-                storage = t.untyped_storage()
-                if (
-                    id(storage) not in given and storage not in self.seen
-                ):  # a view shares its source's storage
+                storage = t.untyped_storage()  # a view shares its source's
+                if id(storage) not in given and storage not in self.seen:
                     self.seen.add(storage)
                     self._add(storage.nbytes())
                     weakref.finalize(storage, self._add, -storage.nbytes()).atexit = False

@@ -1,28 +1,43 @@
-"""Text to picture with a whole system: prompt -> condition, noise -> latent by a sampler, latent -> picture by the VAE.
+"""Text to picture: text -> condition, noise -> latent by a sampler, latent -> picture. Notebook 09.
 
-Nothing here is new: a condition for the UNet, guidance around it, one of SAMPLERS, and checks that say what went wrong.
-Sizes are (height, width) in pixels, as in SDXL's own numbers. Guidance = Ho & Salimans 2022 (arXiv 2207.12598),
-SDXL = Podell et al. 2023 (arXiv 2307.01952).
+Nothing here is new: a condition for the UNet, guidance around it, one of SAMPLERS. Sizes are
+(height, width) in pixels. Guidance = Ho & Salimans 2022 (arXiv 2207.12598), SDXL = Podell et al.
+2023 (arXiv 2307.01952), pictures out of pictures = Meng et al. 2021 (SDEdit, arXiv 2108.01073).
 """
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+import functools
+import gzip
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..diffusion import Cond, Denoiser, Step, generators, last, randn_like
-from ..errors import OptionError, SamplingError, ShapeError, checked_prompts, in_range, whole
+from ..diffusion import Cond, Denoiser, Step, generators, guided, last, randn_like
+from ..errors import (
+    OptionError,
+    SamplingError,
+    ShapeError,
+    checked_prompts,
+    fits,
+    in_range,
+    pixels,
+    warn,
+    whole,
+)
 from ..networks.tokenizer import unseen
 from ..networks.unet import timestep_embedding
 from ..networks.vae import decode_tiled
-from ..samplers import SAMPLERS, sampling_times
+from ..paths import data_folder
+from ..samplers import SAMPLERS, karras_clock, noise_scale, sampling_times
+from ..schedule import Schedule
 from .guard import make_room, watched, within_memory
 from .system import StableDiffusion
 
-MAX_SIDE = (
-    8192  # pixels: more than any model was trained for, and attention no longer fits anywhere
-)
+MAX_SIDE = 8192  # pixels: more than any model was trained for, and attention fits nowhere
 TILED_FROM = 1536**2  # pixels: larger pictures are decoded in tiles unless told otherwise
 
 
@@ -31,100 +46,149 @@ def text_to_image(
     prompts,
     *,
     negative="",
+    seeds=0,
+    size=None,
     steps: int | None = None,
     guidance: float | None = None,
-    size=None,
-    seeds=0,
-    sampler: str = "dpmpp_2m",
+    sampler: str | None = None,
     spacing: str | None = None,
-    refiner: StableDiffusion | None = None,
+    handover: float = 1.0,
+    **more,
+) -> Iterator[Step]:
+    """One latent a prompt: yields a Step of x_t (B, 4, H/8, W/8) float32 a time; then `decode`.
+
+    prompts, negative: a text, or a list of one a picture.  seeds: the first picture's, the others
+    count up; or a list, one a picture (one prompt is then drawn with each). A picture depends on
+    its own prompt and seed, not on the batch.  size: one side or (height, width), multiples of 8.
+    size, steps, guidance, sampler, spacing: the system's own (see SystemConfig) unless given.
+    handover: below 1, stop where t falls below T - handover T, for a refiner to go on.
+    more: see `prompted`.
+
+    Arguments are checked and texts encoded at the call: OptionError, ShapeError. While it runs:
+    ResourceError where memory ends, SamplingError at the step that brings NaN or infinity.
+    """
+    prompts, negative, seeds = one_each(prompts, negative, seeds)
+    size = _size(_system(sd, begins=True), size)
+    model = prompted(sd, prompts, negative, guidance, size, **more)
+    walk = plan_walk(sd, steps, sampler, spacing).before(handover)
+    shape = len(prompts), sd.config.vae.latent, *(side // sd.vae.factor for side in size)
+    gens = generators(seeds)
+    x_T = walk.scale * randn_like(torch.empty(shape, device=_weight(sd.unet).device), gens)
+    return walk.run(sd, model, x_T, gens)
+
+
+def image_to_image(
+    sd: StableDiffusion,
+    prompts,
+    picture: Tensor,
+    *,
+    strength: float,
+    negative="",
+    seeds=0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    spacing: str | None = None,
+    **more,
+) -> Iterator[Step]:
+    """SDEdit: noise the latent of a picture up to times[k], then walk times[k:].
+
+    picture: (B, 3, H, W) in [-1, 1], or (1, 3, H, W) for all prompts.  strength: the share of the
+    steps that is walked, up to 1; the lower, the more stays.  The rest: see `text_to_image`.
+    """
+    prompts, negative, seeds = one_each(prompts, negative, seeds)
+    gens = generators(seeds)
+    z_0 = encode(_system(sd), picture, gens)
+    size = tuple(side * sd.vae.factor for side in z_0.shape[2:])
+    model = prompted(sd, prompts, negative, guidance, size, **more)
+    walk = plan_walk(sd, steps, sampler, spacing).last(strength)
+    s, n = sd.schedule.signal_noise(walk.times[0])
+    x = s * z_0 + n * randn_like(z_0, gens)  # q_sample(z_0, times[k]), whole or not
+    return walk.run(sd, model, x, gens)
+
+
+def refine(
+    refiner: StableDiffusion,
+    prompts,
+    base: Iterable[Step] | Tensor,
+    *,
     handover: float = 0.8,
+    negative="",
+    seeds=0,
+    size=None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    spacing: str | None = None,
+    **more,
+) -> Iterator[Step]:
+    """Pass on the Steps of a base that stops at `handover`, then walk the rest of the times.
+
+        same = dict(steps=30, handover=0.8)
+        refine(refiner, prompt, text_to_image(base, prompt, **same), **same)
+
+    base: its Steps, or the latent with which it stopped, (B, 4, H/8, W/8). Give base and refiner
+    the same options: see `text_to_image`.
+    """
+    prompts, negative, seeds = one_each(prompts, negative, seeds)
+    size = _size(_system(refiner, "refiner"), size)
+    model = prompted(refiner, prompts, negative, guidance, size, **more)
+    walk = plan_walk(refiner, steps, sampler, spacing).after(handover)
+
+    def both(x):
+        for step in () if isinstance(x, Tensor) else x:
+            yield step
+            x = step.x_prev
+        x = x.to(_weight(refiner.unet).device, torch.float32)
+        yield from walk.run(refiner, model, x, generators(seeds))
+
+    return both(base)
+
+
+# ---------------------------------------------------------------- the text, and how the UNet is asked
+
+
+def prompted(
+    sd: StableDiffusion,
+    prompts,
+    negative="",
+    guidance: float | None = None,
+    size=None,
+    *,
     rescale: float = 0.0,
-    interval: tuple[float, float] | None = None,
+    interval: tuple[int, int] | None = None,
     original_size=None,
     crop=(0, 0),
     target_size=None,
     aesthetic=(6.0, 2.5),
-) -> Iterator[Step]:
-    """Draw one latent a prompt: yields exactly `steps` Steps of x_t (B, 4, H/8, W/8) float32; the last x_prev is for `decode`.
+) -> Denoiser:
+    """sd's UNet as a Denoiser that knows its text: (x_t, t, whatever) -> prediction, guided.
 
-    prompts: a text, or a list of them, one a picture.  negative: the same; "" is no negative prompt.
-    size: one side or (height, width), multiples of 8; the system's own unless given.  seeds: the first picture's, the others
-    count up; or a list, one a picture (one prompt is then drawn with each). A picture depends on its own prompt and seed,
-    not on the batch.  steps, guidance, spacing, interval: the system's own (see SystemConfig) unless given.  sampler, spacing: see `sampling_times`.  guidance, rescale, interval: see `steer`.
-    refiner: a second system that does what is left when t falls below T - handover T.
-    original_size, crop (top, left), target_size, aesthetic (score of prompt and negative prompt): see `condition`.
-
-    Arguments are checked and texts encoded at the call: OptionError, ShapeError. While it runs: ResourceError where memory
-    ends, SamplingError at the step that brings NaN or infinity.
+    guidance: the scale, up to 1 none; rescale, interval: see `guided`; the system's own unless
+    given.  original_size, crop (top, left), target_size, aesthetic (scores of prompt and negative
+    prompt): what SDXL and its refiner are told, see `condition`; the sizes are `size` unless given.
     """
-    _is_system("sd", sd)
-    if refiner is not None:
-        _is_system("refiner", refiner)
-    steps, guidance, spacing, interval = (
-        own if told is None else told
-        for told, own in (
-            (steps, sd.config.steps),
-            (guidance, sd.config.guidance),
-            (spacing, sd.config.spacing),
-            (interval, sd.config.interval),
-        )
-    )
-    prompts, negative, seeds = _pictures(prompts, negative, seeds)
-    _say_unseen(sd, prompts)
-    size = picture_size(sd.config.size if size is None else size, sd.vae.factor)
+    c, size = sd.config, _size(sd, size)
+    guidance = in_range("guidance", c.guidance if guidance is None else guidance, 0, 100)
+    in_range("rescale", rescale, 0, 1, "0 is plain guidance")
+    interval = _interval(sd, c.interval if interval is None else interval)
+    scores = _pair("aesthetic", aesthetic, in_range, 0, 10)
     told = {
         "original_size": size if original_size is None else original_size,
         "crop": crop,
         "target_size": size if target_size is None else target_size,
     }
     for name, pair in told.items():
-        _two(name, pair, whole, 0, 2**16, "pixels, vertical first")
-    _check(sd, refiner, guidance, rescale, interval, handover, aesthetic)
-    times, end = sampling_times(sd.schedule, steps, sampler, spacing)
-    gens = generators(seeds)
-    shape = len(prompts), sd.config.vae.latent, size[0] // sd.vae.factor, size[1] // sd.vae.factor
-    x_T = randn_like(torch.empty(shape, device=_weight(sd.unet).device), gens)
+        _pair(name, pair, whole, 0, 2**16)
+    texts = [spelt_out(sd, text) for text in checked_prompts(prompts)]
+    empty = dict(told, score=scores[1], zero_empty=c.zero_empty)
 
-    def stage(system, times, end) -> Callable:
-        """x -> the Steps of one system through its share of the times."""
-        cond = within_memory(lambda: condition(system, prompts, **told, score=aesthetic[0]))
-        uncond = (
-            None
-            if guidance == 1
-            else within_memory(
-                lambda: condition(
-                    system,
-                    negative,
-                    **told,
-                    score=aesthetic[1],
-                    zero_empty=system.config.zero_empty,
-                )
-            )
-        )
-        make_room(system, size, len(prompts), uncond is not None)
-        model = steer(denoiser(system), cond, uncond, guidance, rescale, interval)
-        return lambda x: SAMPLERS[sampler](
-            model, system.schedule, x, times, predict=system.predict, end=end, generator=gens
-        )
-
-    first = [
-        t for t in times if refiner is None or t >= round(sd.schedule.T - handover * sd.schedule.T)
-    ]
-    rest = times[len(first) :]
-    shares = (sd, first, rest[0] if rest else end), (refiner, rest, end)
-    return watched(_in_turn([stage(*share) for share in shares if share[1]], x_T), len(times))
-
-
-def _in_turn(stages: Iterable[Callable], x: Tensor) -> Iterator[Step]:
-    """Each stage goes on from the x where the one before stopped."""
-    for stage in stages:
-        for step in stage(x):
-            yield step
-            x = step.x_prev
-
-
-# ---------------------------------------------------------------- what the UNet is told, and how it is asked
+    model = denoiser(sd)
+    cond = within_memory(lambda: condition(sd, texts, **told, score=scores[0]))
+    if guidance > 1:
+        uncond = within_memory(lambda: condition(sd, checked_prompts(negative), **empty))
+        model = guided(model, guidance, uncond, rescale=rescale, interval=interval)
+    return lambda x_t, t, _=None: model(x_t, t, cond)
 
 
 def condition(
@@ -137,31 +201,28 @@ def condition(
     score: float = 6.0,
     zero_empty: bool = False,
 ) -> Cond:
-    """The texts as a Cond for sd.unet; SDXL's vector = pooled text ++ the cosines and sines of each number it is told.
+    """The texts as a Cond for sd.unet; SDXL's vector = pooled text ++ cosines and sines of numbers.
 
-    Numbers (SDXL section 2.2), in pixels: original height, width, crop top, left, then target height, width (base) or the
-    aesthetic score (refiner).  zero_empty: an empty text is zeros, its pooled text too, as SDXL base was trained.
-    Raises ShapeError if the encoders' width is not the UNet's.
+    Numbers (SDXL section 2.2), in pixels: original height, width, crop top, left, then target
+    height, width (base) or the aesthetic score (refiner).  zero_empty: an empty text is zeros, its
+    pooled text too, as SDXL base was trained. ShapeError if the encoders' width is not the UNet's.
     """
-    cond = sd.text.encode(texts)
+    cond, c = sd.text.encode(texts), sd.config
     if zero_empty:
-        told = torch.tensor([bool(text.strip()) for text in texts], device=cond.context.device)
-        cond = cond.map(lambda part: part * told.view(-1, *[1] * (part.ndim - 1)))
+        full = torch.tensor([bool(text.strip()) for text in texts], device=cond.context.device)
+        cond = cond.map(lambda part: part * full.view(-1, *[1] * (part.ndim - 1)))
     context, vector = cond.context, None
-    if sd.config.vector:
-        numbers = torch.tensor(
-            [*original_size, *crop, *(target_size if sd.config.vector == "sdxl" else (score,))]
-        )
-        numbers = timestep_embedding(numbers, sd.config.number_dim).flatten().to(context.device)
-        vector = torch.cat([cond.vector, numbers.expand(len(texts), -1)], dim=1)
-    for name, part, takes in (
-        ("context", context, sd.config.unet.context),
-        ("vector", vector, sd.config.unet.vector),
-    ):
-        if (width := 0 if part is None else part.shape[-1]) != takes:
+    if c.vector:
+        last = target_size if c.vector == "sdxl" else (score,)
+        numbers = timestep_embedding(torch.tensor([*original_size, *crop, *last]), c.number_dim)
+        numbers = numbers.flatten().to(context.device).expand(len(texts), -1)
+        vector = torch.cat([cond.vector, numbers], dim=1)
+    for name, part in (("context", context), ("vector", vector)):
+        takes, width = getattr(c.unet, name), 0 if part is None else part.shape[-1]
+        if width != takes:
             raise ShapeError(
-                f"{sd.config.name}: the text gives cond.{name} {width} numbers wide, but its UNet takes {takes}: "
-                "the text encoders belong to another system"
+                f"{c.name}: the text gives cond.{name} {width} numbers wide, but its UNet takes "
+                f"{takes}: the text encoders belong to another system"
             )
     return Cond(context, vector).map(lambda part: part.to(_weight(sd.unet)))
 
@@ -172,207 +233,279 @@ def denoiser(sd: StableDiffusion) -> Denoiser:
     return lambda x_t, t, cond: sd.unet(x_t.to(dtype), t, cond).float()
 
 
-def steer(
-    model: Denoiser,
-    cond: Cond,
-    uncond: Cond | None,
-    scale: float = 7.5,
-    rescale: float = 0.0,
-    interval=None,
-) -> Denoiser:
-    """`model` told `cond`, with classifier-free guidance uncond + scale (cond - uncond) in one batched call; None is without.
-
-    rescale = phi gives phi of the way back to the spread of the conditional prediction, per picture: times
-    phi std(cond) / std(guided) + 1 - phi (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
-    interval = (low, high): guidance at low <= t <= high only, elsewhere the plain model at half the price
-    (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-    """
-    if uncond is None:
-        return lambda x_t, t, _: model(x_t, t, cond)
-    both = Cond(
-        *(None if part is None else torch.cat([part, other]) for part, other in zip(cond, uncond))
-    )
-
-    def denoise(x_t, t, _):
-        if (
-            interval and not interval[0] <= t[0].item() <= interval[1]
-        ):  # a wait for the GPU, cheaper than the second half of the batch
-            return model(x_t, t, cond)
-        positive, negative = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        prediction = negative + scale * (positive - negative)
-        if rescale:
-            prediction = (rescale * _std(positive) / _std(prediction) + 1 - rescale) * prediction
-        return prediction
-
-    return denoise
+# ---------------------------------------------------------------- the way down the noise
 
 
-def _std(x):
-    return x.flatten(1).std(1)[:, None, None, None]
+class Walk(NamedTuple):
+    """A solver of SAMPLERS and the times that it visits."""
+
+    schedule: Schedule
+    sampler: str
+    times: list[float]
+    end: float  # where the last step leads
+    scale: float  # of the first noise
+    karras: bool  # the UNet is asked near by these times, see `karras_clock`
+
+    def run(self, sd, model, x, gens) -> Iterator[Step]:
+        """The Steps from x, which has the noise of the first time; sd is the owner of `model`."""
+        make_room(sd, x)
+        if self.karras:
+            model = karras_clock(model, self.schedule, self.sampler)
+        steps = SAMPLERS[self.sampler](
+            model, self.schedule, x, self.times, predict=sd.predict, end=self.end, generator=gens
+        )
+        return watched(steps, len(self.times))
+
+    def before(self, handover: float) -> "Walk":
+        """The times down to T - handover T."""
+        k = self._handover(handover)
+        end = self.times[k] if k < len(self.times) else self.end
+        return self._part("handover", handover, self.times[:k], end)
+
+    def after(self, handover: float) -> "Walk":
+        """The rest of the times."""
+        times = self.times[self._handover(handover) :]
+        return self._part("handover", handover, times, self.end)
+
+    def last(self, strength: float) -> "Walk":
+        """This share of the times, from the end."""
+        steps = int(len(self.times) * in_range("strength", strength, 0, 1, "1 is from noise"))
+        return self._part("strength", strength, self.times[len(self.times) - steps :], self.end)
+
+    def _handover(self, share):
+        T = self.schedule.T
+        limit = round(T - in_range("handover", share, 0, 1, "the first system's share") * T)
+        return sum(t >= limit for t in self.times)
+
+    def _part(self, name, value, times, end):
+        if not times:
+            raise OptionError(f"{name} = {value} leaves no time to visit: there is nothing to do")
+        return self._replace(times=times, end=end)
 
 
-# ---------------------------------------------------------------- latent to picture
+def plan_walk(sd: StableDiffusion, steps=None, sampler=None, spacing=None) -> Walk:
+    """How sd walks, by its own config unless given: see `samplers.sampling_times`."""
+    c = sd.config
+    end = c.end if sampler in (None, c.sampler) else None
+    sampler, spacing = sampler or c.sampler, spacing or c.spacing
+    steps = c.steps if steps is None else steps
+    at = sampling_times(sd.schedule, steps, sampler, spacing, offset=c.offset, end=end)
+    scale = noise_scale(sd.schedule, at[0][0], sampler, spacing)
+    return Walk(sd.schedule, sampler, *at, scale, spacing.endswith("karras"))
+
+
+# ---------------------------------------------------------------- pictures and latents
+
+
+def encode(sd: StableDiffusion, picture: Tensor, gens: list[torch.Generator]) -> Tensor:
+    """A latent (B, 4, H/8, W/8) float32 of a picture (B or 1, 3, H, W), drawn from q(z | x)."""
+    channels = sd.config.vae.in_channels
+    fits("picture", picture, ("B", channels, "H", "W"), "image_to_image takes")
+    pixels("picture", picture, beyond=0.1)
+    if len(picture) not in (1, len(gens)):
+        raise ShapeError(f"{len(picture)} pictures for {len(gens)} prompts: pass one, or as many")
+    x = picture.to(_weight(_sound(sd)), copy=False).expand(len(gens), -1, -1, -1)
+    with torch.no_grad():
+        parts = [
+            within_memory(lambda: sd.vae.to_latent(one, [gen]))
+            for one, gen in zip(x.split(1), gens)
+        ]
+    return torch.cat(parts).float().to(_weight(sd.unet).device)
 
 
 def decode(sd: StableDiffusion, z: Tensor, tiled: bool | None = None) -> Tensor:
-    """Pictures (B, 3, H, W) float32 in [-1, 1] of latents z (B, 4, H/8, W/8), one at a time, so that memory is one picture's.
+    """Pictures (B, 3, H, W) float32 in [-1, 1] of latents z (B, 4, H/8, W/8), one at a time.
 
-    The VAE runs in float32 or bfloat16; one that is float16 is turned into float32, for good, because SDXL's overflows.
-    tiled: see `vae.decode_tiled`; None decides by the size. A VAE that is not the system's own is warned of: another scale, other
-    colours, or noise (SDXL's under SD 1.5, say). Raises SamplingError for a picture of one colour or with NaN.
+    The VAE runs in float32 or bfloat16; one in float16 is turned into float32, for good, because
+    SDXL's overflows.  tiled: see `decode_tiled`; None decides by the size. A VAE that is not the
+    system's own is warned of: another scale, other colours. SamplingError for a picture of one
+    colour or with NaN.
     """
     own, here = sd.config.vae.scale, sd.vae.config.scale
     if own != here:
-        warnings.warn(
-            f"the VAE in place has the scale {here:g}, but {sd.config.name} was trained on latents of a VAE with {own:g}: "
-            "the latents mean something else to it, expect wrong colours or noise",
-            stacklevel=2,
+        warn(
+            f"the VAE in place has the scale {here:g}, but {sd.config.name} was trained on latents "
+            f"of a VAE with {own:g}: they mean something else to it, expect wrong colours or noise"
         )
-    if _weight(sd.vae).dtype == torch.float16:
-        sd.vae.float()
+    like = _weight(_sound(sd))
     if tiled is None:
         tiled = z.shape[-2:].numel() * sd.vae.factor**2 > TILED_FROM
     run = (lambda z: decode_tiled(sd.vae, z)) if tiled else sd.vae.from_latent
     with torch.no_grad():
-        x = torch.cat(
-            [
-                within_memory(lambda: run(one.to(_weight(sd.vae)))).float().clamp(-1, 1)
-                for one in z.split(1)
-            ]
-        )
+        x = [within_memory(lambda: run(one.to(like))).float().clamp(-1, 1) for one in z.split(1)]
+    x = torch.cat(x)
     levels = (x * 127.5).round().flatten(1)
     for i, (low, high) in enumerate(zip(levels.amin(1).tolist(), levels.amax(1).tolist())):
         if not low < high:  # NaN too
             raise SamplingError(
-                f"picture {i} holds {'NaN' if low != low else 'one colour only'}, so it is not returned: the weights are broken "
-                "or overflow in their type; load the system in float32 or bfloat16"
+                f"picture {i} holds {'NaN' if low != low else 'one colour only'}, so it is not "
+                "returned: the weights are broken or overflow in their type; load the system in "
+                "float32 or bfloat16"
             )
     return x
 
 
 def draw(
-    sd: StableDiffusion, prompts, *, tiled: bool | None = None, progress: bool = True, **options
+    sd: StableDiffusion,
+    prompts,
+    *,
+    refiner: StableDiffusion | None = None,
+    handover: float = 0.8,
+    tiled: bool | None = None,
+    progress: bool = True,
+    **options,
 ) -> Tensor:
-    """`text_to_image` with a progress bar, then `decode`: pictures (B, 3, H, W) float32 in [-1, 1]. Options are theirs."""
+    """`text_to_image`, with a refiner `refine`, and `decode`: pictures (B, 3, H, W) in [-1, 1]."""
     from tqdm.auto import tqdm
 
-    steps = text_to_image(sd, prompts, **options)
-    z = last(
-        tqdm(
-            steps,
-            total=options.get("steps") or sd.config.steps,
-            desc="drawing",
-            disable=not progress,
-        )
-    )
-    return decode(options.get("refiner") or sd, z, tiled)
+    if refiner is None:
+        steps = text_to_image(sd, prompts, **options)
+    else:
+        _same_latents(sd, _system(refiner, "refiner"))
+        steps = text_to_image(sd, prompts, handover=handover, **options)
+        steps = refine(refiner, prompts, steps, handover=handover, **options)
+    total = options.get("steps") or sd.config.steps
+    z = last(tqdm(steps, total=total, desc="drawing", disable=not progress))
+    return decode(refiner or sd, z, tiled)
 
 
 # ---------------------------------------------------------------- arguments
 
 
-def _pictures(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]]:
+def one_each(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]]:
     """Prompts, negative prompts and seeds, one each a picture."""
-    many = (
-        list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes)) else None
-    )
+    several = isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes))
+    many = list(seeds) if several else None
     if isinstance(prompts, str):
         prompts = [prompts] * (1 if many is None else len(many))
-    for name, texts in (("prompts", prompts), ("negative", negative)):
-        if not isinstance(texts, (str, list, tuple)) and not (name == "negative" and texts is None):
-            raise OptionError(
-                f"{name} = {texts!r:.80}: pass a string, or a list of strings, one a picture"
-            )
-    negative = (
-        [negative or ""] * len(prompts) if isinstance(negative, str | None) else list(negative)
-    )
+    prompts = checked_prompts(prompts)
+    if isinstance(negative, str | None):
+        negative = [negative or ""] * len(prompts)
+    if not isinstance(negative, (list, tuple)):
+        raise OptionError(f"negative = {negative!r:.40}: pass a text, or a list of one a picture")
+    negative = checked_prompts(negative)
     if many is None:
-        whole("seeds", seeds, 0, 2**63 - 1, "the first picture's seed, or a list of one a picture")
+        whole("seeds", seeds, 0, 2**63 - 1, "the first picture's, or a list of one a picture")
         many = list(range(seeds, seeds + len(prompts)))
     for name, rows in (("negative prompts", negative), ("seeds", many)):
         if len(rows) != len(prompts):
             raise OptionError(
-                f"{len(rows)} {name} for {len(prompts)} prompts: pass one for all of them, or one a picture"
+                f"{len(rows)} {name} for {len(prompts)} prompts: pass one for all of them, or one "
+                "a picture"
             )
     for seed in many:
         whole("seeds", seed, 0, 2**63 - 1, "one a picture")
-    return checked_prompts(prompts), checked_prompts(negative), many
+    return prompts, negative, many
 
 
-def _say_unseen(sd, prompts) -> None:
-    """A warning for words that were in no caption of the training, where the system says which were; it draws anyway."""
+def spelt_out(sd: StableDiffusion, prompt: str) -> str:
+    """The prompt with emoji as their names, for a system that says which words it was trained on.
+
+    Warns of words that it never saw, and draws anyway.
+    """
     words = sd.meta.get("words")
-    new = (
-        dict.fromkeys(
-            word
-            for prompt in prompts
-            for word in unseen(prompt, frozenset(words))
-            if word[0].isalnum()
-        )
-        if words
-        else ()
-    )
+    if not words:
+        return prompt
+    if not prompt.isascii() and (names := _emoji_names()):
+        plain = prompt.replace("\ufe0f", "")  # says only: in colour
+        longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        prompt = re.sub(longest_first, lambda match: f" {names[match[0]]} ", plain).strip()
+    new = [word for word in unseen(prompt, frozenset(words)) if _means_something(word)]
     if new:
-        warnings.warn(
-            f"{sd.config.name} never saw {', '.join(map(repr, new))} in training: what it draws for it is a guess",
-            stacklevel=3,
+        warn(
+            f"{sd.config.name} never saw {', '.join(map(repr, new))} in training: what it draws "
+            "for it is a guess"
         )
+    return prompt
 
 
-def _two(name, value, check, *limits) -> tuple:
-    """`value` as a pair, after `check` (whole or in_range) of each number."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise OptionError(f"{name} = {value!r}: pass two numbers ({limits[-1]})")
-    for number in value:
-        check(name, number, *limits)
-    return tuple(value)
+def _means_something(word):
+    return unicodedata.category(word[0])[0] in "LN" or unicodedata.category(word[0]) == "So"
+
+
+@functools.cache
+def _emoji_names() -> dict[str, str]:
+    """{"🍎": "red apple"}, as data/emoji lists them; empty where it is not there."""
+    try:
+        listed = gzip.decompress((data_folder() / "emoji" / "names.json.gz").read_bytes())
+        return {row[0].replace("\ufe0f", ""): row[1] for row in json.loads(listed)["emoji"]}
+    except (OSError, EOFError, ValueError, LookupError):
+        return {}
+
+
+def _size(sd, size):
+    return picture_size(sd.config.size if size is None else size, sd.vae.factor)
 
 
 def picture_size(size, factor: int = 8) -> tuple[int, int]:
-    """(height, width) of a size given so, or as one side. Raises OptionError unless both are multiples of factor up to MAX_SIDE."""
-    sides = (size, size) if isinstance(size, int) else size
-    for side in _two(
-        "size",
-        sides,
-        whole,
-        factor,
-        MAX_SIDE,
-        f"pixels, multiples of {factor}: one side, or (height, width)",
-    ):
+    """(height, width) in pixels of a size given so, or as one side.
+
+    Raises OptionError unless both are multiples of the VAE's factor, up to MAX_SIDE.
+    """
+    sides = size if isinstance(size, (tuple, list)) else (size, size)
+    for side in _pair("size", sides, whole, factor, MAX_SIDE):
         if side % factor:
+            less = side // factor * factor
             raise OptionError(
-                f"size = {side} is no multiple of {factor}: choose {side // factor * factor} or {side // factor * factor + factor}"
+                f"size = {side} is no multiple of {factor}: choose {less} or {less + factor}"
             )
     return tuple(sides)
 
 
-def _check(sd, refiner, guidance, rescale, interval, handover, aesthetic) -> None:
-    in_range("guidance", guidance, 0, 100, "1 is no guidance, 5 to 8 are usual")
-    in_range("rescale", rescale, 0, 1, "0 is plain guidance")
-    in_range("handover", handover, 0, 1, "the first system's share of the noise times")
-    _two("aesthetic", aesthetic, in_range, 0, 10, "scores of prompt and negative prompt")
+def _pair(name, value, check, *limits):
+    """`value`, two numbers, after `check` (whole or in_range) of each."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise OptionError(f"{name} = {value!r:.40}: pass two numbers; pixels are (height, width)")
+    for number in value:
+        check(name, number, *limits)
+    return value
+
+
+def _interval(sd, interval):
     if interval is not None:
-        low, high = _two(
-            "interval", interval, in_range, 0, sd.schedule.T - 1, "times t, the lower first"
-        )
+        low, high = _pair("interval", interval, in_range, 0, sd.schedule.T - 1)
         if low > high:
             raise OptionError(f"interval = {interval!r} is upside down: pass the lower t first")
-    if refiner and (refiner.config.vae.latent, refiner.config.vae.scale) != (
-        sd.config.vae.latent,
-        sd.config.vae.scale,
-    ):
-        raise OptionError(
-            f"{refiner.config.name} cannot go on from {sd.config.name}: their latents differ (channels or scale)"
-        )
+    return interval
 
 
-def _is_system(name, sd) -> None:
+def _system(sd, name="sd", begins=False) -> StableDiffusion:
+    """sd, after a look whether it can draw; begins: from nothing but noise."""
     if not isinstance(sd, StableDiffusion):
         raise OptionError(f'{name} = {sd!r:.80}: pass a StableDiffusion, such as load("sd15")')
     if _weight(sd.unet).is_meta:
         raise OptionError(
             f"{name} is on the meta device, where it has no weights: load or build it on cpu or cuda"
         )
+    takes, latent = sd.config.unet.in_channels, sd.config.vae.latent
+    if takes != latent:
+        kind = {2 * latent + 1: "inpainting", 2 * latent: "instruct-pix2pix"}.get(takes, "another")
+        raise OptionError(
+            f"{name} = {sd.config.name} is a model for {kind}: its UNet takes {takes} channels, "
+            f"{takes - latent} of them besides the {latent} of a latent, which a text does not give"
+        )
+    if begins and sd.config.vector == "refiner":
+        raise OptionError(
+            f"{name} = {sd.config.name} is a refiner, which cannot begin from noise: draw with a "
+            "base and pass this as refiner, or use image_to_image"
+        )
+    return sd
+
+
+def _same_latents(sd, refiner):
+    a, b = ((s.config.vae.latent, s.config.vae.scale) for s in (sd, refiner))
+    if a != b:
+        raise OptionError(
+            f"{refiner.config.name} cannot go on from {sd.config.name}: their latents differ "
+            "(channels or scale)"
+        )
+
+
+def _sound(sd):
+    """The VAE, never in float16."""
+    if _weight(sd.vae).dtype == torch.float16:
+        sd.vae.float()
+    return sd.vae
 
 
 def _weight(model):

@@ -1,150 +1,144 @@
-"""One class for whole systems: SD 1.5, SD 2.1, SDXL base and refiner are plans of the same three networks and a schedule.
+"""Whole systems: a UNet, a VAE and one or two text encoders, by one plan. Notebooks 11 and 12.
 
-A system is a UNet that denoises latents, a VAE between latents and pictures, and one or two text encoders.
+SD 1.5, SD 2.1, SDXL base and its refiner are four `SystemConfig`s of one class.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from ..errors import OptionError, in_range, known_prediction, whole
+from ..errors import OptionError, choices, numbers, parts, sizes, whole
 from ..networks.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, Text, TextConfig
 from ..networks.unet import SD15 as SD15_UNET
 from ..networks.unet import SDXL_BASE, SDXL_REFINER, UNet, UNetConfig
 from ..networks.vae import SD_VAE, SDXL_VAE, VAE, VAEConfig
+from ..samplers import SAMPLERS, WALKS
 from ..schedule import Schedule
 
-SPACINGS = ("leading", "trailing", "linspace")
 NUMBERS = {"": 0, "sdxl": 6, "refiner": 5}  # sizes, crop, target; or sizes, crop, aesthetic score
 
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """The plan of a system.
-
-    name: what it is called.  unet, vae, text: plans of its parts, one text config an encoder.  layer: which hidden state of
-    the encoders is the context, "last" or "penultimate".  predict: what the UNet says, "eps" or "v".  size: the side of a
-    picture in pixels it was trained for.  vector: what cond.vector holds, "" nothing, "sdxl" the pooled text and six numbers
-    (original size, crop, target size), "refiner" the pooled text and five (original size, crop, aesthetic score).
-    number_dim: cosines and sines that each of these numbers becomes.  zero_empty: an empty negative prompt is zeros
-    (as in the original SDXL base), not the encoding of "".  spacing, steps, guidance, interval: how it is sampled unless told
-    otherwise: which times ("leading", "trailing" or "linspace", see diffusion.spaced_timesteps), how many, the guidance scale, and
-    the lowest and highest t that are guided, None for all.
-    """
+    """The plan of a system. The last seven fields say how it is sampled unless told otherwise."""
 
     name: str
     unet: UNetConfig
     vae: VAEConfig
-    text: tuple[TextConfig, ...]
-    layer: str = "last"
-    predict: str = "eps"
-    size: int = 512
-    vector: str = ""
-    number_dim: int = 256
-    zero_empty: bool = False
-    spacing: str = "leading"
-    steps: int = 30
-    guidance: float = 7.5
-    interval: tuple[int, int] | None = None
+    text: tuple[TextConfig, ...]  # one an encoder; their widths add up to unet.context
+    layer: str = "last"  # whose hidden state is the context: "last" or "penultimate"
+    predict: str = "eps"  # what the UNet returns: "eps", "v" or "x_0"
+    size: int = 512  # pixels of a side it was trained on
+    vector: str = ""  # what is in cond.vector: "" nothing; "sdxl" pooled text, sizes, crop and
+    # target; "refiner" pooled text, sizes, crop and aesthetic score
+    number_dim: int = 256  # cosines and sines that each of these numbers becomes
+    zero_empty: bool = False  # an empty negative prompt is zeros, not the encoding of ""
+    spacing: str = "leading"  # of the times, one of WALKS
+    steps: int = 50
+    guidance: float = 7.5  # scale of classifier-free guidance; up to 1: none
+    interval: tuple[int, ...] | None = None  # lowest and highest t that are guided; None: all
+    sampler: str = "dpmpp_2m"  # one of SAMPLERS
+    offset: int = 1  # "leading" times are moved up by so much
+    end: int | None = None  # where the last step leads: -1 the clean picture, 0 the least noisy
+    # time; None: 0 for DDIM and PNDM, which stop there in the originals, else -1
 
     def __post_init__(self):
-        known_prediction(self.predict)
-        if self.spacing not in SPACINGS:
-            raise OptionError(
-                f"spacing = {self.spacing!r} is not known: choose one of {', '.join(SPACINGS)}"
-            )
-        whole("steps", self.steps, 1, 10_000, "as many model evaluations as suit it")
-        in_range("guidance", self.guidance, 0, 100, "the scale that suits it, 1 is none")
+        parts(self, unet=UNetConfig, vae=VAEConfig, text=TextConfig)
+        choices(self, layer=("last", "penultimate"), predict=("eps", "v", "x_0"), vector=NUMBERS)
+        choices(self, spacing=WALKS, sampler=SAMPLERS)
+        sizes(self, size=1, number_dim=1, steps=(1, 10_000), offset=(0, 100), end=(-1, 0))
+        sizes(self, interval=(0, 10**6))
+        numbers(self, guidance=(0, 100))
         if self.interval is not None:
-            if not isinstance(self.interval, (tuple, list)) or len(self.interval) != 2:
-                raise OptionError(
-                    f"interval = {self.interval!r} is not known: pass two times t, the lower first, or None"
-                )
-            low, high = self.interval
-            whole("interval", low, 0, 10**6, "two times t, the lower first")
-            whole("interval", high, low, 10**6, "two times t, the lower first")
-            object.__setattr__(self, "interval", (low, high))  # JSON knows lists only
-        object.__setattr__(self, "text", tuple(self.text))
-        if sum(c.width for c in self.text) != self.unet.context:
+            if len(self.interval) != 2:
+                raise OptionError(f"interval = {self.interval!r}: pass two times t, or None")
+            whole("interval", self.interval[1], self.interval[0], 10**6, "the lower t first")
+        width = sum(c.width for c in self.text)
+        if width != self.unet.context:
             raise OptionError(
-                f"{self.name}: the text encoders are {' + '.join(str(c.width) for c in self.text)} wide, "
+                f"{self.name}: the text encoders are {width} wide together, "
                 f"but the UNet takes context = {self.unet.context}"
-            )
-        if self.vector not in NUMBERS:
-            raise OptionError(
-                f"vector = {self.vector!r} is not known: choose one of {', '.join(map(repr, NUMBERS))}"
             )
         pooled = self.text[-1].projection or self.text[-1].width
         width = NUMBERS[self.vector] * self.number_dim + (pooled if self.vector else 0)
         if self.unet.vector != width:
             raise OptionError(
-                f"{self.name}: vector = {self.vector!r} makes {width} numbers, but the UNet takes vector = {self.unet.vector}"
+                f"{self.name}: vector = {self.vector!r} makes {width} numbers, "
+                f"but the UNet takes vector = {self.unet.vector}"
             )
         if (self.unet.out_channels or self.unet.in_channels) != self.vae.latent:
             raise OptionError(
-                f"{self.name}: the UNet returns {self.unet.out_channels or self.unet.in_channels} channels, but the VAE's latents have {self.vae.latent}"
+                f"{self.name}: the UNet returns {self.unet.out_channels or self.unet.in_channels} "
+                f"channels, but the VAE's latents have {self.vae.latent}"
             )
 
 
-SD15 = SystemConfig("SD 1.5", SD15_UNET, SD_VAE, (CLIP_L,))
+SD15 = SystemConfig("SD 1.5", SD15_UNET, SD_VAE, (CLIP_L,), sampler="pndm", end=0)
 SD21 = SystemConfig(
     "SD 2.1",
     UNetConfig(heads=(5, 10, 20, 20), context=1024),
     SD_VAE,
     (OPEN_CLIP_H,),
-    "last",
-    "v",
-    768,
+    predict="v",
+    size=768,
+    sampler="ddim",
+    end=0,
 )
+SD2_BASE = replace(SD21, name="SD 2 base", predict="eps", size=512, sampler="pndm")
 SDXL = SystemConfig(
     "SDXL base",
     SDXL_BASE,
     SDXL_VAE,
     (CLIP_L, OPEN_CLIP_G),
-    "penultimate",
-    "eps",
-    1024,
-    "sdxl",
+    layer="penultimate",
+    size=1024,
+    vector="sdxl",
     zero_empty=True,
+    guidance=5.0,
+    sampler="euler",
+    end=-1,
 )
-REFINER = SystemConfig(
-    "SDXL refiner", SDXL_REFINER, SDXL_VAE, (OPEN_CLIP_G,), "penultimate", "eps", 1024, "refiner"
+REFINER = replace(
+    SDXL,
+    name="SDXL refiner",
+    unet=SDXL_REFINER,
+    text=(OPEN_CLIP_G,),
+    vector="refiner",
+    zero_empty=False,
 )
 
 
 class StableDiffusion(nn.Module):
-    """.unet, .vae and .text of a `config`, its .schedule (sqrt-linear unless given) and what the UNet predicts, .predict."""
+    """.unet, .vae and .text of a `config`, and its .schedule, sqrt-linear unless given."""
 
     def __init__(self, config: SystemConfig, schedule: Schedule | None = None):
         super().__init__()
-        with torch.device(
-            "cpu"
-        ):  # a schedule holds numbers even where the weights are on the meta device
+        with torch.device("cpu"):  # a schedule holds numbers even where weights are on meta
             self.config, self.schedule = config, schedule or Schedule.sqrt_linear()
-        self.meta: dict = {}  # what its file says beside (files/load.py)
-        self.unet, self.vae, self.text = (
-            UNet(config.unet),
-            VAE(config.vae),
-            Text(config.text, config.layer),
-        )
+        self.meta: dict = {}  # what its file says beside: figures, known words
+        self.unet, self.vae = UNet(config.unet), VAE(config.vae)
+        self.text = Text(config.text, config.layer)
 
     @property
     def predict(self) -> str:
+        """What the UNet returns: "eps", "v" or "x_0"."""
         return self.config.predict
 
     def parts(self) -> dict[str, nn.Module]:
-        """The networks by the names of their folders; a refiner's encoder counts as the second, having no first."""
-        names = ("text_encoder", "text_encoder_2")[
-            -len(self.text.encoders) if self.config.vector else 0 :
-        ]
+        """The networks by the names of their folders; a refiner's encoder counts as the second."""
+        names = ("text_encoder", "text_encoder_2")
+        names = names[-len(self.text.encoders) :] if self.config.vector else names
         return {"unet": self.unet, "vae": self.vae, **dict(zip(names, self.text.encoders))}
 
 
 def build(
     config: SystemConfig, schedule: Schedule | None = None, *, device="cpu", dtype=torch.float32
 ) -> StableDiffusion:
-    """A system with random weights (on the meta device: none), ready to sample, not to train. See `part_dtype` for the VAE."""
+    """A system with random weights (on the meta device: none), ready to sample, not to train.
+
+    dtype: of the weights, but see `part_dtype`.
+    """
     with torch.device(device):
         sd = StableDiffusion(config, schedule)
     for name, part in sd.named_children():

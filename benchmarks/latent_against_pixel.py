@@ -20,7 +20,6 @@ import sys
 import time
 
 import torch
-from torch import nn
 
 from ddpm_edu import Cond, guided, last, load, noise
 from ddpm_edu.datasets.painted import painted_digits, prompts
@@ -29,8 +28,8 @@ from ddpm_edu.metrics.frechet import psnr
 from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.networks.unet import UNet
 from ddpm_edu.samplers import dpmpp_2m
-from ddpm_edu.training.latents import encode, encode_texts
-from ddpm_edu.training.minis import PAINTED
+from ddpm_edu.training.latents import conditions, encode
+from ddpm_edu.training.recipes import PAINTED, start_at_zero
 from ddpm_edu.training.train import progress, train
 
 SIDES = {"latents": 4, "pixels": 3}  # channels
@@ -42,7 +41,7 @@ class Pixels:
     def __init__(self, sd, pictures):
         captions = pictures.captions()
         known = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
-        self.pictures, self.contexts = pictures, encode_texts(sd, list(known))
+        self.pictures, self.contexts = pictures, conditions(sd, list(known)).context
         self.row, self.uncond = (
             torch.tensor([known[caption] for caption in captions]),
             Cond(sd.text.encode([""]).context),
@@ -67,9 +66,7 @@ def one_side(side, seconds, batch, pictures, asked, seed, threads):
     dataset = encode(sd, real, batch=50) if side == "latents" else Pixels(sd, real)
     encoded = time.perf_counter() - started
     torch.manual_seed(seed)
-    unet = UNet(dataclasses.replace(sd.config.unet, in_channels=SIDES[side]))
-    nn.init.zeros_(unet.conv_out.weight)
-    nn.init.zeros_(unet.conv_out.bias)
+    unet = start_at_zero(UNet(dataclasses.replace(sd.config.unet, in_channels=SIDES[side])))
     config = dataclasses.replace(
         PAINTED.train_unet, seconds=seconds, batch_size=batch, warmup=10, seed=seed
     )
@@ -84,7 +81,7 @@ def one_side(side, seconds, batch, pictures, asked, seed, threads):
     drawn = []
     started = time.perf_counter()
     for part in torch.arange(asked).split(50):
-        context = Cond(encode_texts(sd, [texts[i] for i in part.tolist()]))
+        context = conditions(sd, [texts[i] for i in part.tolist()])
         z = last(
             dpmpp_2m(
                 model,

@@ -67,16 +67,20 @@ if __name__ == "__main__":
         started = time.perf_counter()
         model, schedule = MINUTE.model(dataset), MINUTE.schedule()
         new_optimizer(
-            model, MINUTE.config
+            model, MINUTE.train_unet
         )  # PyTorch's first optimizer takes a second to import, which is part of the time, too
         left = args.seconds - (
             time.perf_counter() - started
         )  # fitting the Gaussians is part of the time
-        config = dataclasses.replace(MINUTE.config, seconds=left)
+        config = dataclasses.replace(MINUTE.train_unet, seconds=left)
         for step in progress(train(model, schedule, dataset, config)):
             pass
         trained = time.perf_counter() - started
-        model, predict, meta = step.ema, config.predict, dataclasses.asdict(MINUTE)
+        model, predict, meta = (
+            step.ema,
+            config.predict,
+            {"guidance": MINUTE.guidance, "sampler": MINUTE.sampler, "clip": 1.0},
+        )
         result |= {
             "trained_s": round(trained, 2),
             "updates": step.step,

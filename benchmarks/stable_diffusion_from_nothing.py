@@ -3,7 +3,7 @@
     python benchmarks/stable_diffusion_from_nothing.py --seconds 300 --save FILE.npz
     python benchmarks/stable_diffusion_from_nothing.py --seconds 0          # the shipped one, not trained here
 
-VAE, CLIP and UNet are trained by `mini.train_mini` on painted digits; the clock runs from the start of this process. Then
+VAE, CLIP and UNet are trained by `train_system` on painted digits; the clock runs from the start of this process. Then
 `--prompts` random captions of combinations seen in training and as many of held-out ones are drawn, and the oracle counts.
 FILE.npz holds images (N, 32, 32, 3) uint8, prompts and seeds, those seen in training first.
 """
@@ -27,8 +27,8 @@ from ddpm_edu.files.load import load, save
 from ddpm_edu.metrics.frechet import psnr
 from ddpm_edu.networks.clip import retrieval
 from ddpm_edu.systems.pipeline import draw
-from ddpm_edu.training import minis
-from ddpm_edu.training.whole_system import train_mini
+from ddpm_edu.training.recipes import FIVE_MINUTES
+from ddpm_edu.training.whole_system import train_system
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     if args.seconds:
-        trained = train_mini(minis.FIVE_MINUTES, args.seconds - (time.perf_counter() - STARTED))
+        trained = train_system(FIVE_MINUTES, args.seconds - (time.perf_counter() - STARTED))
         sd, clip = trained.sd, trained.clip
         result |= {
             "wall": round(time.perf_counter() - STARTED, 1),

@@ -199,6 +199,8 @@ def main():
     seconds = train(classifier, real, augment, epochs, settings["lr"], args.seed)
     exact = accuracy(classifier, data.from_uint8(test.images), test.labels)
     classifier.half().float()
+    for moments_of in (classifier.real_train, classifier.real_test):
+        moments_of.double()
     figures, reference = measure(classifier, real, test)
     result = dict(
         benchmark=f"train_classifier {args.name}",
@@ -231,7 +233,10 @@ def main():
             ),
         }
         title, trained_on, source = source[args.name]
-        command = f"python benchmarks/train_classifier.py {args.name} --epochs {epochs} --seed {args.seed} --threads {args.threads} --save {args.save}"
+        command = (
+            f"python benchmarks/train_classifier.py {args.name} --epochs {epochs} "
+            f"--seed {args.seed} --threads {args.threads} --save {args.save}"
+        )
         path.with_suffix(".md").write_text(
             CARD.format(
                 title=title,

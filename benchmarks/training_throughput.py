@@ -73,7 +73,7 @@ class Lucidrains(nn.Module):
 def contenders(dataset):
     torch.manual_seed(0)
     ours = MINUTE.model(dataset)
-    yield "ddpm_edu", ours, new_optimizer(ours, MINUTE.config), "v"
+    yield "ddpm_edu", ours, new_optimizer(ours, MINUTE.train_unet), "v"
     for name, rival in (("hf_course_unet2d", HFCourse), ("lucidrains_unet_dim32", Lucidrains)):
         model = rival()
         yield name, model, torch.optim.AdamW(model.parameters(), lr=1e-3), "eps"
@@ -102,7 +102,7 @@ def quality(name, model, schedule, dataset, seconds):
         lr=1e-3, predict="eps", optimizer="adamw", t_distribution="uniform", batch_size=128
     )
     config = dataclasses.replace(
-        MINUTE.config, seconds=seconds, **({} if name == "ddpm_edu" else rival)
+        MINUTE.train_unet, seconds=seconds, **({} if name == "ddpm_edu" else rival)
     )
     for step in train(model, schedule, dataset, config):
         pass

@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     except (DdpmEduError, OSError) as error:  # OSError: folders that one may not enter
         print(f"ddpm-edu: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("ddpm-edu: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(": ".join(filter(None, ("ddpm-edu: stopped", str(stop)))), file=sys.stderr)
         return 130
     return 0
 
@@ -76,12 +76,14 @@ def parser() -> argparse.ArgumentParser:
     drawing(add, zoom=None)
 
     add = command(train, "train one of the models that ship, from random weights")
-    add("name", help="mnist or cifar10; painted or emoji: a whole system, VAE, CLIP and UNet")
+    add("name", help="minute, mnist or cifar10; painted, emoji or five_minutes: a whole system")
     add("--out", type=Path, help="of the weights (NAME.safetensors; a CLIP: NAME_clip.safetensors)")
     add("--checkpoint", type=Path, help="to save to and go on from; a folder for a whole system")
-    add("--steps", type=int, help="updates instead of the recipe's; not for a whole system")
+    add("--steps", type=int, help="updates, not the recipe's; a whole system has three numbers")
     add("--seconds", type=float, help="stop after this much time instead")
-    add("--device", default="cpu", help="cpu or cuda (cpu)")
+    add("--device", default="cpu", help="cpu, cuda or mps (cpu)")
+    about = "of the network's products: bfloat16 is quicker on a GPU (float32)"
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=about)
 
     command(models, "list the models that ship")
 
@@ -272,51 +274,14 @@ def write_png(path: Path, picture, meta: dict) -> None:
 
 def train(args) -> None:
     """Follow a recipe and write the averaged weights."""
-    from .errors import check_writable
-    from .training.minis import MINIS
-    from .training.recipes import recipe, run
+    from .training.whole_system import follow
 
     out = args.out or Path(f"{args.name}.safetensors")
     if out.suffix != ".safetensors":
         raise OptionError(f"--out {out}: pass a file name that ends in .safetensors")
-    check_writable(out)
-    if args.name in MINIS:
-        return _train_mini(MINIS[args.name], out, args)
-    if args.checkpoint is not None:
-        check_writable(args.checkpoint)
-    run(
-        recipe(args.name),
-        out,
-        checkpoint=args.checkpoint,
-        steps=args.steps,
-        seconds=args.seconds,
-        device=args.device,
-    )
-    print(f"{out}: written")
-
-
-def _train_mini(mini, out, args) -> None:
-    import torch
-
-    from .errors import check_writable
-    from .files.load import save
-    from .training.whole_system import train_mini
-
-    clip = out.with_stem(f"{out.stem}_clip")
-    check_writable(clip)
-    if args.steps is not None:
-        raise OptionError(
-            "--steps: a whole system is three runs, each with its own number; pass --seconds for all of them together"
-        )
-    if args.device != "cpu":
-        raise OptionError(
-            f"--device {args.device}: the mini systems are trained on the CPU, where they take minutes"
-        )
-    trained = train_mini(mini, args.seconds, args.checkpoint)
-    meta = {**trained.sd.meta, "train": trained.record}
-    save(out, trained.sd, meta, dtype=torch.int8)
-    save(clip, trained.clip, {"train": trained.record}, dtype=torch.int8)
-    print(f"{out}, {clip}: written")
+    options = {name: getattr(args, name) for name in ("checkpoint", "steps", "seconds", "device")}
+    written = follow(args.name, out, **options, dtype=args.dtype)
+    print(f"{', '.join(map(str, written))}: written")
 
 
 def models(args) -> None:

@@ -3,6 +3,7 @@
 import glob
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,29 +29,53 @@ def replacing(path: Path) -> Iterator[str]:
     """
     path = os.path.realpath(path)
     _remove_leftovers(path)
-    part = f"{path}.{secrets.token_hex(4)}.part"
-    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # the umask decides
+    room, lock = _room(path)  # a folder, as some writers have temporary files of their own
+    part = os.path.join(room, os.path.basename(path))
     try:
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # held until the writer is done or dead
+        open(part, "xb").close()
+        rights = os.stat(part).st_mode  # as the umask decides; some writers forget it
         yield part
-        os.fsync(handle)
+        os.chmod(part, rights)
+        with open(part, "rb") as f:
+            os.fsync(f.fileno())
         os.replace(part, path)
     finally:
-        if os.path.exists(part):
-            os.unlink(part)
-        os.close(handle)
+        shutil.rmtree(room, ignore_errors=True)
+        if fcntl:
+            os.close(lock)
+
+
+def _room(path: str) -> tuple[str, int]:
+    """A folder beside path to write in, locked until its writer is done or dead."""
+    while True:
+        room = f"{path}.{secrets.token_hex(4)}.part"
+        os.mkdir(room)
+        if not fcntl:
+            return room, 0
+        try:
+            lock = os.open(room, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.exists(room):
+                return room, lock
+            os.close(lock)
+        except FileNotFoundError:  # taken for a leftover before it was locked
+            continue
 
 
 def _remove_leftovers(path: str) -> None:
-    """Of writers that are dead: nobody holds the lock of their file any more."""
-    for part in glob.glob(glob.escape(path) + ".*.part") if fcntl else ():
+    """Of writers that are dead: nobody holds the lock of their folder any more."""
+    for room in glob.glob(glob.escape(path) + ".*.part") if fcntl else ():
         try:
-            with open(part, "rb") as f:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(part)
-        except OSError:  # a living writer's
+            lock = os.open(room, os.O_RDONLY)
+        except OSError:
             continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(room) if os.path.isdir(room) else os.unlink(room)
+        except OSError:  # a living writer's
+            pass
+        finally:
+            os.close(lock)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def read(last, alone):
 
 save_tensors(path, state(0), {"k": 0})
 random.seed(0)
-last = loaded = 0
+last = loaded = interrupted = 0
 for _ in range(rounds):
     child = os.fork()
     if child == 0:
@@ -65,6 +65,7 @@ for _ in range(rounds):
         _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the child ended by itself: saving failed"
     last, loaded = read(last, alone=True), loaded + 1
-print(
-    json.dumps({"loaded": loaded, "saves": last, "interrupted": len(list(folder.glob("*.part")))})
-)
+    interrupted += bool(list(folder.glob("*.part")))
+save_tensors(path, state(last), {"k": last})
+left = len(list(folder.iterdir())) - 1
+print(json.dumps({"loaded": loaded, "saves": last, "interrupted": interrupted, "left": left}))

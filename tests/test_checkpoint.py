@@ -128,6 +128,19 @@ def test_kill_9_during_saving_leaves_a_whole_file(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["loaded"] >= 80 and result["interrupted"] >= 3 and result["saves"] >= 1, result
+    assert result["left"] == 0  # the next save removes what a kill left
+
+
+def test_rights_and_links_of_what_is_written(tmp_path):
+    """As for any new file, less the umask; a link goes on pointing to the file."""
+    path, link = tmp_path / "x.safetensors", tmp_path / "link.safetensors"
+    link.symlink_to(path)
+    before = os.umask(0o027)
+    try:
+        save_tensors(link, {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o640
 
 
 def test_an_error_while_writing_keeps_the_old_file(tmp_path, monkeypatch):

@@ -434,7 +434,7 @@ def test_unknown_recipe_and_device(capsys):
     if not torch.cuda.is_available():
         assert (
             main(["train", "mnist", "--device", "cuda"]) == 2
-            and "no GPU" in capsys.readouterr().err
+            and "'cuda' is not here" in capsys.readouterr().err
         )
 
 

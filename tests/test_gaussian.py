@@ -222,3 +222,12 @@ def test_bad_input():
         fitted(
             torch.zeros(2, 1, 4, 4), torch.zeros(2), class_cond(torch.zeros(2, dtype=torch.long), 3)
         )
+
+
+def test_mixed_precision_is_not_for_the_mixture():
+    """In bfloat16 the distances to the means would be 0.4 % off, and their differences wrong."""
+    fitted, x, cond = prior(), noise((1, 4, 4), range(4)), class_cond(torch.tensor([0, 1, 1, 0]), 2)
+    t = torch.full((4,), 60)
+    plain = fitted(x, t, cond)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fitted(x, t, cond), plain)

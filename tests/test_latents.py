@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from helpers import refuses
-from tiny_mini import CAPTIONS, TINY, Dots
+from tiny_recipe import CAPTIONS, TINY, Dots
 from torch import nn
 
 from ddpm_edu import Cond
@@ -17,7 +17,7 @@ from ddpm_edu.networks.tokenizer import train_tokenizer
 from ddpm_edu.networks.vae import VAE
 from ddpm_edu.schedule import Schedule
 from ddpm_edu.systems.pipeline import condition, draw
-from ddpm_edu.training.latents import encode, encode_texts
+from ddpm_edu.training.latents import conditions, encode
 from ddpm_edu.training.train import TrainConfig, train
 from ddpm_edu.training.whole_system import assemble
 
@@ -34,7 +34,7 @@ def system(plan=TINY):
     return assemble(
         plan,
         VAE(dataclasses.replace(TINY.vae, scale=1.7)),
-        CLIP(CLIPConfig(config, size=8, **TINY.clip), tokenizer),
+        CLIP(CLIPConfig(config, size=8, **TINY.vision), tokenizer),
     )
 
 
@@ -150,7 +150,7 @@ def test_an_empty_dataset(sd):
 
 def test_more_texts_than_one_call_takes(sd):
     texts = [f"a red dot {i}" for i in range(MOST_PROMPTS + 3)]
-    contexts = encode_texts(sd, texts)
+    contexts = conditions(sd, texts).context
     assert contexts.shape == (MOST_PROMPTS + 3, 12, 16)
     for i in (0, MOST_PROMPTS - 1, MOST_PROMPTS, MOST_PROMPTS + 2):
         assert torch.allclose(contexts[i], sd.text.encode([texts[i]]).context[0], atol=1e-6)

@@ -10,7 +10,7 @@ from helpers import refuses
 from torch import nn
 from train_run import CONFIG, SCHEDULE, Points, new_model, numbers, run, same
 
-from ddpm_edu import Cond, DataError, OptionError, TrainingError
+from ddpm_edu import Cond, DataError, OptionError, ResourceError, TrainingError
 from ddpm_edu.files.tensors import load_tensors
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.training.optim import EMA, learning_rate
@@ -240,6 +240,29 @@ def test_nan_data_stops_at_once_and_keeps_everything(tmp_path):
         assert file.read_bytes() == content and load_tensors(file)[1]["step"] == steps[-1]
     else:
         assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Cannot allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+    ],
+)
+def test_memory_that_ends(error):
+    class Huge(MLP):
+        def forward(self, x_t, t, cond=Cond()):
+            raise error
+
+    model = new_model(kind=Huge)
+    before = numbers(model)
+    with refuses(ResourceError, "memory at step 1", "batch_size than 16", "bfloat16"):
+        run(model=model)
+    assert same(numbers(model), before)
+    error = RuntimeError("another")
+    with pytest.raises(RuntimeError, match="another"):
+        run(model=model)
 
 
 def test_an_infinite_gradient_stops_before_the_update():

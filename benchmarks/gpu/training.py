@@ -8,7 +8,7 @@ import torch
 from ddpm_edu.files.load import load
 from ddpm_edu.files.tensors import save_tensors
 from ddpm_edu.training.latents import encode
-from ddpm_edu.training.minis import EMOJI
+from ddpm_edu.training.recipes import EMOJI
 from ddpm_edu.training.train import train
 
 from .bench import Bench
@@ -16,14 +16,14 @@ from .bench import Bench
 
 def emoji(bench: Bench) -> dict:
     """Updates a second at batch 512; the averaged UNet is written beside the results."""
-    sd = load(EMOJI.name)
-    latents = encode(sd, EMOJI.pictures(), None if bench.cuda else 32)  # on the CPU
+    sd = load(EMOJI.name, device=bench.setting.device)
+    latents = encode(sd, EMOJI.dataset(), None if bench.cuda else 32)
     seconds = min(60, bench.left() - 12) if bench.cuda else 0.5
     batch = 512 if bench.cuda else 8
     config = dataclasses.replace(
         EMOJI.train_unet, batch_size=batch, seconds=seconds, lr=3e-3, warmup=20
     )
-    unet = sd.unet.to(bench.setting.device).requires_grad_(True).train()
+    unet = sd.unet.requires_grad_(True)
     losses, started = [], time.perf_counter()
     for update in train(unet, sd.schedule, latents, config):
         losses.append(update.loss)

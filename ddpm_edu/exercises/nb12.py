@@ -44,10 +44,10 @@ def _vector(
     round."""
 
     def answer(pooled, original_size, crop, target_size):
-        told = torch.cat(
+        sizes = torch.cat(
             [embed(number) for number in order(original_size, crop, target_size)]
         ).expand(len(pooled), -1)
-        return torch.cat([pooled, told] if pooled_first else [told, pooled], dim=1)
+        return torch.cat([pooled, sizes] if pooled_first else [sizes, pooled], dim=1)
 
     return answer
 
@@ -58,10 +58,10 @@ def _sines_first(number):
 
 
 def _plain(pooled, original_size, crop, target_size):
-    told = torch.tensor([*original_size, *crop, *target_size], dtype=torch.float32).expand(
+    sizes = torch.tensor([*original_size, *crop, *target_size], dtype=torch.float32).expand(
         len(pooled), -1
     )
-    return torch.cat([pooled, told], dim=1)
+    return torch.cat([pooled, sizes], dim=1)
 
 
 def _pooled(seed, batch):

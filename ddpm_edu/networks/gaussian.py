@@ -31,15 +31,7 @@ class GaussianPrior(nn.Module):
     `model` takes 2 C channels (x_t and x0_hat) and returns C. t is whole or fractional, t >= 0.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        schedule: Schedule,
-        shape: tuple[int, ...],
-        classes: int,
-        parts: int,
-        rank: int,
-    ):
+    def __init__(self, model, schedule: Schedule, shape, classes: int, parts: int, rank: int):
         super().__init__()
         self.model, self.shape = model, tuple(shape)
         self.classes, self.parts, self.rank = classes, parts, rank
@@ -56,18 +48,11 @@ class GaussianPrior(nn.Module):
     @classmethod
     @torch.no_grad()
     def fit(
-        cls,
-        model: nn.Module,
-        schedule: Schedule,
-        dataset,
-        classes: int,
-        parts: int,
-        rank: int,
-        most: int = 6000,
-    ) -> "GaussianPrior":
+        cls, model, schedule: Schedule, dataset, classes: int, parts: int, rank: int, most=6000
+    ):
         """Split every class (`most` pictures of it) into `parts` clusters, fit a Gaussian to each.
 
-        Raises OptionError, and DataError for a class with too few pictures.
+        Returns a GaussianPrior. Raises OptionError, and DataError for a class of too few pictures.
         """
         whole("parts", parts, 1)
         whole("rank", rank, 1)
@@ -167,7 +152,8 @@ class GaussianPrior(nn.Module):
         return (log_n + (self.weight[parts] * allowed).log()).softmax(1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
-        x_0, s, n = self.x0_hat(x_t, t, cond)
+        with torch.autocast(x_t.device.type, enabled=False):  # its distances need float32
+            x_0, s, n = self.x0_hat(x_t, t, cond)
         return (s * x_t - x_0) / n + self.model(torch.cat([x_t, x_0], dim=1), t, cond)
 
 

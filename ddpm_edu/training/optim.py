@@ -21,7 +21,7 @@ def learning_rate(step: int, progress: float, peak: float, warmup: int) -> float
 class EMA:
     """Exponential moving average of the weights: avg <- d avg + (1 - d) weights (DDPM appendix B).
 
-    d = min(decay, (1 + step) / (10 + step)) starts small, so that the random start is soon forgotten.
+    d = min(decay, (1 + step) / (10 + step)) starts small: the random start is soon forgotten.
     `model` is the averaged copy, without gradients.
     """
 

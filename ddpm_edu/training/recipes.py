@@ -1,66 +1,83 @@
-"""How the models that ship were trained: one recipe each, and the function that follows it.
+"""How the models that ship were trained: data, sizes and one run a network. Notebooks 04 and 09.
 
-`ddpm-edu train mnist` follows a recipe from the shell; notebook 04 takes one apart.
+A recipe is a UNet of pixels, or a whole Stable Diffusion: then it has a VAE and a CLIP as well.
+`ddpm-edu train mnist` follows one from the shell (whole_system.py).
 """
 
 import dataclasses
-import datetime
-import platform
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from ..datasets import images as data
-from ..errors import OptionError, in_range
-from ..files.load import save
+from ..datasets.emoji import Emoji, emoji
+from ..datasets.images import cifar10, mnist
+from ..datasets.painted import caption, painted_digits, scenes
 from ..networks.gaussian import GaussianPrior
+from ..networks.text import TextConfig
 from ..networks.unet import SpaceToDepth, UNet, UNetConfig
+from ..networks.vae import VAEConfig
 from ..schedule import Schedule
-from .train import TrainConfig, progress, train
+from .autoencoder import LossWeights
+from .train import TrainConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A denoiser, its data and one training run.
-
-    The denoiser is a UNet behind SpaceToDepth(2), learning what is left over by `parts` Gaussians a class, each of `rank`
-    directions (`gaussian.py`). guidance: the scale that suits the result, with `clip` on x0_hat.
-    """
+    """Data, sizes and runs."""
 
     name: str
-    dataset: Callable
+    dataset: Callable  # () -> dataset; dataset[index] -> (x_0, Cond), or (x_0, captions)
     unet: UNetConfig
-    parts: int
-    rank: int
-    config: TrainConfig
-    guidance: float
+    train_unet: TrainConfig
+    guidance: float  # this and the next two suit the result
+    steps: int = 20
     sampler: str = "dpmpp_2m"
-    clip: float = 1.0
+    # Of pixels: the UNet, behind SpaceToDepth(2), learns what Gaussians leave over (gaussian.py).
+    parts: int = 0  # Gaussians a class
+    rank: int = 0  # directions of each
+    # A whole system: the UNet denoises the latents of a VAE, and reads the text encoder of a CLIP.
+    size: int = 0  # side of a picture
+    vae: VAEConfig | None = None
+    train_vae: TrainConfig | None = None
+    losses: LossWeights = LossWeights()
+    captions: Callable | None = None  # () -> all texts that the tokenizer learns its words from
+    vocab: int = 1024  # most tokens
+    text: TextConfig | None = None  # its vocab becomes what the captions need
+    vision: dict = field(default_factory=dict)  # the other side of the CLIP, see CLIPConfig
+    train_clip: TrainConfig | None = None
+    latents: int = 0  # how many pictures the UNet sees, 0 for all
+    interval: tuple[int, int] | None = None  # of the times that are guided
+    shares: tuple[float, float] = (0.25, 0.25)  # of the time, for VAE and CLIP side by side
 
     def schedule(self) -> Schedule:
         return Schedule.cosine()
 
     def model(self, dataset) -> nn.Module:
-        """Random weights from the recipe's seed, and the Gaussians fitted to the data."""
-        torch.manual_seed(self.config.seed)
-        unet = UNet(self.unet)
-        nn.init.zeros_(unet.conv_out.weight)  # start as the Gaussian's own answer
-        nn.init.zeros_(unet.conv_out.bias)
-        return GaussianPrior.fit(
-            SpaceToDepth(unet, 2),
-            self.schedule(),
-            dataset,
-            classes=10,
-            parts=self.parts,
-            rank=self.rank,
-        )
+        """Of pixels: random weights from the run's seed, and the Gaussians fitted to the data."""
+        torch.manual_seed(self.train_unet.seed)
+        unet = start_at_zero(UNet(self.unet))  # at first the answer is the Gaussians' own
+        size = {"classes": 10, "parts": self.parts, "rank": self.rank}
+        return GaussianPrior.fit(SpaceToDepth(unet, 2), self.schedule(), dataset, **size)
 
 
-def _unet(channels: int, mult: tuple[int, ...], depth: tuple[int, ...], colours: int) -> UNetConfig:
-    """In: x_t and the Gaussian's x0_hat, 2 x 2 patches as channels. Out: v."""
+def start_at_zero(unet: UNet) -> UNet:
+    """Its answer to anything is 0."""
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+MUON = dict(lr=1e-2, optimizer="muon")
+DENOISE = dict(predict="v", t_distribution="logit_normal", **MUON)
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def _pixels(channels: int, mult: tuple, depth: tuple, colours: int) -> UNetConfig:
+    """In: x_t and the Gaussians' x0_hat, 2 x 2 patches as channels. Out: v."""
     return UNetConfig(
         in_channels=8 * colours,
         out_channels=4 * colours,
@@ -75,93 +92,126 @@ def _unet(channels: int, mult: tuple[int, ...], depth: tuple[int, ...], colours:
     )
 
 
-FAST = dict(lr=1e-2, predict="v", optimizer="muon", t_distribution="logit_normal")
-
 MINUTE = Recipe(
     "minute",
-    data.mnist,
-    _unet(24, (1, 1), (0, 0), 1),
-    30,
-    16,
+    mnist,
+    _pixels(24, (1, 1), (0, 0), 1),
+    TrainConfig(seconds=60, batch_size=64, ema=0.99, **DENOISE),
     guidance=1.2,
     sampler="ddpm",
-    config=TrainConfig(seconds=60, batch_size=64, ema=0.99, **FAST),
+    parts=30,
+    rank=16,
 )
 MNIST = Recipe(
     "mnist",
-    data.mnist,
-    _unet(32, (1, 2), (0, 0), 1),
-    30,
-    16,
+    mnist,
+    _pixels(32, (1, 2), (0, 0), 1),
+    TrainConfig(steps=7000, batch_size=64, ema=0.998, t_mean=0.5, **DENOISE),
     guidance=1.3,
-    config=TrainConfig(steps=7000, batch_size=64, ema=0.998, t_mean=0.5, **FAST),
+    parts=30,
+    rank=16,
 )
 CIFAR10 = Recipe(
     "cifar10",
-    data.cifar10,
-    _unet(32, (1, 2, 2), (0, 0, 1), 3),
-    4,
-    16,
+    cifar10,
+    _pixels(32, (1, 2, 2), (0, 0, 1), 3),
+    TrainConfig(steps=6000, batch_size=32, ema=0.998, t_mean=0.5, **DENOISE),
     guidance=1.5,
-    config=TrainConfig(steps=6000, batch_size=32, ema=0.998, t_mean=0.5, **FAST),
+    parts=4,
+    rank=16,
 )
-RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10)}
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises OptionError if there is none."""
-    if name not in RECIPES:
-        raise OptionError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+# ---------------------------------------------------------------- whole systems
 
 
-def run(
-    recipe: Recipe,
-    out,
-    *,
-    checkpoint=None,
-    steps: int | None = None,
-    seconds: float | None = None,
-    device: str = "cpu",
-) -> dict:
-    """Train and write the averaged weights to `out` (see `load`). Returns what it wrote beside them."""
-    if device != "cpu" and not torch.cuda.is_available():
-        raise OptionError(f"device {device!r} is not here: this PyTorch sees no GPU; use cpu")
-    if seconds is not None:
-        in_range("seconds", seconds, 0.1, 10**7, "of training")
-    changes = {k: v for k, v in (("steps", steps), ("seconds", seconds)) if v is not None}
-    config = dataclasses.replace(recipe.config, **changes)
-    dataset = recipe.dataset("train")
-    started, losses = time.perf_counter(), []
-    model, schedule = recipe.model(dataset).to(device), recipe.schedule()
-    run = train(model, schedule, dataset, config, checkpoint=checkpoint)
-    for step in progress(run, None if config.seconds else config.steps):
-        losses.append(step.loss)
-    meta = {
-        "recipe": recipe.name,
-        "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),
-        "guidance": recipe.guidance,
-        "sampler": recipe.sampler,
-        "clip": recipe.clip,
-        "train": dataclasses.asdict(config),
-        "updates": step.step,
-        "seconds": round(time.perf_counter() - started),
-        "device": torch.cuda.get_device_name()
-        if device != "cpu"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-        "loss": thin(losses),
-    }
-    model = step.ema.cpu()
-    save(out, model, meta, schedule=schedule, predict=config.predict, dtype=torch.int8)
-    return meta
+def painted_captions() -> list[str]:
+    """Of the scenes for training: a held-out combination is known by its words only."""
+    return [caption(scene) for scene in scenes(held=False)]
 
 
-def thin(losses: list[float], points: int = 200) -> list[float]:
-    """The loss curve as at most `points` means of equal stretches, rounded: small enough to travel with the weights."""
-    width = max(1, -(-len(losses) // points))
-    return [
-        round(sum(part) / len(part), 5)
-        for part in (losses[i : i + width] for i in range(0, len(losses), width))
-    ]
+class Bilingual:
+    """Every emoji twice: picture i with its English name, picture N + i with its Chinese one."""
+
+    def __init__(self, pictures: Emoji):
+        self.pictures, self.names = pictures, [*pictures.names, *pictures.chinese]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index) -> tuple[torch.Tensor, list[str]]:
+        index = torch.as_tensor(index)
+        names = [self.names[i] for i in index.tolist()]
+        return self.pictures[index % len(self.pictures)][0], names
+
+
+def bilingual_emoji() -> Bilingual:
+    return Bilingual(emoji())
+
+
+def emoji_names() -> list[str]:
+    return bilingual_emoji().names
+
+
+def _latents(channels: int, latent: int, context: int) -> UNetConfig:
+    return UNetConfig(
+        in_channels=latent,
+        channels=channels,
+        mult=(1, 2),
+        depth=(1, 1),
+        middle=1,
+        heads=(4, 4),
+        context=context,
+        blocks=1,
+        groups=8,
+    )
+
+
+PAINTED = Recipe(
+    "painted",
+    painted_digits,
+    _latents(48, 4, context=64),
+    TrainConfig(steps=5000, batch_size=48, ema=0.998, t_mean=1.0, **DENOISE),
+    guidance=3.0,
+    steps=10,
+    size=32,
+    vae=VAEConfig(channels=8, mult=(1, 2, 4), blocks=1, latent=4, groups=4),
+    train_vae=TrainConfig(steps=6000, batch_size=16, ema=0.99, warmup=20, clip_norm=100.0, **MUON),
+    captions=painted_captions,
+    vocab=640,
+    text=TextConfig(width=64, layers=2, heads=4, hidden=128, projection=64, length=16),
+    vision=dict(patch=8, width=64, layers=2, heads=4, hidden=128),
+    train_clip=TrainConfig(steps=1000, batch_size=128, ema=0.98, **MUON),
+    latents=30000,
+)
+EMOJI = Recipe(
+    "emoji",
+    bilingual_emoji,
+    _latents(64, 8, context=128),
+    TrainConfig(steps=20000, batch_size=64, ema=0.999, t_mean=1.2, **DENOISE),
+    guidance=2.0,
+    steps=10,
+    size=64,
+    vae=VAEConfig(channels=8, mult=(1, 3, 6, 12), blocks=1, latent=8, groups=4),
+    train_vae=TrainConfig(steps=4300, batch_size=16, ema=0.995, **MUON),
+    captions=emoji_names,
+    vocab=4096,
+    text=TextConfig(width=128, layers=2, heads=4, hidden=256, projection=128, length=24),
+    vision=dict(patch=8, width=128, layers=3, heads=4, hidden=256),
+    train_clip=TrainConfig(steps=350, batch_size=128, ema=0.98, **MUON),
+)
+# By the clock (benchmarks/stable_diffusion_from_nothing.py, notebook 09): a narrow UNet, as many
+# cheap updates teach more than few dear ones. It gets the pooled text and sizes too, as in SDXL,
+# and so binds words to colours sooner. Its last steps are not guided: so young a UNet drives the
+# ink past its colour there.
+FIVE_MINUTES = dataclasses.replace(
+    PAINTED,
+    name="five_minutes",
+    unet=dataclasses.replace(PAINTED.unet, channels=32, depth=(0, 0), vector=64 + 6 * 2),
+    train_vae=dataclasses.replace(PAINTED.train_vae, ema=0.98),
+    train_unet=dataclasses.replace(PAINTED.train_unet, lr=6e-3, ema=0.995, t_mean=1.2),
+    latents=12000,
+    interval=(300, 999),
+    shares=(0.42, 0.17),
+)
+RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10, PAINTED, EMOJI, FIVE_MINUTES)}

@@ -7,14 +7,21 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion import Cond
-from ..errors import CheckpointError, DataError, DdpmEduError, OptionError, TrainingError
+from ..errors import (
+    CheckpointError,
+    DataError,
+    DdpmEduError,
+    OptionError,
+    ResourceError,
+    TrainingError,
+)
 from ..files.load import check_finite, check_state, describe
 from ..files.tensors import load_tensors, save_tensors
 from .optim import EMA, learning_rate, new_optimizer
@@ -80,8 +87,7 @@ class Run:
     # ------------------------------------------------------------ what is drawn
 
     def batch(self, kind=object):
-        """The next of the dataset's pictures, each with a `kind`, on the model's device; epochs have
-        orders of their own."""
+        """The next pictures, each with a `kind`, on the model's device; epoch after epoch."""
         size, n = self.config.batch_size, len(self.dataset)
         first = self.step * size
         epochs = range(first // n, (first + size - 1) // n + 1)
@@ -90,15 +96,17 @@ class Run:
         )
         index = index[self.mine]
         batch = _taken(self.dataset, index, kind)
-        x_0 = batch[0] if isinstance(batch, tuple) else batch
+        self._no_nan(batch[0] if isinstance(batch, tuple) else batch, index)
+        return to(self.device, batch)
+
+    def _no_nan(self, x_0: Tensor, index: Tensor) -> None:
         bad = ~x_0.isfinite().flatten(1).all(1)
         if bad.any():
             raise TrainingError(
                 f"picture {index[bad.cpu()][0]} of the dataset holds NaN or infinity, so the loss "
-                f"is nan at step {self.step + 1}: stopped before the update, the last checkpoint is "
-                "kept; mend or leave out the picture"
+                f"is nan at step {self.step + 1}: stopped before the update, the last checkpoint "
+                "is kept; mend or leave out the picture"
             )
-        return to(self.device, batch)
 
     def _order(self, epoch: int) -> Tensor:
         if getattr(self, "_epoch", None) != epoch:
@@ -120,7 +128,7 @@ class Run:
         return torch.randn(shape, generator=self.generator)[self.mine].to(self.device)
 
     def drop(self, cond: Cond | None, uncond: Cond | None) -> Cond:
-        """In p_uncond of the cases `uncond` (1, ...) for the condition, zeros where that is None."""
+        """In p_uncond of the cases `uncond` (1, ...) for the condition, or zeros."""
         drawn = torch.rand(self.config.batch_size, generator=self.generator)[self.mine]
         keep = (drawn >= self.config.p_uncond).to(self.device)
 
@@ -136,8 +144,9 @@ class Run:
 
     def precision(self):
         """The network's products in config.dtype; weights, loss and update stay in float32."""
-        low = self.config.dtype == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
+        if self.config.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def descend(self, value: Tensor) -> None:
         """One step down the gradient of this loss, clipped, at the learning rate of now."""
@@ -155,22 +164,23 @@ class Run:
             value.backward()
             norm = nn.utils.clip_grad_norm_(trained, c.clip_norm)
         if not getattr(self.accelerator, "scaler", None):  # it skips steps whose float16 overflows
-            self._finite("gradient", norm.item())
+            self._finite("gradient", norm)
         self.optimizer.step()
         self.step += 1
         self.average.update(self.weights, self.step)
-        self.elapsed = self._mean(torch.tensor(time.perf_counter() - self.started))  # one clock
+        # one clock for all processes
+        self.elapsed = self._mean(torch.tensor(time.perf_counter() - self.started)).item()
         if self.progress() >= 1:
             self.arrange(torch.contiguous_format)  # as a file has them: the same to the last bit
 
-    def _mean(self, value: Tensor) -> float:
+    def _mean(self, value: Tensor) -> Tensor:
         """Mean over the processes."""
         if self.accelerator:
             value = self.accelerator.reduce(value.to(self.accelerator.device), "mean")
-        return value.item()
+        return value
 
-    def _finite(self, name: str, value: float) -> float:
-        if not math.isfinite(value):
+    def _finite(self, name: str, value: Tensor) -> float:
+        if not math.isfinite(value := value.item()):
             raise TrainingError(
                 f"the {name} is {value} at step {self.step + 1}: stopped before the update, the "
                 f"last checkpoint is kept. Try a lower lr than {self.config.lr:g}, or look for "
@@ -184,23 +194,19 @@ class Run:
 
     @contextmanager
     def update(self) -> Iterator[None]:
-        """One update: with a checkpoint, Ctrl-C waits for its end, and saves; a second one does not."""
+        """One update: Ctrl-C waits for its end and saves, memory that ends is said plainly."""
         self.model.train()
-        asked, usual = [], signal.default_int_handler
-        main = threading.current_thread() is threading.main_thread()
-        if self.checkpoint is None or not main or signal.getsignal(signal.SIGINT) is not usual:
-            yield
-            return
-
-        def ask(*_):
-            asked.append(True)
-            signal.signal(signal.SIGINT, usual)
-
-        signal.signal(signal.SIGINT, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, usual)
+        with _held_back(signal.SIGINT) if self.checkpoint else nullcontext() as asked:
+            try:
+                yield
+            except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is one
+                if not isinstance(e, MemoryError) and "memory" not in str(e):
+                    raise
+                raise ResourceError(
+                    f"out of memory at step {self.step + 1} ({e!s:.200}): pass a smaller "
+                    f"batch_size than {self.config.batch_size}, a smaller model, or "
+                    "dtype='bfloat16'; the last checkpoint is kept"
+                ) from e
         if asked:
             self.write()
             raise KeyboardInterrupt(f"saved after step {self.step} to {self.checkpoint}")
@@ -237,20 +243,10 @@ class Run:
         return {"model": json.dumps(describe(self.weights)), "config": config}
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint; all of it is checked first, a refused one leaves the run alone."""
+        """Go on from a checkpoint; it is checked first, a refused one leaves the run as it was."""
         tensors, meta = load_tensors(path)
-        if meta.get("kind") != "training":
-            raise CheckpointError(
-                f"{path}: weights, but not a training checkpoint: "
-                "give another file name to start a new run"
-            )
-        if (found := meta.get("format")) != FORMAT or (new := sorted(meta.keys() - ENTRIES)):
-            cause = f"{found}, not {FORMAT}" if found != FORMAT else f"with {', '.join(new)}"
-            raise CheckpointError(
-                f"{path}: a training checkpoint of another format ({cause}): go on with the "
-                "version that wrote it, or give another file name to start a new run"
-            )
-        self._same(path, tensors, meta)
+        if cause := self._another(tensors, meta):
+            raise CheckpointError(f"{path}: {cause}, or give another file name to start a new run")
         model, ema, state = (
             {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
             for part in ("model.", "ema.", "optimizer.")
@@ -282,8 +278,14 @@ class Run:
         torch.set_rng_state(everywhere)
         self.step, self.elapsed = step, float(elapsed)
 
-    def _same(self, path, tensors, meta) -> None:
-        """CheckpointError if the checkpoint is of another run."""
+    def _another(self, tensors, meta) -> str:
+        """What else the file is, and the remedy; "" for a checkpoint of this run."""
+        if meta.get("kind") != "training":
+            return "weights, but not a training checkpoint: give one"
+        new = ", ".join(sorted(meta.keys() - ENTRIES))
+        if new or meta.get("format") != FORMAT:
+            cause = f"with {new}" if new else f"{meta.get('format')}, not {FORMAT}"
+            return f"of another format ({cause}): go on with the version that wrote it"
         settings, before = self._settings(), meta.get("config")
         now = settings["config"] | {"model": settings["model"]}
         before = {**(before if isinstance(before, dict) else {}), "model": meta.get("model")}
@@ -294,10 +296,9 @@ class Run:
             if not torch.equal(tensors.get(name, torch.empty(0)), value):
                 changed.append("another noise schedule")
         if changed:
-            raise CheckpointError(
-                f"{path}: this checkpoint is of another run ({'; '.join(changed)}): "
-                "go on with the same settings, or give another file name to start a new run"
-            )
+            changed = "; ".join(changed)
+            return f"this checkpoint is of another run ({changed}): go on with the same settings"
+        return ""
 
     def _optimizer_state(self, tensors) -> dict:
         """The optimizer's own state dict, filled from "<number>.<name>" tensors."""
@@ -309,6 +310,26 @@ class Run:
                 raise ValueError(f"optimizer.{key} has shape {tuple(value.shape)}")
             state.setdefault(int(i), {})[name] = value
         return {**self.optimizer.state_dict(), "state": state}
+
+
+@contextmanager
+def _held_back(number: int) -> Iterator[list]:
+    """The signal, if Python's handler is there for it, only fills the list; a second one acts."""
+    asked, usual = [], signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(number) is not usual:
+        yield asked
+        return
+
+    def ask(*_):
+        asked.append(number)
+        signal.signal(number, usual)
+
+    signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(number, usual)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -332,7 +353,7 @@ def to(device, batch):
 
 
 def _taken(dataset, index: Tensor, kind):
-    """dataset[index], if that is a batch of floats, each with a `kind`; DataError names what it is."""
+    """dataset[index], if that is floats, each with a `kind`; DataError names what it is."""
     try:
         batch = dataset[index]
         x_0, other = batch if kind is not object or isinstance(batch, tuple) else (batch, None)

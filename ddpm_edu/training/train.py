@@ -90,7 +90,7 @@ def train(
         yield report(run)
     while run.progress() < 1:
         with run.update():
-            x_0, cond = run.batch(Cond)
+            x_0, cond = run.batch(Cond | None)
             t, eps = run.times(schedule.T), run.noise(x_0)
             cond = run.drop(cond, getattr(dataset, "uncond", None))
             with run.precision():
@@ -106,7 +106,7 @@ def fit(
     """The same loop for any other loss: objective(model, batch, generator) -> scalar.
 
     dataset: len() and dataset[indices] -> a batch of any kind, pictures first. All chance belongs
-    to `generator`. Of the config, p_uncond, predict, t_distribution and t_mean are for `train` alone.
+    to `generator`. p_uncond, predict, t_distribution and t_mean of the config are for `train`.
     """
     run = Run(model, dataset, config, checkpoint)
     if run.progress() >= 1:

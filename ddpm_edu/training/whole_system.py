@@ -1,10 +1,8 @@
-"""A whole Stable Diffusion from random weights: VAE, CLIP and UNet, each trained on what the ones before it learned.
+"""Recipes followed: a whole Stable Diffusion from random weights, VAE, CLIP, UNet. Notebook 09.
 
-    1. VAE: pictures to small latents and back              (vae_loss.py; needs pictures only)
-    2. CLIP: a tokenizer and a text encoder that knows what captions mean   (clip.py; in parallel with 1)
-    3. UNet: denoises latents, told the text                (train.py, on latents worked out once: latents.py)
-
-The classes are those of the full-size models; a `Mini` is nothing but sizes and three training runs.
+1. VAE: pictures to small latents and back                               (autoencoder.py)
+2. CLIP: a tokenizer, and a text encoder that knows what captions mean   (beside 1)
+3. UNet: denoises latents, reading the text                              (latents.py, train.py)
 """
 
 import dataclasses
@@ -12,123 +10,101 @@ import datetime
 import json
 import math
 import multiprocessing
+import os
+import pickle
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from ..errors import CheckpointError, OptionError, check_writable, in_range
+from ..errors import (
+    CheckpointError,
+    OptionError,
+    TrainingError,
+    check_device,
+    check_writable,
+    in_range,
+    one_of,
+)
 from ..files.folder import Folder
-from ..files.load import load_state
+from ..files.load import load_state, save
 from ..files.tensors import load_tensors
 from ..networks import clip as clip_module
 from ..networks.clip import CLIP, CLIPConfig
-from ..networks.text import TextConfig
 from ..networks.tokenizer import known_words, train_tokenizer
-from ..networks.unet import UNetConfig
-from ..networks.vae import VAE, VAEConfig
+from ..networks.vae import VAE
 from ..paths import replacing
-from ..schedule import Schedule
 from ..systems.system import NUMBERS, StableDiffusion, SystemConfig, build
-from ..training import autoencoder as vae_loss
-from .autoencoder import Autoencoder, LossWeights, measure_scale, with_scale
+from . import autoencoder
+from .autoencoder import Autoencoder, measure_scale, with_scale
 from .latents import Latents, encode
-from .recipes import thin
+from .recipes import RECIPES, Recipe, start_at_zero
 from .train import TrainConfig, fit, progress, train
-
-
-@dataclass(frozen=True)
-class Mini:
-    """A plan: data, sizes and one run a part.
-
-    pictures: () -> dataset, dataset[index] -> (x_0, captions).  captions: () -> all texts the tokenizer learns its words from.
-    text: its vocab is replaced by what the captions need.  clip: the vision side, as CLIPConfig takes it.
-    vocab: most tokens.  latents: how many pictures the UNet sees (0: all).  shares: of the wall time that go to VAE and CLIP,
-    side by side, where a total of seconds is asked for.  steps, guidance, interval: what suits the result,
-    see SystemConfig.
-    """
-
-    name: str
-    pictures: Callable
-    captions: Callable
-    vae: VAEConfig
-    text: TextConfig
-    clip: dict
-    unet: UNetConfig
-    train_vae: TrainConfig
-    train_clip: TrainConfig
-    train_unet: TrainConfig
-    size: int
-    weights: LossWeights = LossWeights()
-    vocab: int = 1024
-    latents: int = 0
-    shares: tuple[float, float] = (0.25, 0.25)
-    steps: int = 10
-    guidance: float = 3.0
-    interval: tuple[int, int] | None = None
-
 
 # ---------------------------------------------------------------- the three parts
 
+# log: what runs the generator of steps, such as `progress`.
 
-def train_vae(mini: Mini, config: TrainConfig, checkpoint=None, log: Callable = list) -> VAE:
-    """Part 1. log: what runs the generator of steps, such as `progress`."""
+
+def train_vae(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu") -> VAE:
+    """Part 1: the averaged VAE, with the scale of its latents."""
+    config = recipe.train_vae
     torch.manual_seed(config.seed)
-    pictures = mini.pictures()
-    model = Autoencoder(VAE(mini.vae), mini.weights)
-    vae = _last(
-        fit(model, pictures, config, vae_loss.objective, checkpoint=checkpoint), log
-    ).ema.vae
+    pictures = recipe.dataset()
+    model = Autoencoder(VAE(recipe.vae), recipe.losses).to(device)
+    steps = fit(model, pictures, config, autoencoder.objective, checkpoint=checkpoint)
+    vae = _last(log(steps)).ema.vae
     return with_scale(vae, measure_scale(vae, pictures))
 
 
-def train_clip(mini: Mini, config: TrainConfig, checkpoint=None, log: Callable = list) -> CLIP:
+def train_clip(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu") -> CLIP:
     """Part 2: the tokenizer, then both encoders."""
+    config = recipe.train_clip
     torch.manual_seed(config.seed)
-    tokenizer = train_tokenizer(mini.captions(), mini.vocab, mini.text.length)
-    text = dataclasses.replace(mini.text, vocab=tokenizer.bpe.get_vocab_size())
-    clip = CLIP(CLIPConfig(text, size=mini.size, **mini.clip), tokenizer)
-    steps = fit(clip, mini.pictures(), config, clip_module.objective(clip), checkpoint=checkpoint)
-    return _last(steps, log).ema
+    tokenizer = train_tokenizer(recipe.captions(), recipe.vocab, recipe.text.length)
+    text = dataclasses.replace(recipe.text, vocab=tokenizer.bpe.get_vocab_size())
+    clip = CLIP(CLIPConfig(text, size=recipe.size, **recipe.vision), tokenizer).to(device)
+    objective = clip_module.objective(clip)
+    return _last(log(fit(clip, recipe.dataset(), config, objective, checkpoint=checkpoint))).ema
 
 
-def assemble(mini: Mini, vae: VAE, clip: CLIP) -> StableDiffusion:
-    """A system of a trained VAE, the text side of a trained CLIP, and a UNet of random weights that starts by predicting 0.
+def assemble(recipe: Recipe, vae: VAE, clip: CLIP) -> StableDiffusion:
+    """A trained VAE, the text side of a trained CLIP, and a UNet that starts by predicting 0.
 
-    Like SD 1.5, the UNet reads every token's state, but where it takes a vector: then also the pooled text and sizes, like SDXL.
+    Like SD 1.5, the UNet reads every token's state; where it takes a vector, then also the pooled
+    text and sizes, like SDXL.
     """
-    pooled = bool(mini.unet.vector)
-    text = clip.config.text if pooled else dataclasses.replace(clip.config.text, projection=0)
-    told = (
-        dict(vector="sdxl", number_dim=(mini.unet.vector - text.projection) // NUMBERS["sdxl"])
-        if pooled
-        else {}
-    )
+    text, vector = clip.config.text, {}
+    if recipe.unet.vector:
+        width = (recipe.unet.vector - text.projection) // NUMBERS["sdxl"]
+        vector = dict(vector="sdxl", number_dim=width)
+    else:
+        text = dataclasses.replace(text, projection=0)
     config = SystemConfig(
-        mini.name,
-        mini.unet,
+        recipe.name,
+        recipe.unet,
         vae.config,
         (text,),
-        predict=mini.train_unet.predict,
-        size=mini.size,
+        predict=recipe.train_unet.predict,
+        size=recipe.size,
         spacing="trailing",
-        steps=mini.steps,
-        guidance=mini.guidance,
-        interval=mini.interval,
-        **told,
+        steps=recipe.steps,
+        guidance=recipe.guidance,
+        interval=recipe.interval,
+        **vector,
     )
-    torch.manual_seed(mini.train_unet.seed)
-    sd = build(config, Schedule.cosine())
+    torch.manual_seed(recipe.train_unet.seed)
+    sd = build(config, recipe.schedule())
     sd.vae.load_state_dict(vae.state_dict())
     load_state(sd.text.encoders[0], clip.text.state_dict())
     sd.text.tokenizer = clip.tokenizer
-    nn.init.zeros_(sd.unet.conv_out.weight)
-    nn.init.zeros_(sd.unet.conv_out.bias)
+    start_at_zero(sd.unet)
     return sd
 
 
@@ -137,128 +113,121 @@ def train_unet(
     latents: Latents,
     config: TrainConfig,
     checkpoint=None,
-    log: Callable = list,
+    log: Callable = iter,
 ) -> StableDiffusion:
     """Part 3: Algorithm 1 on latents; sd then holds the averaged weights."""
-    steps = train(sd.unet.requires_grad_(True), sd.schedule, latents, config, checkpoint=checkpoint)
-    sd.unet.load_state_dict(_last(steps, log).ema.state_dict())
+    unet = sd.unet.requires_grad_(True)
+    step = _last(log(train(unet, sd.schedule, latents, config, checkpoint=checkpoint)))
+    sd.unet.load_state_dict(step.ema.state_dict())
     return sd.eval().requires_grad_(False)
 
 
-def _last(steps: Iterable, log: Callable):
-    for step in log(steps):
-        pass
-    return step
+def _last(steps):
+    return deque(steps, maxlen=1)[0]
 
 
 # ---------------------------------------------------------------- all three
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a run gives: the system, its CLIP, and a record (updates, seconds, loss curves, machine) for the card."""
+class Trained(NamedTuple):
+    """What a run gives."""
 
     sd: StableDiffusion
     clip: CLIP
-    record: dict
+    record: dict  # updates, seconds, loss curves, machine, for the card
 
 
-def train_mini(mini: Mini, seconds: float | None = None, folder=None) -> Trained:
-    """All three parts, the first two at once on a core each.
+def train_system(
+    recipe: Recipe, seconds: float | None = None, folder=None, device: str = "cpu"
+) -> Trained:
+    """All three parts, the first two at once, CLIP in a process of its own on one core.
 
-    seconds: wall time for everything, shared out as the plan says; None: the plan's own updates.  folder: checkpoints go
-    there, and a run that stopped goes on from them. Raises CheckpointError if they are of another plan, OptionError if the
-    folder cannot be written to.
+    seconds: wall time for everything, shared out as the recipe says; None: its own updates.
+    folder: checkpoints go there, and a run that stopped goes on from them. Raises CheckpointError
+    if they are of another recipe, OptionError if the folder cannot be written to.
     """
     if seconds is not None and folder is not None:
         raise OptionError(
-            "seconds and folder: a run by the clock cannot go on from a checkpoint, leave one of them out"
+            "seconds and folder: a run by the clock cannot go on from a checkpoint, "
+            "leave one of them out"
         )
+    started, threads = time.perf_counter(), torch.get_num_threads()
     if seconds is not None:
         in_range("seconds", seconds, 0.1, 10**7, "wall time for all three parts")
-    started = time.perf_counter()
-    file = _files(mini, folder)
-    for checkpoint in map(file, ("vae", "clip", "unet")):
-        if checkpoint is not None and checkpoint.exists():
-            load_tensors(checkpoint)  # a damaged one is better heard of now
-    for_vae, for_clip = (
-        {} if seconds is None else {"seconds": share * seconds} for share in mini.shares
-    )
-    threads = torch.get_num_threads()
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        other = pool.submit(
-            _clip_alone, mini, dataclasses.replace(mini.train_clip, **for_clip), file("clip")
-        )
-        torch.set_num_threads(max(1, threads - 1))
+        for run, share in zip(("train_vae", "train_clip"), recipe.shares):
+            config = dataclasses.replace(getattr(recipe, run), seconds=share * seconds)
+            recipe = dataclasses.replace(recipe, **{run: config})
+    files, record = _checkpoints(recipe, folder), {"vae": {}, "unet": {}}
+    with Beside(_train_clip, recipe, files["clip"], device) as other:
 
-        # Once CLIP is done, its core helps the VAE: only where the clock rules, as other threads mean other last bits.
-        def attend_to_clip():
-            if other.done() and other.exception():
-                raise other.exception()  # no need to wait for the VAE
-            if other.done() and for_clip:
+        def attend():
+            if other.done() and seconds is not None:
+                # Its core helps now. Not without a clock: other threads mean other last bits.
                 torch.set_num_threads(threads)
 
+        torch.set_num_threads(max(1, threads - 1))
         try:
-            record = {"vae": {}, "clip": {}, "unet": {}}
-            vae = train_vae(
-                mini,
-                dataclasses.replace(mini.train_vae, **for_vae),
-                file("vae"),
-                _logged("VAE", record["vae"], attend_to_clip),
-            )
+            log = _logged("VAE", record["vae"], attend)
+            vae = train_vae(recipe, files["vae"], log, device)
             clip, record["clip"] = other.result()
         finally:
             torch.set_num_threads(threads)
-    sd = assemble(mini, vae, clip)
-    pictures = mini.pictures()
-    latents = encode(sd, pictures, mini.latents or None)
-    rest = (
-        {} if seconds is None else {"seconds": max(1.0, seconds - (time.perf_counter() - started))}
-    )
-    sd = train_unet(
-        sd,
-        latents,
-        dataclasses.replace(mini.train_unet, **rest),
-        file("unet"),
-        _logged("UNet", record["unet"]),
-    )
-    sd.meta = {"words": sorted(known_words(mini.captions()))}
-    record |= {
-        "recipe": mini.name,
-        "seconds": round(time.perf_counter() - started),
-        "scale": round(vae.config.scale, 5),
-        "torch": torch.__version__,
-        "device": f"{platform.machine()} CPU, {threads} threads",
-        "date": datetime.date.today().isoformat(),
-    }
-    return Trained(sd, clip, record)
+    sd = assemble(recipe, vae.cpu(), clip).to(device)
+    latents, config = encode(sd, recipe.dataset(), recipe.latents or None), recipe.train_unet
+    if seconds is not None:
+        left = seconds - (time.perf_counter() - started)
+        config = dataclasses.replace(config, seconds=max(1.0, left))
+    sd = train_unet(sd, latents, config, files["unet"], _logged("UNet", record["unet"])).cpu()
+    sd.meta = {"words": sorted(known_words(recipe.captions()))}
+    scale = {"scale": round(vae.config.scale, 5)}
+    return Trained(sd, clip, {**record, **scale, **_machine(recipe, started, device)})
 
 
-def _clip_alone(mini, config, checkpoint):
+def _train_clip(recipe, checkpoint, device):
     torch.set_num_threads(1)
     record = {}
-    clip = train_clip(mini, config, checkpoint, _logged("CLIP", record))
-    return clip, record
+    return train_clip(recipe, checkpoint, _logged("CLIP", record), device).cpu(), record
 
 
 def _logged(name: str, record: dict, each: Callable = lambda: None) -> Callable:
-    """Steps behind a progress bar, with a call of `each` a step; `record` gets their number and the loss curve."""
+    """Steps behind a progress bar; `each` is called a step, record gets number and losses."""
 
     def log(steps):
         losses = []
         for step in progress(steps, desc=name):
             each()
-            losses += [step.loss] if math.isfinite(step.loss) else []  # NaN: nothing was left to do
+            losses += [step.loss] if math.isfinite(step.loss) else []  # NaN: nothing was left
             yield step
         record.update(updates=step.step, loss=thin(losses))
 
     return log
 
 
-def _files(mini: Mini, folder) -> Callable:
-    """name -> the checkpoint of that part, None without a folder, which holds the plan, too."""
+def thin(losses: list[float], points: int = 200) -> list[float]:
+    """The curve as at most `points` means of equal stretches: small enough for a file's card."""
+    width = max(1, -(-len(losses) // points))
+    parts = (losses[i : i + width] for i in range(0, len(losses), width))
+    return [round(sum(part) / len(part), 5) for part in parts]
+
+
+def _machine(recipe: Recipe, started: float, device: str) -> dict:
+    where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if device != "cpu":
+        where = torch.cuda.get_device_name(device) if "cuda" in device else device
+    return {
+        "recipe": recipe.name,
+        "seconds": round(time.perf_counter() - started),
+        "torch": torch.__version__,
+        "device": where,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _checkpoints(recipe: Recipe, folder) -> dict:
+    """{part: its checkpoint}, None without a folder; there the recipe is kept, too."""
+    parts = ("vae", "clip", "unet")
     if folder is None:
-        return lambda name: None
+        return dict.fromkeys(parts)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -266,31 +235,146 @@ def _files(mini: Mini, folder) -> Callable:
         raise OptionError(
             f"the folder for checkpoints, {folder}, cannot be made ({e}): name another one"
         ) from e
-    check_writable(folder / "vae.safetensors")
-    plan, file = _plan(mini), folder / "plan.json"
-    before = Folder(folder).json("plan.json") if file.exists() else {}
-    if changed := [
-        f"{k} was {before[k]}, now {v}" for k, v in plan.items() if before.get(k, v) != v
-    ]:
+    files = {part: check_writable(folder / f"{part}.safetensors") for part in parts}
+    for file in files.values():
+        if file.exists():
+            load_tensors(file)  # a damaged one is better heard of now
+    plan, file = _plan(recipe), folder / "plan.json"
+    before = Folder(folder).json(file.name) if file.exists() else plan
+    changed = [f"{k} was {before.get(k)}, now {v}" for k, v in plan.items() if before.get(k) != v]
+    if changed:
         raise CheckpointError(
-            f"{folder}: the checkpoints there are of another plan ({'; '.join(changed)[:500]}): "
+            f"{folder}: the checkpoints there are of another recipe ({'; '.join(changed)[:500]}): "
             "go on with the same one, or name another folder to start a new run"
         )
     with replacing(file) as part:
         Path(part).write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-    return lambda name: folder / f"{name}.safetensors"
+    return files
 
 
-def _plan(mini: Mini) -> dict:
+def _plan(recipe: Recipe) -> dict:
     """What the weights depend on, as JSON."""
-    entries = {
-        k: v
-        for k, v in dataclasses.asdict(mini).items()
-        if k not in ("shares", "steps", "guidance", "interval")
-    }
-    return json.loads(
-        json.dumps(
-            entries,
-            default=lambda f: f"{f.__module__}.{getattr(f, '__qualname__', type(f).__name__)}",
+    later = ("shares", "steps", "guidance", "sampler", "interval")
+    entries = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in later}
+    name = lambda f: f"{f.__module__}.{getattr(f, '__qualname__', type(f).__name__)}"
+    return json.loads(json.dumps(entries, default=name))
+
+
+# ---------------------------------------------------------------- a second process
+
+
+class Beside:
+    """function(*args) in a process of its own that ends when this block, or this process, does."""
+
+    def __init__(self, function: Callable, *args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe(duplex=False)
+        self.process = context.Process(target=_run, args=(there, function, args), daemon=True)
+        self.process.start()
+        there.close()
+        self.answer = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGINT)  # it saves its checkpoint
+            self.process.join(20)
+            self.process.kill()
+
+    def done(self) -> bool:
+        """Raises what the function raised: no need to wait for anything else."""
+        if self.answer is None and self.pipe.poll():
+            self.result()
+        return self.answer is not None
+
+    def result(self):
+        """What the function returned, once it does."""
+        if self.answer is None:
+            try:
+                self.answer = pickle.loads(self.pipe.recv_bytes())
+            except EOFError:
+                self.process.join()
+                raise TrainingError(
+                    f"the process that trains the CLIP ended (exit code {self.process.exitcode}): "
+                    "was it killed for memory? A run with checkpoints goes on from them"
+                ) from None
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+def _run(pipe, function, args):
+    os.setpgrp()  # a Ctrl-C is for the other process, which passes it on
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    try:
+        answer = function(*args)
+    except BaseException as e:
+        answer = e
+    pipe.send_bytes(pickle.dumps(answer))
+
+
+# ---------------------------------------------------------------- from the shell
+
+
+def follow(
+    name: str,
+    out: Path,
+    *,
+    checkpoint=None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> list[Path]:
+    """Train the recipe of this name, write the averaged weights to `out`; returns what it wrote.
+
+    A whole system's CLIP goes to OUT_clip.safetensors. checkpoint: a file, of a whole system a
+    folder. All that can be refused is refused before the training.
+    """
+    recipe = RECIPES[one_of("recipe", name, RECIPES)]
+    check_device(device)
+    if seconds is not None:
+        in_range("seconds", seconds, 0.1, 10**7, "of training")
+    runs = [run for run in ("train_vae", "train_clip", "train_unet") if getattr(recipe, run)]
+    changes = {run: dataclasses.replace(getattr(recipe, run), dtype=dtype) for run in runs}
+    recipe = dataclasses.replace(recipe, **changes)
+    check_writable(out)
+    if recipe.vae is None:
+        return _follow_pixels(recipe, out, checkpoint, steps, seconds, device)
+    clip = check_writable(out.with_stem(f"{out.stem}_clip"))
+    if steps is not None:
+        raise OptionError(
+            "--steps: a whole system is three runs, each with its own number; "
+            "pass --seconds for all of them together"
         )
-    )
+    trained = train_system(recipe, seconds, checkpoint, device)
+    card = {"train": trained.record}
+    save(clip, trained.clip, card, dtype=torch.int8)
+    save(out, trained.sd, {**trained.sd.meta, **card}, dtype=torch.int8)
+    return [out, clip]
+
+
+def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path]:
+    if checkpoint is not None:
+        check_writable(checkpoint)
+    changes = {k: v for k, v in (("steps", steps), ("seconds", seconds)) if v is not None}
+    config = dataclasses.replace(recipe.train_unet, **changes)
+    dataset, started, record = recipe.dataset(), time.perf_counter(), {}
+    model, schedule = recipe.model(dataset).to(device), recipe.schedule()
+    run = train(model, schedule, dataset, config, checkpoint=checkpoint)
+    step = _last(_logged("UNet", record)(run))
+    meta = {
+        "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),
+        "guidance": recipe.guidance,
+        "sampler": recipe.sampler,
+        "clip": 1.0,
+        "train": dataclasses.asdict(config),
+        **record,
+        **_machine(recipe, started, device),
+    }
+    plan = {"schedule": schedule, "predict": config.predict}
+    save(out, step.ema.cpu(), meta, **plan, dtype=torch.int8)
+    return [out]

@@ -1,24 +1,22 @@
-"""minis.py: the plans fit together and their data is what it should be, before anybody trains for an hour."""
+"""recipes.py: the parts fit together and the data is what it should be, before an hour of training."""
 
 import dataclasses
 import warnings
 
 import pytest
 import torch
-from helpers import refuses
 
 from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.datasets.painted import caption, held_out, parse, scenes
-from ddpm_edu.errors import MOST_PROMPTS, OptionError
+from ddpm_edu.errors import MOST_PROMPTS
 from ddpm_edu.networks.tokenizer import known_words, train_tokenizer
-from ddpm_edu.training import minis
-from ddpm_edu.training.minis import (
+from ddpm_edu.training import recipes
+from ddpm_edu.training.recipes import (
     EMOJI,
-    MINIS,
     PAINTED,
+    RECIPES,
     Bilingual,
     emoji_names,
-    mini,
     painted_captions,
 )
 
@@ -44,7 +42,7 @@ def test_every_emoji_in_two_languages(pictures):
 
 
 def test_the_captions(pictures, monkeypatch):
-    monkeypatch.setattr(minis, "emoji", lambda: pictures)
+    monkeypatch.setattr(recipes, "emoji", lambda: pictures)
     assert (
         emoji_names()
         == [*pictures.names, *pictures.chinese]
@@ -86,8 +84,8 @@ def test_the_parts_fit_together(name, side):
     from ddpm_edu.networks.clip import CLIP, CLIPConfig
     from ddpm_edu.systems.system import SystemConfig, build
 
-    plan = mini(name)
-    assert plan is MINIS[name] and plan.name == name and plan.size == side
+    plan = RECIPES[name]
+    assert plan.name == name and plan.size == side
     text = dataclasses.replace(plan.text, vocab=plan.vocab)
     sd = build(
         SystemConfig(
@@ -104,7 +102,10 @@ def test_the_parts_fit_together(name, side):
         device="meta",
     )
     with torch.device("meta"):
-        clip, x = CLIP(CLIPConfig(text, size=plan.size, **plan.clip)), torch.zeros(2, 3, side, side)
+        clip, x = (
+            CLIP(CLIPConfig(text, size=plan.size, **plan.vision)),
+            torch.zeros(2, 3, side, side),
+        )
         z = sd.vae.to_latent(x)
         assert (
             sd.unet(
@@ -117,9 +118,3 @@ def test_the_parts_fit_together(name, side):
         assert clip.image(x).shape == clip.words(ids).shape == (2, text.projection)
     assert z[0].numel() < x[0].numel() / 6  # smaller than the picture
     assert sum(p.numel() for p in sd.parameters()) < 12e6  # a byte each in the file that ships
-
-
-def test_unknown_names():
-    for name in ("mnist", "Emoji", "", None):
-        with refuses(OptionError, "no mini system", "painted, emoji"):
-            mini(name)

@@ -1,14 +1,21 @@
-"""mini.py: a whole system trained by two processes, which a stop in the middle does not change by a bit, and its refusals."""
+"""whole_system.py: a whole system trained by two processes, which a stop in the middle does not change by a bit, and its refusals."""
 
 import dataclasses
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from folder_writer import save_folder
 from helpers import refuses
-from tiny_mini import CAPTIONS, TINY, Dots
+from tiny_recipe import CAPTIONS, TINY, Dots
 from train_run import numbers, same
 
 from ddpm_edu.cli import main
@@ -21,8 +28,9 @@ from ddpm_edu.networks.vae import VAE
 from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.training import whole_system as module
 from ddpm_edu.training.latents import encode
-from ddpm_edu.training.minis import MINIS
-from ddpm_edu.training.whole_system import assemble, train_clip, train_mini, train_unet, train_vae
+from ddpm_edu.training.recipes import RECIPES
+from ddpm_edu.training.resume import Run
+from ddpm_edu.training.whole_system import assemble, train_clip, train_system, train_unet, train_vae
 
 PARTS = {"vae": 6, "clip": 5, "unet": 8}  # and the updates of each
 
@@ -32,13 +40,13 @@ def untrained():
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS, TINY.vocab, TINY.text.length)
     text = dataclasses.replace(TINY.text, vocab=tokenizer.bpe.get_vocab_size())
-    return VAE(TINY.vae), CLIP(CLIPConfig(text, size=8, **TINY.clip), tokenizer)
+    return VAE(TINY.vae), CLIP(CLIPConfig(text, size=8, **TINY.vision), tokenizer)
 
 
 @pytest.fixture(scope="module")
 def whole():
     """One run without a stop."""
-    return train_mini(TINY)
+    return train_system(TINY)
 
 
 # ---------------------------------------------------------------- a run
@@ -137,7 +145,7 @@ def test_a_stop_in_the_middle_changes_nothing(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "progress", stopping)
     with pytest.raises(Stop):
-        train_mini(TINY, folder=tmp_path)
+        train_system(TINY, folder=tmp_path)
     monkeypatch.setattr(module, "progress", real)
     (tmp_path / "middle").replace(tmp_path / "vae.safetensors")
     assert {part: load_tensors(tmp_path / f"{part}.safetensors")[1]["step"] for part in PARTS} == {
@@ -145,7 +153,7 @@ def test_a_stop_in_the_middle_changes_nothing(whole, tmp_path, monkeypatch):
         "clip": 5,
         "unet": 6,
     }
-    second = train_mini(TINY, folder=tmp_path)
+    second = train_system(TINY, folder=tmp_path)
     assert same(numbers(second.sd), numbers(whole.sd)) and same(
         numbers(second.clip), numbers(whole.clip)
     )
@@ -168,8 +176,8 @@ def test_a_clip_stopped_in_the_middle(whole, tmp_path, monkeypatch):
                 raise Stop
 
     with pytest.raises(Stop):
-        train_clip(TINY, TINY.train_clip, tmp_path / "clip.safetensors", stopping)
-    clip = train_clip(TINY, TINY.train_clip, tmp_path / "clip.safetensors")
+        train_clip(TINY, tmp_path / "clip.safetensors", stopping)
+    clip = train_clip(TINY, tmp_path / "clip.safetensors")
     assert (
         same(numbers(clip), numbers(whole.clip))
         and clip.tokenizer.bpe.to_str() == whole.clip.tokenizer.bpe.to_str()
@@ -184,13 +192,13 @@ def test_what_is_kept_is_the_average():
             kept[:], raw[:] = [step], [numbers(step.model)]
             yield step
 
-    vae = train_vae(TINY, TINY.train_vae, log=log)
+    vae = train_vae(TINY, log=log)
     assert (
         same(numbers(vae), numbers(kept[0].ema.vae))
         and not same(numbers(vae), numbers(kept[0].model.vae))
         and kept[0].step == 6
     )
-    clip = train_clip(TINY, TINY.train_clip, log=log)
+    clip = train_clip(TINY, log=log)
     assert (
         same(numbers(clip), numbers(kept[0].ema))
         and not same(numbers(clip), raw[0])
@@ -217,9 +225,81 @@ def test_by_the_clock():
         name: dataclasses.replace(getattr(TINY, name), steps=10**9)
         for name in ("train_vae", "train_clip", "train_unet")
     }
-    record = train_mini(dataclasses.replace(TINY, shares=(0.1, 0.05), **runs), seconds=2).record
+    record = train_system(dataclasses.replace(TINY, shares=(0.1, 0.05), **runs), seconds=2).record
     assert record["seconds"] >= 2 and all(record[part]["updates"] >= 1 for part in PARTS)
     assert all(1 <= len(record[part]["loss"]) <= 200 for part in PARTS)  # thinned
+
+
+# ---------------------------------------------------------------- the second process
+
+LONG = dataclasses.replace(
+    TINY,
+    train_vae=dataclasses.replace(TINY.train_vae, steps=10**9),
+    train_clip=dataclasses.replace(TINY.train_clip, steps=10**9),
+)
+
+
+def long_run(folder):
+    """(a process that trains for ever, its other process), once both have saved."""
+    code = (
+        "from pathlib import Path; from test_whole_system import LONG, train_system; "
+        f"train_system(LONG, folder=Path({str(folder)!r}))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", code]
+    run = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    files = [folder / "vae.safetensors", folder / "clip.safetensors"]
+    while not all(file.exists() for file in files):
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.1)
+    children = psutil.Process(run.pid).children(recursive=True)
+    return run, max(children, key=lambda child: child.memory_info().rss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_the_second_process_ends_with_the_first(how, tmp_path):
+    run, other = long_run(tmp_path)
+    run.send_signal(how)  # to the first alone
+    assert run.wait(15) and not psutil.wait_procs([other], 5)[1]
+    for part in ("vae", "clip"):  # whole
+        assert load_tensors(tmp_path / f"{part}.safetensors")[1]["step"] > 0
+    if how == signal.SIGINT:
+        assert "saved after step " in (text := run.stderr.read()) and "vae.safetensors" in text
+
+
+@pytest.mark.slow
+def test_the_first_process_hears_of_the_end_of_the_second(tmp_path):
+    run, other = long_run(tmp_path)
+    other.kill()
+    assert run.wait(15) and "TrainingError" in (text := run.stderr.read()) and "-9" in text
+
+
+@pytest.mark.slow
+def test_an_error_of_the_second_process_stops_the_first():
+    clip = dataclasses.replace(TINY.train_clip, batch_size=49)
+    with refuses(OptionError, "batch_size = 49", "at most 48"):
+        train_system(dataclasses.replace(LONG, train_clip=clip))
+
+
+@pytest.mark.parametrize("vector", [0, TINY.text.projection + 6 * 2])
+def test_data_and_latents_follow_to_another_device(vector, monkeypatch):
+    """The meta device stands for a GPU: it holds no numbers, but refuses what lies elsewhere. So
+    whatever is read as a number is left out here: losses, gradients' lengths, the latents' scale."""
+    monkeypatch.setattr(Run, "_finite", lambda self, name, value: 0.0)
+    monkeypatch.setattr(Run, "_no_nan", lambda self, x_0, index: None)
+    monkeypatch.setattr(module, "measure_scale", lambda vae, pictures: 1.0)
+    recipe = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, vector=vector))
+    vae = train_vae(recipe, device="meta")
+    clip = train_clip(recipe, device="meta")
+    assert {p.device.type for m in (vae, clip) for p in m.parameters()} == {"meta"}
+    sd = assemble(recipe, *untrained()).to("meta")
+    latents = encode(sd, Dots())
+    assert latents.z_0.is_meta and latents.contexts.is_meta and latents.uncond.context.is_meta
+    assert vector == 0 or latents.vectors.is_meta
+    sd = train_unet(sd, latents, recipe.train_unet)
+    assert {p.device.type for p in sd.parameters()} == {"meta"}
 
 
 # ---------------------------------------------------------------- refusals
@@ -230,12 +310,12 @@ class Untouched(Dots):
         raise AssertionError("training began")
 
 
-REFUSED = dataclasses.replace(TINY, pictures=Untouched)
+REFUSED = dataclasses.replace(TINY, dataset=Untouched)
 
 
 def test_seconds_and_folder(tmp_path):
     with refuses(OptionError, "seconds and folder", "leave one"):
-        train_mini(REFUSED, seconds=5, folder=tmp_path / "new")
+        train_system(REFUSED, seconds=5, folder=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -243,10 +323,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "new", "/proc/new"):
         with refuses(OptionError, "folder", "cannot be made", "name another"):
-            train_mini(REFUSED, folder=folder)
+            train_system(REFUSED, folder=folder)
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with refuses(OptionError, str(tmp_path), "cannot be written to"):
-        train_mini(REFUSED, folder=tmp_path)
+        train_system(REFUSED, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -265,48 +345,47 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
 )
 def test_another_plan_is_refused_at_once(change, words, tmp_path, monkeypatch):
     """And nothing there is lost; the same plan goes on, also with other wishes for sampling."""
-    file = module._files(TINY, tmp_path)("vae")
-    train_vae(TINY, TINY.train_vae, file)
+    file = module._checkpoints(TINY, tmp_path)["vae"]
+    train_vae(TINY, file)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"plan.json", "vae.safetensors"}
-    with refuses(CheckpointError, str(tmp_path), "another plan", "name another folder", *words):
-        train_mini(dataclasses.replace(TINY, **change), folder=tmp_path)
+    with refuses(CheckpointError, str(tmp_path), "another recipe", "name another folder", *words):
+        train_system(dataclasses.replace(TINY, **change), folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert (
-        module._files(
+        module._checkpoints(
             dataclasses.replace(TINY, steps=20, guidance=1.0, shares=(0.5, 0.4)), tmp_path
-        )("vae")
+        )["vae"]
         == file
     )
 
 
 def test_checkpoints_without_a_plan_are_checked_too(tmp_path):
-    train_vae(TINY, TINY.train_vae, tmp_path / "vae.safetensors")
+    train_vae(TINY, tmp_path / "vae.safetensors")
     before = (tmp_path / "vae.safetensors").read_bytes()
     with refuses(CheckpointError, "vae.safetensors", "batch_size was 8, now 4"):
-        train_vae(
-            TINY, dataclasses.replace(TINY.train_vae, batch_size=4), tmp_path / "vae.safetensors"
-        )
+        config = dataclasses.replace(TINY.train_vae, batch_size=4)
+        train_vae(dataclasses.replace(TINY, train_vae=config), tmp_path / "vae.safetensors")
     assert (tmp_path / "vae.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), "a"], ids=str)
 def test_seconds_that_are_none(seconds):
     with refuses(OptionError, "seconds"):
-        train_mini(REFUSED, seconds)
+        train_system(REFUSED, seconds)
 
 
 @pytest.mark.parametrize("name", ["vae", "clip", "unet"])
 def test_a_damaged_checkpoint_is_heard_of_at_once(name, tmp_path):
     (tmp_path / f"{name}.safetensors").write_text("<html>not here</html>")
     with refuses(CheckpointError, f"{name}.safetensors", "web page"):
-        train_mini(REFUSED, folder=tmp_path)
+        train_system(REFUSED, folder=tmp_path)
 
 
 def test_a_damaged_plan(tmp_path):
     (tmp_path / "plan.json").write_text("{")
     with refuses(CheckpointError, "plan.json"):
-        train_mini(REFUSED, folder=tmp_path)
+        train_system(REFUSED, folder=tmp_path)
 
 
 # ---------------------------------------------------------------- from the shell
@@ -314,7 +393,7 @@ def test_a_damaged_plan(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_writes_the_system_and_its_clip(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(MINIS, "tiny", TINY)
+    monkeypatch.setitem(RECIPES, "tiny", TINY)
     out = tmp_path / "tiny.safetensors"
     assert main(["train", "tiny", "--out", str(out), "--checkpoint", str(tmp_path / "folder")]) == 0
     sd = load(out)
@@ -332,14 +411,14 @@ def test_the_command_writes_the_system_and_its_clip(tmp_path, monkeypatch, capsy
     "more, words",
     [
         (("--steps", "5"), ("--steps", "--seconds")),
-        (("--device", "cuda"), ("--device cuda", "CPU")),
+        (("--device", "xpu:9"), ("device = 'xpu:9'", "'cpu'")),
         (("--out", "/nowhere/x.safetensors"), ("/nowhere",)),
         (("--seconds", "5", "--checkpoint", "x"), ("seconds and folder",)),
     ],
 )
 def test_what_the_command_refuses(more, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(MINIS, "tiny", REFUSED)
+    monkeypatch.setitem(RECIPES, "tiny", REFUSED)
     assert main(["train", "tiny", *more]) == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words) and not list(tmp_path.iterdir())

@@ -1,14 +1,14 @@
-"""A mini Stable Diffusion of three short trainings, on 8x8 pictures of one dot: for test_latents.py and test_mini.py.
+"""A tiny Stable Diffusion of three short trainings, on 8x8 pictures of one dot.
 
-A file of its own, since the process that trains the CLIP imports it."""
+For test_latents.py and test_whole_system.py; the process that trains the CLIP imports it."""
 
 import torch
 
 from ddpm_edu.networks.text import TextConfig
 from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.networks.vae import VAEConfig
+from ddpm_edu.training.recipes import Recipe
 from ddpm_edu.training.train import TrainConfig
-from ddpm_edu.training.whole_system import Mini
 
 COLOURS = {
     "red": (1.0, -1.0, -1.0),
@@ -42,16 +42,10 @@ def captions():
 
 
 MUON = dict(batch_size=8, lr=1e-2, optimizer="muon", warmup=2, save_every=2)
-TINY = Mini(
+TINY = Recipe(
     "tiny",
     Dots,
-    captions,
-    size=8,
-    vocab=540,
-    vae=VAEConfig(channels=8, mult=(1, 2), blocks=1, latent=2, groups=4),
-    text=TextConfig(width=16, layers=1, heads=2, hidden=32, projection=12, length=12),
-    clip=dict(patch=4, width=16, layers=1, heads=2, hidden=32),
-    unet=UNetConfig(
+    UNetConfig(
         in_channels=2,
         channels=8,
         mult=(1, 2),
@@ -62,9 +56,15 @@ TINY = Mini(
         blocks=1,
         groups=4,
     ),
-    train_vae=TrainConfig(steps=6, **MUON),
-    train_clip=TrainConfig(steps=5, **MUON),
-    train_unet=TrainConfig(steps=8, predict="v", t_distribution="logit_normal", **MUON),
-    steps=4,
+    TrainConfig(steps=8, predict="v", t_distribution="logit_normal", **MUON),
     guidance=2.0,
+    steps=4,
+    size=8,
+    vae=VAEConfig(channels=8, mult=(1, 2), blocks=1, latent=2, groups=4),
+    train_vae=TrainConfig(steps=6, **MUON),
+    captions=captions,
+    vocab=540,
+    text=TextConfig(width=16, layers=1, heads=2, hidden=32, projection=12, length=12),
+    vision=dict(patch=4, width=16, layers=1, heads=2, hidden=32),
+    train_clip=TrainConfig(steps=5, **MUON),
 )

@@ -14,7 +14,6 @@ from ddpm_edu.files.load import load
 from ddpm_edu.networks.classifier import Classifier, ClassifierConfig
 from ddpm_edu.networks.vae import VAE, VAEConfig, kl
 from ddpm_edu.training.autoencoder import (
-    VGG16_FILE,
     Autoencoder,
     LossWeights,
     PatchDiscriminator,
@@ -23,7 +22,6 @@ from ddpm_edu.training.autoencoder import (
     measure_scale,
     objective,
     perceptual,
-    vgg_features,
     with_scale,
 )
 from ddpm_edu.training.optim import Muon
@@ -56,7 +54,7 @@ def toy_features(x):
 @pytest.mark.parametrize("name", ["mse", "l1", "perceptual", "kl", "adversarial", "codebook"])
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, True, "1", None], ids=str)
 def test_bad_weights(name, value):
-    with refuses(OptionError, f"LossWeights.{name}", "at least 0"):
+    with refuses(OptionError, f"LossWeights.{name}", "pass a number from 0"):
         LossWeights(**{name: value})
 
 
@@ -87,16 +85,16 @@ def test_nothing_to_train_for():
         ({"weights": LossWeights(codebook=1), "codes": 8}, {"mse", "codebook", "commitment"}),
         (
             {"weights": LossWeights(perceptual=1, adversarial=1), "features": toy_features},
-            {"mse", "kl", "perceptual", "adversarial", "critic"},
+            {"mse", "kl", "perceptual", "adversarial", "discriminator"},
         ),
     ],
 )
 def test_only_what_is_switched_on(options, names):
     model = autoencoder(**options)
     assert set(model.terms(pictures(), generator())) == names
-    assert (model.critic is None) == ("critic" not in names) and (model.codebook is None) == (
-        "codebook" not in names
-    )
+    assert (model.discriminator is None) == ("discriminator" not in names) and (
+        model.codebook is None
+    ) == ("codebook" not in names)
 
 
 def test_features_switched_off_are_not_asked():
@@ -113,13 +111,13 @@ def test_terms_and_their_sum():
     noise = torch.randn(2, 4, 8, 8, generator=generator(3), dtype=torch.float64)
     mean, logvar = model.vae.encode(x)
     y = model.vae.decode(mean + logvar.exp().sqrt() * noise)
-    real, fake = model.critic(x), model.critic(y)
+    real, fake = model.discriminator(x), model.discriminator(y)
     want = {
         "mse": ((x - y) ** 2).mean(),
         "l1": (x - y).abs().mean(),
         "kl": kl(mean, logvar).sum() / 2,
         "adversarial": -fake.mean(),
-        "critic": (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean(),
+        "discriminator": (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean(),
         "perceptual": perceptual(toy_features, x, y),
     }
     terms = model.terms(x, generator(3))
@@ -132,7 +130,7 @@ def test_terms_and_their_sum():
         + 5 * want["perceptual"]
         + 7e-3 * want["kl"]
         + 0.5 * want["adversarial"]
-        + want["critic"]
+        + want["discriminator"]
     )
     assert objective(model, (x, ["caption"] * 2), generator(3)).item() == pytest.approx(
         total.item(), rel=1e-9
@@ -187,7 +185,7 @@ def test_adversaries_do_not_touch_each_other():
         "mse": {"vae"},
         "kl": {"vae"},
         "adversarial": {"vae"},
-        "critic": {"critic"},
+        "discriminator": {"discriminator"},
     }
 
 
@@ -201,33 +199,38 @@ def test_who_moves_the_codebook():
     }
 
 
-def test_the_critic_learns_to_tell_noise_from_smooth():
+def test_the_discriminator_learns_to_tell_noise_from_smooth():
     torch.manual_seed(0)
-    critic = PatchDiscriminator(width=8)
-    optimizer, noise = torch.optim.AdamW(critic.parameters(), 3e-3), generator()
+    discriminator = PatchDiscriminator(width=8)
+    optimizer, noise = torch.optim.AdamW(discriminator.parameters(), 3e-3), generator()
     for i in range(40):
         x, y = pictures(4, seed=100 + i), torch.randn(4, 3, 16, 16, generator=noise)
-        value = F.relu(1 - critic(x)).mean() + F.relu(1 + critic(y)).mean()
+        value = F.relu(1 - discriminator(x)).mean() + F.relu(1 + discriminator(y)).mean()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
     assert (
-        critic(pictures(2, seed=8)).mean()
+        discriminator(pictures(2, seed=8)).mean()
         > 0
-        > critic(torch.randn(2, 3, 16, 16, generator=generator(8))).mean()
+        > discriminator(torch.randn(2, 3, 16, 16, generator=generator(8))).mean()
     )
 
 
 def test_what_one_logit_sees():
     """22 x 22 pixels through the convolutions; with GroupNorm the whole picture, and never another picture."""
     torch.manual_seed(0)
-    critic, x = PatchDiscriminator(width=8), torch.randn(2, 3, 64, 64, requires_grad=True)
-    logits = critic(x)
-    assert logits.shape == (2, 1, 8, 8) and critic(torch.randn(1, 3, 19, 8)).shape == (1, 1, 2, 1)
+    discriminator, x = PatchDiscriminator(width=8), torch.randn(2, 3, 64, 64, requires_grad=True)
+    logits = discriminator(x)
+    assert logits.shape == (2, 1, 8, 8) and discriminator(torch.randn(1, 3, 19, 8)).shape == (
+        1,
+        1,
+        2,
+        1,
+    )
     (seen,) = torch.autograd.grad(logits[0, 0, 4, 4], x)
     assert seen[0].abs().sum(0).count_nonzero() == 64 * 64 and not seen[1].any()
-    critic.norm1 = critic.norm2 = nn.Identity()
-    (seen,) = torch.autograd.grad(critic(x)[0, 0, 4, 4], x)
+    discriminator.norm1 = discriminator.norm2 = nn.Identity()
+    (seen,) = torch.autograd.grad(discriminator(x)[0, 0, 4, 4], x)
     rows, columns = seen[0].abs().sum(0).nonzero().T
     assert [rows.min(), rows.max(), columns.min(), columns.max()] == [25, 46, 25, 46] and len(
         rows
@@ -235,8 +238,8 @@ def test_what_one_logit_sees():
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 7, 16)], ids=str)
-def test_the_critic_refuses(shape):
-    with refuses(ShapeError, "critic takes", "at least 8"):
+def test_the_discriminator_refuses(shape):
+    with refuses(ShapeError, "discriminator takes", "at least 8"):
         PatchDiscriminator()(torch.zeros(shape))
     with refuses(OptionError, "width = 12", "groups"):
         PatchDiscriminator(width=12)
@@ -368,54 +371,6 @@ def test_classifier_features_order_pictures_by_damage():
     noise = torch.randn(x.shape, generator=generator())
     near, far = perceptual(features, x, x + 0.05 * noise), perceptual(features, x, x + 0.3 * noise)
     assert 0 < near < far < 4 and perceptual(features, x, x) == 0
-
-
-def test_vgg_features_are_torchvisions(tmp_path, monkeypatch):
-    """Random weights in torchvision's own names, in a file where torch's cache would have it."""
-    from torchvision.models.vgg import cfgs, make_layers
-
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        theirs = make_layers(cfgs["D"])[:23]
-    theirs = theirs.to_empty(device="cpu")
-    for p in theirs.parameters():
-        p.data = torch.randn(p.shape) * (0.1 if p.ndim == 1 else (2 / p[0].numel()) ** 0.5)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(
-        {f"features.{k}": v for k, v in theirs.state_dict().items()}
-        | {"classifier.0.bias": torch.zeros(3)},
-        tmp_path / "checkpoints" / VGG16_FILE,
-    )
-    x = pictures(1, 8)
-    h, want = (
-        (x / 2 + 0.5 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
-        / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
-        [],
-    )
-    for i, layer in enumerate(theirs):
-        h = layer(h)
-        want += [h.clone()] if i in (3, 8, 15, 22) else []
-    maps = vgg_features()(x)
-    assert [m.shape[1:] for m in maps] == [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)]
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(maps, want, strict=True)) and all(
-        m.any() for m in maps
-    )
-    with refuses(ShapeError, "at least 8"):
-        vgg_features()(torch.zeros(1, 3, 4, 4))
-
-
-def test_vgg_without_its_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with refuses(DataError, str(tmp_path), VGG16_FILE, "classifier_features", "528 MB"):
-        vgg_features()
-    broken = tmp_path / "broken.pth"
-    broken.write_bytes(b"no weights")
-    with refuses(DataError, "broken.pth", "does not hold", "classifier_features"):
-        vgg_features(broken)
-    torch.save({"features.0.weight": torch.zeros(1)}, broken)
-    with refuses(DataError, "does not hold", "KeyError"):
-        vgg_features(broken)
 
 
 # ---------------------------------------------------------------- the scale

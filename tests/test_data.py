@@ -635,6 +635,27 @@ def test_folder_reads_hostile_but_whole_pictures(tmp_path):
         near(images[:, :, 7, 7].flatten().tolist(), 77, 3)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tif", "webp", "bmp"])
+def test_folder_survives_any_bytes(tmp_path, suffix):
+    """Pictures with some bytes changed or the end cut off: read, or refused by name."""
+    path, rng = tmp_path / f"x.{suffix}", np.random.default_rng(0)
+    whole = save(rng.integers(0, 256, (24, 30, 3)), path).read_bytes()
+    read = refused = 0
+    for _ in range(60):
+        raw = bytearray(whole)
+        for where in rng.integers(0, rng.choice([64, len(raw)]), rng.choice([1, 2, 8])):
+            raw[where] = rng.integers(256)
+        path.write_bytes(raw[: rng.integers(len(raw))] if rng.random() < 0.2 else raw)
+        try:
+            assert folder(tmp_path, 16).images.shape == (1, 3, 16, 16)
+            read += 1
+        except DataError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert read and refused
+
+
 @pytest.mark.slow
 def test_folder_reads_100_megapixels(tmp_path):
     Image.new("L", (10_000, 10_000), 200).save(tmp_path / "x.jpg")

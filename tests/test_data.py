@@ -653,7 +653,7 @@ def test_folder_survives_any_bytes(tmp_path, suffix):
         except DataError as error:
             assert path.name in str(error)
             refused += 1
-    assert read and refused
+    assert refused and (read or suffix == "png")  # PNG has checksums
 
 
 @pytest.mark.slow

@@ -79,11 +79,11 @@ def randn_like(x: Tensor, generator=None) -> Tensor:
 
     generator: None, one torch.Generator, a list of one a picture, or a function of x.
     """
+    _check_generator(generator, x)
     if callable(generator):
         return generator(x)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     if isinstance(generator, Sequence):
-        _check_generator(generator, x)
         shape = x.shape[1:]
         draws = [torch.randn(shape, generator=g, dtype=dtype, device=g.device) for g in generator]
         return torch.stack(draws).to(x)

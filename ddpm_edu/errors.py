@@ -256,11 +256,8 @@ def pixels(name, x, beyond=0.0) -> None:
     Warn if all lie in [0, 1]: what `ToTensor` gives would be learned, or scored, at half contrast.
     """
     if len(x) == 0:
-        raise DataError(f"{name}: there are none, the shape is {tuple(x.shape)}; pass at least one")
-    if not x.is_floating_point():
-        raise DataError(
-            f"{name} have type {x.dtype}: pass floats in [-1, 1]; from_uint8 converts bytes"
-        )
+        raise DataError(f"{name}: there are none, pass at least one")
+    floats(name, x)
     low, high = (bound.item() for bound in x.detach().aminmax())
     if not (low >= -1 - beyond and high <= 1 + beyond):  # NaN fails too
         wrong = ~(x.detach().flatten(1).abs() <= 1 + beyond).all(1)
@@ -272,6 +269,15 @@ def pixels(name, x, beyond=0.0) -> None:
         warn(
             f"{name} have no number below 0: are they in [0, 1] instead of [-1, 1]? "
             "Then pass 2 * x - 1"
+        )
+
+
+def floats(name, x) -> None:
+    """Raise DataError unless x is a tensor of floats: bytes, say, are no picture in [-1, 1]."""
+    kind = getattr(x, "dtype", type(x).__name__)
+    if not hasattr(x, "is_floating_point") or not x.is_floating_point():
+        raise DataError(
+            f"{name} have type {kind}: pass floats in [-1, 1]; from_uint8 converts bytes"
         )
 
 

@@ -235,6 +235,7 @@ def test_pictures_of_another_range_have_no_score(tokenizer):
         ((x + 1) * 127.5, r"\[0\]"),
         (bad, r"nan.*\[1\]"),
         (x[:0], "images"),
+        (x.numpy(), "float32"),
     ):
         with refuses(DataError, "images", words):
             clip_score(clip, wrong, captions[: len(wrong)])

@@ -11,7 +11,7 @@ from helpers import read_json, read_tensors, refuses
 from torch import nn
 from weight_formula import tiny_weights, weight
 
-from ddpm_edu import OptionError, ShapeError, generators
+from ddpm_edu import DataError, OptionError, ShapeError, generators
 from ddpm_edu.files.load import load_state
 from ddpm_edu.files.names import to_ours
 from ddpm_edu.networks.vae import (
@@ -411,6 +411,14 @@ def test_wrong_pictures(shape):
     for call in (small().encode, small().to_latent):
         with refuses(ShapeError, r"\(B, 3, H, W\)", "multiples of 4", "resize"):
             call(torch.zeros(shape))
+
+
+def test_bytes_are_no_picture():
+    for call in (small().encode, small().to_latent):
+        with refuses(DataError, "uint8", "from_uint8"):
+            call(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with refuses(OptionError, "generator = 3"):
+        small().to_latent(torch.zeros(1, 3, 16, 16), 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (4, 4, 4), (1, 4, 0, 4), (1, 8, 4, 4)], ids=str)

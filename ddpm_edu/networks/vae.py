@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion import randn_like
-from ..errors import ShapeError, fits, multiple, numbers, sizes, whole
+from ..errors import ShapeError, fits, floats, multiple, numbers, sizes, whole
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ class VAE(nn.Module):
         hint = f"H and W multiples of {self.factor}; resize, crop or pad the picture"
         shape = "B", self.config.in_channels, "H", "W"
         fits("x", x, shape, "this VAE encodes", hint, of=(1, 1, self.factor, self.factor))
+        floats("x", x)
         mean, logvar = self.quant(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 STARTED = time.time()  # before the imports, which take seconds of the budget
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]  # a bare machine has the tree, not the package
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks a lot
 
 import torch
 from gpu.bench import TINY, Alarm, Bench, Setting, file_name, installed, machine
@@ -105,7 +106,7 @@ def measured(row: Row, bench: Bench) -> dict:
     try:
         result = row.measure(bench)
         bench.compiled |= set(row.compiles)
-    except (Exception, Alarm) as error:
+    except (Exception, Alarm, SystemExit) as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
         what = f"stopped after {limit:.0f} s" if isinstance(error, Alarm) else repr(error)[:500]
         result = {"failed": what, "trace": traceback.format_exc()[-3000:]}
@@ -155,9 +156,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="everything at tiny size on the CPU")
     parser.add_argument("--budget", type=float, default=3600, help="seconds for all rows together")
-    parser.add_argument(
-        "--out", type=Path, help="folder of the results, and of those it goes on from"
-    )
+    parser.add_argument("--out", type=Path, help="folder of the results; it goes on from those")
     parser.add_argument("--copy", type=Path, help="a second folder that the results are written to")
     parser.add_argument("--only", default="", help="comma-separated tasks or task/row")
     parser.add_argument("--again", action="store_true", help="measure what is there once more")
@@ -169,9 +168,8 @@ def arguments():
 
 def main(rows=all_rows):
     args = arguments()
-    deadline = os.environ.setdefault(
-        "GPU_DEADLINE", str(time.time() + args.budget)
-    )  # outlives exec
+    end = str(STARTED + args.budget)
+    deadline = os.environ.setdefault("GPU_DEADLINE", end)  # outlives exec
     if args.tiny:
         torch.set_num_threads(1)  # small work: threads would only wait for each other
     torch.backends.cudnn.benchmark = True  # for everybody
@@ -193,10 +191,9 @@ def main(rows=all_rows):
             continue
         record.start(row.key)
         result = measured(row, bench)
-        record.put(
-            row.key,
-            {"diffusers": installed("diffusers")} | result if "diffusers" in row.key else result,
-        )
+        if "diffusers" in row.key:
+            result["diffusers"] = installed("diffusers")
+        record.put(row.key, result)
         print(f"{row.key:26} {summary(result)}   [{bench.left():.0f} s left]", flush=True)
         if "failed" in result and context_is_dead():
             start_again()
@@ -204,25 +201,15 @@ def main(rows=all_rows):
             bench.drop()
     if late:
         print("no time for:", *late)
-    done = [key for key in (row.key for row in chosen) if key in record.results]
-    failed = [key for key in done if "failed" in record.results[key]]
+    results = {row.key: record.results[row.key] for row in chosen if row.key in record.results}
+    failed = [key for key, result in results.items() if "failed" in result]
     seconds = {
-        key: float(f"{record.results[key]['seconds']:.4g}")
-        for key in done
-        if "seconds" in record.results[key] and key not in failed
+        key: float(f"{result['seconds']:.4g}")
+        for key, result in results.items()
+        if "seconds" in result and "failed" not in result
     }
-    path = str(record.folders[0] / record.name)
-    print(
-        json.dumps(
-            {
-                "benchmark": "gpu_sampling",
-                "file": path,
-                "seconds": seconds,
-                "failed": failed,
-                "no_time": late,
-            }
-        )
-    )
+    last = {"benchmark": "gpu_sampling", "file": str(record.folders[0] / record.name)}
+    print(json.dumps(last | {"seconds": seconds, "failed": failed, "no_time": late}))
 
 
 if __name__ == "__main__":

@@ -179,6 +179,28 @@ def test_another_machines_file_stays_as_it_is(script, tmp_path):
     assert (tmp_path / record.name).read_text() == first
 
 
+@pytest.mark.parametrize("share, late", [(1.0, {"throughput/fp8_4"}), (0.8, set())])
+def test_two_short_calls_measure_the_goals(script, share, late):
+    """325 s twice, 30 and 15 s gone before the first row, where rows take `share` of their need."""
+    from gpu.rows import all_rows
+
+    done = set()
+    for left in (295, 310):
+        bench = script.Bench(script.Setting(), 0)
+        for row in all_rows(bench):
+            need = row.seconds(bench)
+            if row.key not in done and row.unless not in done and need <= left:
+                left -= share * need
+                bench.compiled |= set(row.compiles)
+                done.add(row.key)
+    goals = {
+        *("check/eager", "check/compiled", "roof/matmul", "parts/step", "profile/step"),
+        *("sdxl/plain", "sdxl/fast", "sdxl/diffusers", "sdxl/diffusers_compiled", "sd15/fast"),
+        *("vae/fast", "throughput/bf16_4", "throughput/fp8_4", "ladder/graphed", "ladder/float32"),
+    }
+    assert goals - done == late
+
+
 def test_without_diffusers_its_rows_say_so(script, monkeypatch):
     from gpu import rivals, rows
 

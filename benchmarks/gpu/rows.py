@@ -287,7 +287,7 @@ def all_rows(bench: Bench) -> list[Row]:
         Row("roof/matmul", 2, product),
         Row("roof/matmul_fp8", 2, of(product, eight_bits=True)),
         Row("roof/copy", 2, copy),
-        Row("parts/step", 5, parts.step_parts),
+        Row("parts/step", 8, parts.step_parts),
         *(Row(key, 0.6, measure) for key, measure in parts.rows(bench)),
         Row("sdxl/plain", 14, of(picture, name="sdxl", way="plain")),
         Row("sdxl/graphed_only", 8, of(picture, name="sdxl", way="graphed_only")),

@@ -1,1 +1,20 @@
 """Training: Algorithm 1 with what real runs need, recipes, whole systems. Notebooks 04 to 09."""
+
+from ..lazy import lazily
+
+# Not `train`, the name of a module: from ddpm_edu.training.train import train.
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "train": "TrainConfig TrainStep fit progress",
+        "resume": "",
+        "optim": "EMA Muon learning_rate new_optimizer orthogonal",
+        "autoencoder": (
+            "Autoencoder LossWeights PatchDiscriminator "
+            "classifier_features measure_scale perceptual"
+        ),
+        "latents": "Latents conditions encode",
+        "recipes": "RECIPES Recipe MINUTE MNIST CIFAR10 PAINTED EMOJI FIVE_MINUTES",
+        "whole_system": "assemble follow train_clip train_system train_unet train_vae",
+    },
+)

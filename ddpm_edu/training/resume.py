@@ -56,7 +56,7 @@ class Run:
         self.dataset, self.config, self.accelerator = dataset, config, accelerator
         self.checkpoint = None if checkpoint is None or rank else Path(checkpoint)
         self.constants = constants or {}  # tensors that must be the same when a run goes on
-        self.mine = slice(
+        self.share = slice(
             config.batch_size * rank // world, config.batch_size * (rank + 1) // world
         )
         self.step, self.elapsed, self.loss, self.lr = 0, 0.0, math.nan, 0.0
@@ -94,7 +94,7 @@ class Run:
         index = torch.cat(
             [self._order(e)[max(first - e * n, 0) : first + size - e * n] for e in epochs]
         )
-        index = index[self.mine]
+        index = index[self.share]
         batch = _taken(self.dataset, index, kind)
         self._no_nan(batch[0] if isinstance(batch, tuple) else batch, index)
         return to(self.device, batch)
@@ -118,18 +118,18 @@ class Run:
         """t, (B,) on the CPU: uniform, or most often in the middle."""
         n, c = self.config.batch_size, self.config
         if c.t_distribution == "uniform":
-            return torch.randint(T, (n,), generator=self.generator)[self.mine]
+            return torch.randint(T, (n,), generator=self.generator)[self.share]
         normal = c.t_mean + torch.randn(n, generator=self.generator)
-        return (T * normal.sigmoid()).long().clamp(max=T - 1)[self.mine]
+        return (T * normal.sigmoid()).long().clamp(max=T - 1)[self.share]
 
     def noise(self, x_0: Tensor) -> Tensor:
         """eps ~ N(0, I), shaped like x_0."""
         shape = (self.config.batch_size, *x_0.shape[1:])
-        return torch.randn(shape, generator=self.generator)[self.mine].to(self.device)
+        return torch.randn(shape, generator=self.generator)[self.share].to(self.device)
 
     def drop(self, cond: Cond | None, uncond: Cond | None) -> Cond:
         """In p_uncond of the cases `uncond` (1, ...) for the condition, or zeros."""
-        drawn = torch.rand(self.config.batch_size, generator=self.generator)[self.mine]
+        drawn = torch.rand(self.config.batch_size, generator=self.generator)[self.share]
         keep = (drawn >= self.config.p_uncond).to(self.device)
 
         def part(own, other):
@@ -194,7 +194,7 @@ class Run:
 
     @contextmanager
     def update(self) -> Iterator[None]:
-        """One update: Ctrl-C waits for its end and saves, memory that ends is said plainly."""
+        """One update: Ctrl-C waits for its end and saves; memory that ends is one error."""
         self.model.train()
         with _held_back(signal.SIGINT) if self.checkpoint else nullcontext() as asked:
             try:

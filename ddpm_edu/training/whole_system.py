@@ -238,7 +238,7 @@ def _checkpoints(recipe: Recipe, folder) -> dict:
     files = {part: check_writable(folder / f"{part}.safetensors") for part in parts}
     for file in files.values():
         if file.exists():
-            load_tensors(file)  # a damaged one is better heard of now
+            load_tensors(file)  # a damaged one is refused now
     plan, file = _plan(recipe), folder / "plan.json"
     before = Folder(folder).json(file.name) if file.exists() else plan
     changed = [f"{k} was {before.get(k)}, now {v}" for k, v in plan.items() if before.get(k) != v]

@@ -124,6 +124,12 @@ def needs(package, what):
         ) from e
 
 
+def memory_ended(error: Exception) -> bool:
+    """Whether it says that memory ran out: the CPU's, CUDA's or mps's, each in its own words."""
+    words = ("out of memory", "allocate memory")
+    return isinstance(error, MemoryError) or any(w in str(error) for w in words)
+
+
 def check_device(device):
     """A device that this PyTorch has."""
     import torch

@@ -18,6 +18,7 @@ from ddpm_edu.gpu.fast import speed_up
 from ddpm_edu.networks.gaussian import GaussianPrior
 from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
 from ddpm_edu.networks.vae import VAE, VAEConfig, decode_tiled
+from ddpm_edu.systems import guard
 
 SCHEDULE = Schedule.sqrt_linear()
 RANDOM = ("rand", "normal", "uniform", "bernoulli", "exponential")
@@ -96,6 +97,16 @@ def test_networks():
         decode_tiled(speed_up(vae), z, tile=4, overlap=2)
         vae.to_latent(x, generators([1]))
         prior.to("meta")
+
+
+def test_only_cuda_reads_its_answer_later(monkeypatch):
+    """A copy from mps that does not wait holds anything (pytorch issue 139550 is one of several)."""
+    given = []
+    to = torch.Tensor.to
+    note = lambda x, *args, **kwargs: (given.append(kwargs), to(x, *args, **kwargs))[1]
+    monkeypatch.setattr(torch.Tensor, "to", note)
+    answer, event = guard._finite(torch.tensor([1.0, torch.nan]))
+    assert not answer and event is None and given == [{"non_blocking": False}]
 
 
 # ---------------------------------------------------------------- the command line

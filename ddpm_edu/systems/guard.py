@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion import Step
-from ..errors import ResourceError, SamplingError, warn
+from ..errors import ResourceError, SamplingError, memory_ended, warn
 from .memory import memory_needed
 from .system import StableDiffusion
 
@@ -62,12 +62,14 @@ def within_memory(call: Callable):
     try:
         return call()
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        cause = str(error).splitlines()[0] if str(error) else "out of memory"
-        ended = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not ended and "allocate memory" not in cause:
+        if not memory_ended(error):
             raise
+        cause = str(error).splitlines()[0] if str(error) else "no more is said"
+    # outside of `except`: the error holds the tensors of its frames
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # outside of `except`: the error holds the tensors of its frames
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
     raise ResourceError(
         f"out of memory ({cause}): {WAYS_OUT}. The models are still loaded and can be used"
     )
@@ -91,7 +93,7 @@ def watched(steps: Iterator[Step], total: int) -> Iterator[Step]:
 
 def _finite(x):
     """(answer, event): whether x is finite, once the event has come; a GPU works on meanwhile."""
-    answer = x.isfinite().all().to("cpu", non_blocking=True)
+    answer = x.isfinite().all().to("cpu", non_blocking=x.is_cuda)  # mps has no event to ask later
     event = torch.cuda.Event() if x.is_cuda else None
     if event:
         event.record()

@@ -21,6 +21,7 @@ from ..errors import (
     OptionError,
     ResourceError,
     TrainingError,
+    memory_ended,
 )
 from ..files.load import check_finite, check_state, describe
 from ..files.tensors import load_tensors, save_tensors
@@ -200,7 +201,7 @@ class Run:
             try:
                 yield
             except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is one
-                if not isinstance(e, MemoryError) and "memory" not in str(e):
+                if not memory_ended(e):
                     raise
                 raise ResourceError(
                     f"out of memory at step {self.step + 1} ({e!s:.200}): pass a smaller "

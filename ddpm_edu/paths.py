@@ -84,11 +84,9 @@ def locked(folder: Path) -> Iterator[None]:
     leaves no file; where folders cannot be locked (Windows, some networks) there is none."""
     handle = None
     try:
-        import fcntl
-
         handle = os.open(folder, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX)
-    except (ImportError, OSError):
+    except (AttributeError, OSError):
         pass
     try:
         yield

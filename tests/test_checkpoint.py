@@ -1,5 +1,6 @@
 """Files of weights: atomic to write, safe to read, plain about what is wrong."""
 
+import dataclasses
 import io
 import json
 import os
@@ -17,11 +18,15 @@ from helpers import refuses
 from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 
-from ddpm_edu import CheckpointError, Cond, Schedule
-from ddpm_edu.files.load import load, load_state, save
+from ddpm_edu import CheckpointError, Cond, OptionError, Schedule
+from ddpm_edu.files.load import describe, load, load_state, save
 from ddpm_edu.files.tensors import load_tensors, save_tensors
+from ddpm_edu.networks.classifier import Classifier, ClassifierConfig
+from ddpm_edu.networks.gaussian import GaussianPrior
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
+from ddpm_edu.networks.unet_classic import ClassicUNet
+from ddpm_edu.networks.vae import VAE, VAEConfig
 
 CONFIG = UNetConfig(
     in_channels=4,
@@ -117,8 +122,8 @@ def test_pretrained_round_trip(folded, dtype, tolerance, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork (not on Windows)")
 def test_kill_9_during_saving_leaves_a_whole_file(tmp_path):
-    """40 kills at random moments: the file always loads, before and after, whole, and never an older one. That temporary
-    files are left over shows that kills did hit in the middle of writing."""
+    """40 kills at random moments: the file always loads, before and after, whole, and never an
+    older one. What kills left shows that they hit in the middle of writing."""
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("save_and_die.py"), tmp_path, "40"],
         capture_output=True,
@@ -165,6 +170,35 @@ def test_places_that_cannot_be_written(tmp_path):
         with refuses(CheckpointError, path.name, "could not be written", "folder writable"):
             save_tensors(path, {"a": torch.ones(2)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+def test_what_a_kill_left_goes_with_the_next_save(tmp_path):
+    """A dead writer holds no lock; a living one, here this process, keeps its file."""
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "run[1].safetensors"  # a name that globbing would take for a pattern
+    for name in ("run[1].safetensors.0a1b2c3d.part", "run[1].safetensors.living.part", "x.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run[1].safetensors").write_bytes(b"half")
+    living = os.open(tmp_path / "run[1].safetensors.living.part", os.O_RDONLY)
+    fcntl.flock(living, fcntl.LOCK_EX)
+    save_tensors(path, {"a": torch.ones(2)})
+    os.close(living)
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["run[1].safetensors", "run[1].safetensors.living.part", "x.part"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions and links as Unix has them")
+def test_the_umask_decides_and_links_stay(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "x.safetensors")
+    save_tensors(tmp_path / "link.safetensors", {"a": torch.zeros(3)})
+    assert (tmp_path / "link.safetensors").is_symlink()
+    assert load_tensors(tmp_path / "x.safetensors")[0]["a"].shape == (3,)
 
 
 # ---------------------------------------------------------------- reading is safe
@@ -220,6 +254,24 @@ ODD_FILES = {
         ("web page", "fetch the weights"),
     ),
     "web page, indented": (b"\n  <html>sign in</html>", ("web page",)),
+    "web page with a mark": (b"\xef\xbb\xbf<!DOCTYPE html><html>", ("web page", "HTML")),
+    "web page of two bytes": ("<!DOCTYPE html>".encode("utf-16"), ("web page", "HTML")),
+    "web page after a comment": (b"<!-- error 404 --><html>", ("web page", "HTML")),
+    "XML": (b"<?xml version='1.0'?><Error>", ("XML error page",)),
+    "XML without a prolog": (b"<Error><Code>AccessDenied</Code></Error>", ("XML error page",)),
+    "JSON": (b'{"error":"Repository not found"}', ("JSON", "fetch")),
+    "JSON, spaced": (b'{\n "message": "Not Found"\n}', ("JSON", "fetch")),
+    "JSON like a header": (b'{"data":{"error":"no"}}', ("JSON", "fetch")),
+    "text": (b"Invalid username or password.", ("a text", "error message")),
+    "xet pointer": (b"# xet version 0\nfilesize = 5\n", ("Git LFS",)),
+    "zip": (b"PK\x03\x04" + bytes(30) + b"weights.bin", ("zip archive", "unpack")),
+    "gzip": (b"\x1f\x8b\x08" + bytes(30), ("packed archive", "unpack")),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(30), ("packed archive", "unpack")),
+    "GGUF": (b"GGUF\x03\0\0\0" + bytes(30), ("GGUF", "safetensors file of the same")),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(30), ("HDF5", "safetensors file of the same")),
+    "NumPy": (b"\x93NUMPY\x01\0" + bytes(30), ("NumPy", "safetensors file of the same")),
+    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(30), ("picture",)),
+    "pickle, protocol 0": (b"(dp0\nS'a'\np1\nI1\ns.", ("pickle", "refused")),
     "LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
         ("Git LFS", "git lfs pull"),
@@ -282,6 +334,13 @@ def test_odd_files(kind, tmp_path):
     path.write_bytes(content)
     with refuses(CheckpointError, "x.safetensors", *words):
         load_tensors(path)
+
+
+def test_no_line_of_a_text_is_told(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"hunter2:x:0:0:a secret\n")
+    with pytest.raises(CheckpointError) as error:
+        load_tensors(tmp_path / "x.safetensors")
+    assert "hunter2" not in str(error.value) and "secret" not in str(error.value)
 
 
 def test_the_header_maker_makes_good_files_too(tmp_path):
@@ -361,6 +420,33 @@ def test_bad_files_are_refused_quickly(kind, tmp_path):
     with refuses(CheckpointError, "x.safetensors"):
         load_tensors(path)
     assert time.process_time() - start < 1
+
+
+def many(count):
+    """A sound file of `count` empty tensors, 85 bytes of header each."""
+    entry = '"name.%07d.xxxxxxxxxxxx":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    return header("{" + ",".join(entry % i for i in range(count)) + "}", b"")
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_hundred_thousand_names_are_refused_quickly(cut, tmp_path):
+    """25 MB of names, sound or cut by a byte; and 9 MB, which are read before they are counted."""
+    path = tmp_path / "x.safetensors"
+    for count in (300_000, 100_000):
+        whole = many(count)
+        path.write_bytes(whole[: len(whole) - cut])
+        start = time.process_time()
+        with refuses(CheckpointError, "x.safetensors", "header|names|cut short"):
+            load_tensors(path)
+        assert time.process_time() - start < 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    for read in (load_tensors, load):
+        with refuses(CheckpointError, "x.safetensors", "pipe"):
+            read(tmp_path / "x.safetensors")
 
 
 def test_what_is_said_of_long_headers(tmp_path):
@@ -513,3 +599,146 @@ def test_damaged_models(change, words, tmp_path):
 
 def test_an_unchanged_copy_still_loads(tmp_path):
     load(saved(tmp_path, lambda t, m: None))
+
+
+# ---------------------------------------------------------------- every kind of model
+
+
+def models():
+    torch.manual_seed(0)
+    classic = ClassicUNet(channels=8, vector=3, emb=16)
+    vae = VAE(VAEConfig(channels=8, mult=(1, 2), groups=4))
+    classifier = Classifier(ClassifierConfig(widths=(8, 16)))
+    classifier.real_test.cov += torch.rand(16, 16, dtype=torch.float64)
+    prior = GaussianPrior(
+        SpaceToDepth(unet(), 2), Schedule.cosine(9), (1, 8, 8), classes=3, parts=2, rank=2
+    )
+    return {
+        "MLP": MLP(hidden=16, layers=2, vector=3),
+        "ClassicUNet": classic,
+        "VAE": vae,
+        "Classifier": classifier,
+        "UNet": unet(),
+        "GaussianPrior": prior,
+    }
+
+
+@pytest.mark.parametrize("kind", models())
+def test_what_save_writes_load_reads(kind, tmp_path):
+    """As it is, in 8 bits, and as a denoiser with its schedule; float64 stays float64."""
+    path, model = tmp_path / "x.safetensors", models()[kind].eval()
+    denoiser = kind not in ("VAE", "Classifier")
+    how = dict(schedule=Schedule.cosine(9), predict="v") if kind == "GaussianPrior" else {}
+    save(path, model, {"card": "a test"}, **how)
+    back = load(path)
+    inner = back.model if how else back
+    assert type(inner) is type(model) and back.meta == {"card": "a test"} and not inner.training
+    for (name, w), other in zip(
+        model.state_dict().items(), inner.state_dict().values(), strict=True
+    ):
+        assert w.equal(other) and w.dtype == other.dtype, name
+    if denoiser:
+        save(path, model, schedule=Schedule.cosine(9), predict="x_0", dtype=torch.int8)
+        back = load(path, dtype=torch.bfloat16)
+        assert back.predict == "x_0" and torch.equal(back.schedule.beta, Schedule.cosine(9).beta)
+        assert {p.dtype for p in back.model.parameters()} == {torch.bfloat16}
+        assert describe(back.model) == describe(model)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_a_wrapper_is_taken_off(wrap, tmp_path):
+    """github.com/huggingface/diffusers#5617: compiled, saved, and nobody could load it."""
+    path, model = tmp_path / "x.safetensors", unet()
+    for wrapped in (wrap(model), SpaceToDepth(wrap(model), 2), wrap(torch.nn.DataParallel(model))):
+        save(path, wrapped, schedule=Schedule.cosine(9), predict="v")
+        back = load(path).model
+        inner = back.model if isinstance(back, SpaceToDepth) else back
+        assert all(map(torch.equal, inner.state_dict().values(), model.state_dict().values()))
+    wrapped = {f"_orig_mod.{k}": v for k, v in model.state_dict().items()}
+    load_state(unet(1), wrapped)  # and what others saved with the wrapper on
+
+
+@pytest.mark.parametrize(
+    "model, options, word",
+    [
+        (torch.nn.Linear(2, 2), {}, "Linear"),
+        (SpaceToDepth(torch.nn.Linear(2, 2), 2), {}, "Linear"),
+        ("mnist", {}, "model"),
+        (MLP(), {"meta": [1]}, "meta"),
+        (MLP(), {"meta": {"a": {1}}}, "meta"),
+        (MLP(), {"schedule": Schedule.cosine(9)}, "predict"),
+        (MLP(), {"schedule": Schedule.cosine(9), "predict": "score"}, "predict"),
+    ],
+)
+def test_what_cannot_be_saved(model, options, word, tmp_path):
+    with refuses(OptionError, word):
+        save(tmp_path / "x.safetensors", model, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", [2, 0, None, "1"])
+def test_another_format_is_refused_by_name(version, tmp_path):
+    with refuses(CheckpointError, "net.safetensors", f"format = .?{version}", "update"):
+        load(saved(tmp_path, lambda t, m: m.update(format=version)))
+
+
+HARMFUL = {
+    "channels": {"channels": 8192, "groups": 32},
+    "blocks": {"blocks": 65_536},
+    "depth": {"depth": [1024, 1024]},
+    "middle": {"middle": 65_536},
+    "levels": {"mult": [1] * 5000, "depth": [0] * 5000, "heads": [1] * 5000},
+    "context": {"context": 65_536},
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="reads its own peak of memory")
+@pytest.mark.parametrize("kind", HARMFUL)
+def test_a_harmful_plan_is_compared_before_it_is_built(kind, tmp_path):
+    """A small file whose plan asks for gigabytes, or for minutes of building."""
+    import resource
+
+    path = saved(tmp_path, lambda t, m: m["config"].update(HARMFUL[kind]))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with refuses(CheckpointError, "net.safetensors"):
+        load(path)
+    assert time.process_time() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_layers_without_weights_are_not_built(tmp_path):
+    save(tmp_path / "x.safetensors", MLP(hidden=16), {})
+    tensors, meta = load_tensors(tmp_path / "x.safetensors")
+    meta["config"]["layers"] = 60_000
+    save_tensors(tmp_path / "y.safetensors", tensors, meta)
+    with refuses(CheckpointError, "y.safetensors", "60,000 blocks and layers"):
+        load(tmp_path / "y.safetensors")
+
+
+LITTLE = """
+import resource, sys, torch
+from ddpm_edu import ResourceError, load
+load(sys.argv[1])
+now = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (now + 40_000_000, now + 40_000_000))
+try:
+    load(sys.argv[2])
+except ResourceError as e:
+    print("ResourceError", e)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits memory as Linux does")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_memory_that_ends_while_loading(dtype, tmp_path):
+    """A limit on the address space stands for a full machine: the need in numbers, three ways out."""
+    small, large = tmp_path / "small.safetensors", tmp_path / "large.safetensors"
+    save(small, unet())
+    wide = dataclasses.replace(CONFIG, channels=400, groups=4)
+    save(large, UNet(wide), dtype=None if dtype == torch.float32 else dtype)
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE, small, large], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("ResourceError", "large.safetensors", "GiB", "bfloat16", "smaller", "free memory"):
+        assert word in done.stdout, done.stdout

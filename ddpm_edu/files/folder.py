@@ -8,6 +8,7 @@ What our classes cannot do is refused by the name of its entry.
 import json
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from ..errors import CheckpointError, DataError, OptionError
 from ..networks.clip import CLIPConfig
 from ..networks.text import CLIP_L, TextConfig
-from ..networks.tokenizer import Tokenizer
+from ..networks.tokenizer import Tokenizer, clip_tokenizer
 from ..networks.unet import UNetConfig
 from ..networks.vae import SD_VAE, VAEConfig
 from ..schedule import Schedule
@@ -413,13 +414,11 @@ def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
     for suffix in ("", "_2"):
         kind = entry(f"text_encoder{suffix}", "CLIPTextModel", "CLIPTextModelWithProjection", None)
         if kind:
-            texts.append(
-                text_config(
-                    *read(f"text_encoder{suffix}"),
-                    kind.endswith("WithProjection"),
-                    pad(folder, f"tokenizer{suffix}"),
-                )
-            )
+            name = f"tokenizer{suffix}"
+            projects = kind.endswith("WithProjection")
+            text = text_config(*read(f"text_encoder{suffix}"), projects, pad(folder, name))
+            end = (tokenizer(folder, name, text) or clip_tokenizer()).end
+            texts.append(text if end == text.vocab - 1 else replace(text, end=end))
     if not texts:
         raise CheckpointError(f"{source}: no text encoder; expected text_encoder or text_encoder_2")
     entries, unet_source = read("unet")
@@ -494,17 +493,49 @@ def pad(folder: Folder, name) -> str:
 
 
 def tokenizer(folder: Folder, name, config: TextConfig) -> Tokenizer | None:
-    """The tokenizer of an encoder whose words are not CLIP's, from its tokenizer.json; else None.
+    """The tokenizer of an encoder whose words are not CLIP's alone; None stands for CLIP's own.
 
     CheckpointError if it knows more words than the encoder.
     """
-    file = f"{name}/tokenizer.json"
-    if (config.vocab, config.length) == (CLIP_L.vocab, CLIP_L.length):
+    source, words = folder.root / name, _words(folder, name)
+    size = 1 + max(words.values(), default=-1)
+    if size > config.vocab:
+        raise CheckpointError(
+            f"{source}: its tokenizer knows {size:,} words, and its text encoder (vocab_size) "
+            f"only {config.vocab:,}: they are of two models"
+        )
+    clip = CLIP_L.vocab <= config.vocab and config.length == CLIP_L.length
+    if clip and size in (0, CLIP_L.vocab):
         return None
-    tokens = map(folder.json(f"{name}/tokenizer_config.json").get, ("bos_token", "eos_token"))
-    with plan_of(folder.root / file):
-        folder.json(file)
-        return Tokenizer(str(folder.path(file)), *map(_token, tokens), config.length)
+    with plan_of(source):
+        if folder.has(f"{name}/tokenizer.json"):
+            made = folder.json(f"{name}/tokenizer_config.json")
+            tokens = (_token(made.get(key)) for key in ("bos_token", "eos_token"))
+            return Tokenizer(str(folder.path(f"{name}/tokenizer.json")), *tokens, config.length)
+        own = clip_tokenizer().bpe
+        if {word: n for word, n in words.items() if n < CLIP_L.vocab} != own.get_vocab():
+            raise ValueError("words of its own, and no tokenizer.json")
+        bpe = type(own).from_str(own.to_str())
+        bpe.add_tokens([word for word, n in words.items() if n >= CLIP_L.vocab])
+        return Tokenizer(bpe, length=config.length)
+
+
+def _words(folder: Folder, name) -> dict[str, int]:
+    """{word: id}, in the order of the ids, by whatever files there are."""
+    found = {}
+    with plan_of(folder.root / name):
+        if folder.has(f"{name}/tokenizer.json"):
+            entries = folder.json(f"{name}/tokenizer.json")
+            found |= entries["model"]["vocab"]
+            found |= {word["content"]: word["id"] for word in entries.get("added_tokens", [])}
+        elif folder.has(f"{name}/vocab.json"):
+            found |= folder.json(f"{name}/vocab.json")
+        if folder.has(f"{name}/added_tokens.json"):
+            found |= folder.json(f"{name}/added_tokens.json")
+        if folder.has(f"{name}/tokenizer_config.json"):
+            added = folder.json(f"{name}/tokenizer_config.json").get("added_tokens_decoder", {})
+            found |= {word["content"]: int(n) for n, word in added.items()}
+        return dict(sorted(found.items(), key=lambda word: word[1]))
 
 
 def _token(entry):

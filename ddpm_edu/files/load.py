@@ -339,7 +339,16 @@ def _load_single(path, views, device, dtype, config, ema):
     except CheckpointError as e:
         raise CheckpointError(f"{path}: {e}") from None
     config = _heeding(path, views, config or _recognise(path, views))
-    sd = build(config, device="meta", dtype=dtype)
+    schedule = None
+    if "ztsnr" in views:
+        schedule = Schedule.sqrt_linear().zero_terminal_snr()
+        config = dataclasses.replace(config, spacing="trailing")
+        warnings.warn(
+            f"{path}: the mark ztsnr says that its schedule ends in pure noise (zero terminal SNR): "
+            "it is sampled so, from the last time on",
+            stacklevel=4,
+        )
+    sd = build(config, schedule, device="meta", dtype=dtype)
     named = dict(zip(("unet", "vae", "text", "text_2"), sd.parts().items()))
     for side, (name, part) in named.items():
         if side not in parts:
@@ -400,12 +409,7 @@ def _heeding(path, views, config: SystemConfig) -> SystemConfig:
             f"{path}: {', '.join(marks)} mark a model trained in EDM's way (sigmas up to 80, "
             "inputs scaled): no sampler here draws with it"
         )
-    if "ztsnr" in marks:
-        raise CheckpointError(
-            f"{path}: the mark ztsnr says that its schedule ends in pure noise (zero terminal SNR, "
-            "predict = 'v'), which no schedule here does: use a model without it"
-        )
-    return dataclasses.replace(config, predict="v") if "v_pred" in marks else config
+    return dataclasses.replace(config, predict="v") if marks else config
 
 
 # ---------------------------------------------------------------- filling
@@ -573,8 +577,7 @@ def construct(plan: dict, schedule, names: int, source) -> nn.Module:
     """
     kind, c = plan["class"], dict(plan["config"])
     if kind == "StableDiffusion":
-        c |= {"unet": UNetConfig(**c["unet"]), "vae": VAEConfig(**c["vae"])}
-        config = SystemConfig(**{**c, "text": tuple(TextConfig(**t) for t in c["text"])})
+        config = SystemConfig(**c)
         for part in (config.unet, config.vae, *config.text):
             _bounded(part, names, source)
         if schedule is None:
@@ -627,11 +630,13 @@ def _tokenizer(plan, config: TextConfig, source) -> Tokenizer | None:
     if not isinstance(entry, dict) or not str(entry["json"]).startswith("{"):
         raise ValueError("its tokenizer is no JSON")  # a path would be opened
     tokenizer = Tokenizer(entry["json"], entry["start"], entry["end"], entry["length"])
-    words = tokenizer.bpe.get_vocab_size(), tokenizer.length
-    if words != (config.vocab, config.length):
+    words = tokenizer.bpe.get_vocab_size(), tokenizer.length, tokenizer.end
+    end = config.vocab - 1 if config.end is None else config.end
+    if words[0] > config.vocab or words[1:] != (config.length, end):
         raise CheckpointError(
-            f"{source}: its tokenizer has {words[0]} ids in rows of {words[1]}, but the text "
-            f"encoder takes {config.vocab} in rows of {config.length}"
+            f"{source}: its tokenizer has {words[0]} ids in rows of {words[1]} that end with "
+            f"{words[2]}, but the text encoder takes {config.vocab} in rows of {config.length} "
+            f"that end with {end}"
         )
     return tokenizer
 

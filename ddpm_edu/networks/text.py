@@ -26,12 +26,13 @@ class TextConfig:
     act: str = "quick_gelu"  # x sigmoid(1.702 x), OpenAI's CLIP; or "gelu", exact, OpenCLIP
     projection: int = 0  # width of the pooled vector after its projection; 0: none
     pad: str = "eot"  # fills a prompt up: the end token again; or "!", the id 0
-    vocab: int = 49408  # token ids; the highest one ends a prompt
+    vocab: int = 49408  # token ids
     length: int = 77  # tokens of a prompt
+    end: int | None = None  # the id that ends a prompt; None: the highest one
 
     def __post_init__(self):
         sizes(self, width=(1, 8192), layers=(1, 64), heads=(1, 128), hidden=(1, 32768))
-        sizes(self, projection=(0, 8192), vocab=(3, 2**20), length=(3, 4096))
+        sizes(self, projection=(0, 8192), vocab=(3, 2**20), length=(3, 4096), end=(1, 2**20))
         choices(self, act=("quick_gelu", "gelu"), pad=("eot", "!"))
         multiple("width", self.width, "heads", self.heads)
 
@@ -84,7 +85,8 @@ class TextEncoder(nn.Module):
         token_ids(ids, self.config.vocab, self.config.length)
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         out = self.text_model(ids, position_ids=positions, output_hidden_states=True)
-        end = ids.argmax(1)  # the first of equal ones
+        last = self.config.end
+        end = (ids if last is None else (ids == last).byte()).argmax(1)  # the first of equal ones
         pooled = out.last_hidden_state[torch.arange(len(ids), device=ids.device), end]
         if self.text_projection is not None:
             pooled = self.text_projection(pooled)

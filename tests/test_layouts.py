@@ -372,7 +372,7 @@ def test_incomplete_files():
     del state["model_ema.diffusion_modelout2bias"]
     with refuses(
         CheckpointError,
-        "1 .model_ema.diffusion_modelout2bias. of the averaged weights are missing",
+        "1 .model_ema.diffusion_modelout2bias. of the averages are missing",
         "ema=False",
     ):
         split_single_file(state)

@@ -5,7 +5,7 @@ from ..lazy import lazily
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "load": "Pretrained KNOWN check_finite check_state config_of describe find load_state save where",
+        "load": "Pretrained KNOWN config_of describe find load_state save where",
         "tensors": "load_tensors save_tensors",
         "names": "to_ours looks_like split_single_file",
         "folder": "Folder",

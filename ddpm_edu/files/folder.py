@@ -1,6 +1,6 @@
-"""A model as a folder in diffusers' layout: its JSON files as our configs, and where its weights lie. Notebook 11.
+"""A folder in diffusers' layout: its JSON files as our configs, its weights' places. Notebook 11.
 
-    model_index.json  scheduler/  unet/  vae/  text_encoder/ [text_encoder_2/]  tokenizer/ [tokenizer_2/]
+    model_index.json  scheduler/  unet/  vae/  text_encoder/  tokenizer/  [text_encoder_2/ ...]
 
 What our classes cannot do is refused by the name of its entry.
 """
@@ -189,7 +189,7 @@ class _Unable(Exception):
 
 @contextmanager
 def plan_of(source):
-    """Whatever a plan of wrong types or sizes leads to, as one CheckpointError that names its file."""
+    """Whatever a plan of wrong types or sizes leads to, as one CheckpointError with its file."""
     try:
         yield
     except _Unable as e:

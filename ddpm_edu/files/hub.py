@@ -1,4 +1,4 @@
-"""Models by their hub name, "owner/name": from the local cache, else fetched, only the files needed. Notebook 11."""
+"""Models by hub name, "owner/name": from the cache, else fetched as far as needed. Notebook 11."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def cache(repo: str) -> Path:
 def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Path:
     """The folder of a model in the cache; what is missing is fetched, unless HF_HUB_OFFLINE is set.
 
-    Half precision takes files in half precision where there are some. CheckpointError with `places`.
+    Half precision takes files in half precision where there are. CheckpointError with `places`.
     """
     remedy = f"pass the path of a .safetensors file or of a folder with {repo}'s files"
     try:
@@ -63,7 +63,7 @@ def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Pat
 
 
 def complete(folder: Folder, dtype, ema: bool) -> bool:
-    """Whether a snapshot holds what `load` reads: the index, and config and weights of each part."""
+    """Whether a snapshot holds what `load` reads: the index, config and weights of each part."""
     try:
         index = folder.json("model_index.json")
         for part in PARTS:

@@ -1,4 +1,4 @@
-"""`load` and `save`, for every kind of model: systems, denoisers, VAEs, CLIPs, classifiers. Notebook 11.
+"""`load` and `save`: systems, denoisers, VAEs, CLIPs, classifiers. Notebook 11.
 
     model, schedule, predict, meta = load("mnist")       a denoiser with all that sampling needs
     sd = load("emoji")                                   a whole system, ready to draw
@@ -134,7 +134,7 @@ def where(name: str) -> list[Path]:
 
 
 def find(source, dtype=torch.float32, ema: bool = True) -> Path:
-    """The folder or file that `source` of `load` means; a hub name is fetched if it is not there."""
+    """The folder or file that a source of `load` means; a hub name is fetched if need be."""
     if not isinstance(source, (str, os.PathLike)):
         raise OptionError(f"source = {source!r:.80}: pass a name or a path")
     name = str(source)
@@ -186,9 +186,9 @@ def load(source, *, device="cpu", dtype=torch.float32, config=None, ema: bool = 
             raise
         cause = str(e).partition("\n")[0][:120]
     raise ResourceError(  # outside of `except`, whose frames hold on to the tensors
-        f"{place}: memory ended while loading ({cause}). In {str(dtype)[6:]} the weights alone take "
-        f"{_bytes(place, dtype, ema) / 2**30:.2f} GiB. Load them with dtype=torch.bfloat16, which "
-        "takes half of float32, or choose a smaller model, or free memory: other notebooks hold theirs"
+        f"{place}: memory ended while loading ({cause}). In {str(dtype)[6:]} the weights alone "
+        f"take {_bytes(place, dtype, ema) / 2**30:.2f} GiB. Load them with dtype=torch.bfloat16, which "
+        "takes half of float32, or choose a smaller model, or free memory: close other notebooks"
     )
 
 
@@ -278,8 +278,8 @@ def _load_ours(path, views, meta, device, dtype):
     """A file of `save`."""
     if meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}: "
-            "the file is of another version of the course, update ddpm_edu"
+            f"{path}: format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}"
+            ": the file is of another version of the course, update ddpm_edu"
         )
     with folders.plan_of(path):
         beta = views.pop("schedule.beta", None)
@@ -344,8 +344,8 @@ def _load_single(path, views, device, dtype, config, ema):
         schedule = Schedule.sqrt_linear().zero_terminal_snr()
         config = dataclasses.replace(config, spacing="trailing")
         warnings.warn(
-            f"{path}: the mark ztsnr says that its schedule ends in pure noise (zero terminal SNR): "
-            "it is sampled so, from the last time on",
+            f"{path}: the mark ztsnr says that its schedule ends in pure noise (zero terminal SNR)"
+            ": it is sampled so, from the last time on",
             stacklevel=4,
         )
     sd = build(config, schedule, device="meta", dtype=dtype)
@@ -465,7 +465,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -
 
 
 def check_finite(tensors: dict[str, Tensor], source) -> None:
-    """CheckpointError that names the tensors with NaN or infinity; those on meta hold no numbers."""
+    """CheckpointError that names the tensors with NaN or infinity; on meta there are none."""
     broken = [
         k for k, v in tensors.items() if v.is_floating_point() and not v.is_meta and not _finite(v)
     ]
@@ -491,7 +491,7 @@ def save(path, model, meta: dict | None = None, *, schedule=None, predict=None, 
     model: a StableDiffusion, a denoiser (with schedule and predict, or a Pretrained), a VAE, CLIP
     or Classifier; torch.compile, DataParallel and the like are taken off.  dtype: of the weights in
     the file; None: as they are; torch.int8 rounds large ones to 8 bits, a quarter of float32.
-    Raises OptionError for what has no plan, CheckpointError for NaN or a place that cannot be written.
+    Raises OptionError for what has no plan, CheckpointError for NaN or a failure to write.
     """
     if isinstance(model, Pretrained):
         model, schedule, predict = model.model, model.schedule, model.predict

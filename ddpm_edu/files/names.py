@@ -1,4 +1,4 @@
-"""What the names of weights tell: which model, which part, whose layout; and our names. Notebook 11.
+"""What names of weights tell: which model, which part, whose layout; our names. Notebook 11.
 
 One notation for every layout: a row is (their name, ours), `#` a number that stays, `#-1` one less.
 A row that begins with "." renames wherever it stands; of the others, which rename the beginning of
@@ -287,7 +287,7 @@ def split_single_file(state: dict[str, Tensor], ema: bool = True) -> dict[str, d
         unknown += averages.keys() - names.values()
         if ema and (missing := names.values() - averages.keys()):
             raise CheckpointError(
-                f"{count(missing)} of the averaged weights are missing: pass ema=False for the others"
+                f"{count(missing)} of the averages are missing: pass ema=False for the others"
             )
         if ema and names:
             parts["unet"] = {k: averages[name] for k, name in names.items()}
@@ -319,8 +319,9 @@ STRANGERS = {  # what it is: a name somewhere
     "an adapter: an addition to a model, not a model": r"^(ip_adapter|image_proj|adapter)\.",
     "a motion module: an addition to a model, not a model": r"motion_modules\.",
     "SD 3, another kind of model": r"^(model\.diffusion_model\.)?joint_blocks\.|\.add_q_proj\.",
-    "FLUX, another kind of model": r"^(model\.diffusion_model\.)?(double|single)_(transformer_)?blocks\.",
-    "a textual inversion (an embedding): a new word for a text encoder, not a model": r"^emb_params$"
+    "FLUX, another kind of model": r"^(model\.diffusion_model\.)?(double|single)"
+    r"_(transformer_)?blocks\.",
+    "a textual inversion (an embedding): a new word, not a model": r"^emb_params$"
     r"|^string_to_|^clip_[lg]$",
     "a whole CLIP model, pictures and text": r"^(visual|vision_model)\.",
     "a training checkpoint of this course": r"^random\.generator$",

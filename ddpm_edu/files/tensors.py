@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors in and out, weights in 8 bits, and what a wrong file is. Notebook 11.
+"""Files of tensors: safetensors in and out, 8 bits, what a wrong file is. Notebook 11.
 
 A safetensors file is a header in JSON and raw numbers, nothing that could run code. What else
 there is to say travels in its metadata as JSON.

@@ -188,7 +188,7 @@ def load(source, *, device="cpu", dtype=torch.float32, config=None, ema: bool = 
     raise ResourceError(  # outside of `except`, whose frames hold on to the tensors
         f"{place}: memory ended while loading ({cause}). In {str(dtype)[6:]} the weights alone "
         f"take {_bytes(place, dtype, ema) / 2**30:.2f} GiB. Load them with dtype=torch.bfloat16, "
-        "which takes half of float32, or choose a smaller model, or free memory: close other notebooks"
+        "half of float32, or choose a smaller model, or free memory: close other notebooks"
     )
 
 

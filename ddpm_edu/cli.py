@@ -141,16 +141,17 @@ def txt2img(args) -> None:
 
     from .datasets.images import to_uint8
     from .errors import check_device
-    from .files.load import KNOWN, load
+    from .files.load import load
     from .systems.pipeline import draw
+    from .systems.system import PLANS
 
     paths, size = _outputs(args.out, args.count), _check_drawing(args)
     device = check_device(args.device or _gpu() or "cpu")
     usual = {"cpu": "float32", "mps": "float16"}  # not every Mac has bfloat16
     dtype = args.dtype or usual.get(device.split(":")[0], "bfloat16")
     kind = {"device": device, "dtype": getattr(torch, dtype)}
-    plan = args.plan and KNOWN[one_of("--plan", args.plan, KNOWN)].config
-    _announce(args, kind["dtype"], size)
+    plan = args.plan and PLANS[one_of("--plan", args.plan, PLANS)]
+    _announce(args, plan, kind["dtype"], size)
     sd = load(args.model, config=plan, **kind)
     refiner = load(args.refiner, **kind) if args.refiner else None
     if args.fast:
@@ -183,14 +184,15 @@ def _gpu() -> str | None:
     return next((name for name, kind in there.items() if kind.is_available()), None)
 
 
-def _announce(args, dtype, size) -> None:
+def _announce(args, plan, dtype, size) -> None:
     """How much memory the models will take, before they are loaded; those that ship take none."""
     from .files.load import config_of, shipped
     from .systems.memory import memory_needed
 
     for name in filter(None, (args.model, args.refiner)):
         if name not in shipped():
-            needed = memory_needed(config_of(name), dtype, size, args.count) / 2**30
+            config = plan if plan and name == args.model else config_of(name)
+            needed = memory_needed(config, dtype, size, args.count) / 2**30
             print(f"{name}: about {needed:.1f} GiB of memory in {dtype}", file=sys.stderr)
 
 
@@ -314,7 +316,7 @@ def student(args) -> None:
     files = [f for s in sources for f in (sorted(s.glob("*.ipynb")) if os.path.isdir(s) else [s])]
     if not files:
         raise OptionError(
-            f"no notebooks in {', '.join(map(str, sources))}: name some, or a folder that holds some"
+            f"no notebooks in {', '.join(map(str, sources))}: name some, or a folder of them"
         )
     copies = {}
     for file in files:

@@ -41,6 +41,7 @@ from ..paths import data_folder
 from ..schedule import Schedule
 from ..systems.system import (
     REFINER,
+    SD2_BASE,
     SD15,
     SD21,
     SDXL,
@@ -389,11 +390,11 @@ def _recognise(path, views) -> SystemConfig:
             warnings.warn(
                 f"{path}: SD 2 comes as 768 pixels, predict = 'v', and as 512 pixels (base), "
                 "predict = 'eps', and this file does not say which: taken for the first. If the "
-                "pictures are noise, pass config=replace(SD21, predict='eps', size=512)",
+                "pictures are noise, pass config=SD2_BASE (`ddpm-edu txt2img --plan sd2-base`)",
                 stacklevel=5,
             )
         elif "512" in kind:
-            config = dataclasses.replace(config, predict="eps", size=512)
+            config = SD2_BASE
     if inputs != 4:
         unet = dataclasses.replace(config.unet, in_channels=inputs, out_channels=4)
         config = dataclasses.replace(config, unet=unet)

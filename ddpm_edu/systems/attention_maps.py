@@ -1,8 +1,10 @@
-"""Where each word looks: the cross-attention of a UNet's own forward passes, recorded (Hertz et al. 2022; Tang et al. 2022, DAAM).
+"""Where each word looks: the cross-attention of a UNet's forward passes, recorded. Notebook 09.
 
 with recording(unet) as maps:
-    ...                                        # any number of forward passes, such as a whole sampling
-heat = word_maps(maps, (64, 64))               # (L, 64, 64): how much each token was looked at from each place
+    ...                            # any number of forward passes, such as a whole sampling
+heat = word_maps(maps, (64, 64))   # (L, 64, 64): how much each place looked at each token
+
+Hertz et al. 2022 (arXiv 2208.01626); Tang et al. 2022 (DAAM, arXiv 2210.04885).
 """
 
 from contextlib import contextmanager
@@ -27,7 +29,10 @@ class AttentionMap(NamedTuple):
 
 @torch.no_grad()
 def attention_weights(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) of each head: x (B, N, C), context (B, L, D) -> (B, heads, N, L), float32."""
+    """softmax(Q K^T / sqrt(d)) of each head, float32.
+
+    x (B, N, C), context (B, L, D) -> (B, heads, N, L).
+    """
     q, k = (
         z.float().unflatten(-1, (attention.heads, -1)).transpose(1, 2)
         for z in (attention.q(x), attention.k(context))
@@ -37,10 +42,11 @@ def attention_weights(attention: Attention, x: Tensor, context: Tensor) -> Tenso
 
 @contextmanager
 def recording(unet: nn.Module):
-    """Gives a list that fills with an `AttentionMap` for every cross-attention of every forward pass inside the block.
+    """Gives a list that fills with an `AttentionMap` a cross-attention and forward pass in the block.
 
-    The maps are computed from the very inputs of the real pass, beside it: what the UNet returns does not change. They
-    lie on the CPU, N L numbers a picture. Raises OptionError for a model without cross-attention.
+    The maps are computed from the very inputs of the real pass, beside it: what the UNet returns
+    does not change. They lie on the CPU, N L numbers a picture. Raises OptionError for a model
+    without cross-attention.
     """
     maps, handles, sizes = [], [], {}
 
@@ -49,11 +55,8 @@ def recording(unet: nn.Module):
 
     def note_map(layer, transformer):
         def hook(attention, args):
-            maps.append(
-                AttentionMap(
-                    layer, sizes[transformer], attention_weights(attention, *args).mean(1).cpu()
-                )
-            )
+            weights = attention_weights(attention, *args).mean(1).cpu()
+            maps.append(AttentionMap(layer, sizes[transformer], weights))
 
         return hook
 
@@ -69,7 +72,8 @@ def recording(unet: nn.Module):
             ]
     if not handles:
         raise OptionError(
-            f"this {type(unet).__name__} has no cross-attention to record: pass a UNet that reads text (context above 0)"
+            f"this {type(unet).__name__} has no cross-attention to record: pass a UNet that reads "
+            "text (context above 0)"
         )
     try:
         yield maps
@@ -79,18 +83,18 @@ def recording(unet: nn.Module):
 
 
 def word_maps(maps: list[AttentionMap], size, row: int = 0) -> Tensor:
-    """The mean over layers and steps of the maps, each resized to `size` (H, W): (L, H, W), which still sum to 1 over L.
+    """The mean of the maps, each resized to `size` (H, W): (L, H, W), which sum to 1 over L.
 
-    row: which picture of the batch. Under guidance the batch is [with the prompt, without it]: the first half is the prompt's.
-    Pass the maps of some layers or steps for these alone. Raises OptionError for no maps or no such row.
+    row: which picture of the batch. Under guidance the batch is [with the prompt, without it]: the
+    first half is the prompt's. Pass the maps of some layers or steps for these alone. Raises
+    OptionError for no maps or no such row.
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     if not maps:
         raise OptionError("there are no maps: run the UNet inside `with recording(unet) as maps`")
     if not all(0 <= row < len(m.weights) for m in maps):
-        raise OptionError(
-            f"row = {row}: the batches have {min(len(m.weights) for m in maps)} rows, the first is 0"
-        )
+        rows = min(len(m.weights) for m in maps)
+        raise OptionError(f"row = {row}: the batches have {rows} rows, the first is 0")
     total = 0
     for m in maps:
         grid = m.weights[row].T.unflatten(1, m.size)  # (L, h, w)
@@ -101,9 +105,10 @@ def word_maps(maps: list[AttentionMap], size, row: int = 0) -> Tensor:
 def token_words(
     prompt: str, tokenizer: Tokenizer | None = None, pad: str = "eot"
 ) -> list[tuple[str, list[int]]]:
-    """[(word, its places among the L tokens)], in order: first the start token's, last the end token's and the padding's.
+    """[(word, its places among the L tokens)], in order, the start token's first.
 
-    tokenizer: None for CLIP's own.  pad: as in `Tokenizer.__call__`. What does not fit is left out.
+    The last are the end token's and the padding's.  tokenizer: None for CLIP's own.  pad: as in
+    `Tokenizer.__call__`. What does not fit is left out.
     """
     tokenizer = tokenizer or clip_tokenizer()
     text, room = clean(checked_prompts(prompt)[0]), tokenizer.length - 2

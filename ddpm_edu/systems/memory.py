@@ -47,10 +47,10 @@ def _memory(config, dtype, size, batch):
 
 
 def peak_bytes(run) -> int:
-    """The most bytes alive at once, of all that `run()` allocates on the meta device. No gradients are kept.
+    """The most bytes alive at once, of all that `run()` allocates on the meta device.
 
     Attention counts as its result alone, as a fused kernel does it, without the (N, N) matrix; what
-    libraries take for themselves (cuDNN's work space, the allocator's rounding) is not counted.
+    libraries take for themselves (cuDNN's work space, the allocator's rounding) is not counted. No gradients.
     """
     with torch.no_grad(), torch.device("meta"), _FusedAttention(), _Count() as count:
         run()

@@ -145,7 +145,7 @@ def refine(
     return both(base)
 
 
-# ---------------------------------------------------------------- the text, and how the UNet is asked
+# ---------------------------------------------------------------- how the UNet is asked
 
 
 def prompted(
@@ -475,7 +475,7 @@ def _system(sd, name="sd", begins=False) -> StableDiffusion:
         raise OptionError(f'{name} = {sd!r:.80}: pass a StableDiffusion, such as load("sd15")')
     if _weight(sd.unet).is_meta:
         raise OptionError(
-            f"{name} is on the meta device, where it has no weights: load or build it on cpu or cuda"
+            f"{name} is on the meta device, where it has no weights: load or build it on the CPU"
         )
     takes, latent = sd.config.unet.in_channels, sd.config.vae.latent
     if takes != latent:

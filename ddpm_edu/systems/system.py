@@ -107,6 +107,7 @@ REFINER = replace(
     vector="refiner",
     zero_empty=False,
 )
+PLANS = {"sd15": SD15, "sd2-base": SD2_BASE, "sd21": SD21, "sdxl": SDXL, "sdxl-refiner": REFINER}
 
 
 class StableDiffusion(nn.Module):

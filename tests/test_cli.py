@@ -517,6 +517,78 @@ def test_a_reader_who_leaves_and_a_terminal_of_few_letters(tiny, tmp_path):
     ), done.stderr
 
 
+def test_a_terminal_without_output():
+    """`>&-`: nothing to print to, and no word about it."""
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m ddpm_edu.cli models >&-"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_control_c_while_importing(tmp_path):
+    """A stand-in for torch that presses it."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ddpm_edu.cli", "txt2img", "a fox", "--out", tmp_path / "a.png"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert done.returncode == 130 and done.stderr.strip() == "ddpm-edu: stopped"
+
+
+def test_a_folder_one_may_not_enter(monkeypatch, tmp_path, capsys):
+    from ddpm_edu.files import load as files
+
+    def closed(*args, **options):
+        raise PermissionError(13, "Permission denied", "/closed/model_index.json")
+
+    monkeypatch.setattr(files, "find", closed)
+    assert main(["txt2img", "a fox", "--model", "/closed", "--out", str(tmp_path / "a.png")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("ddpm-edu: ") and "/closed/model_index.json" in message
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files as Unix does")
+def test_student_on_a_full_disk_leaves_nothing(tmp_path):
+    for name, size in (("a", 10), ("b", 5000)):
+        cell = {"cell_type": "markdown", "metadata": {}, "source": "x" * size}
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [cell]}))
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); "
+        "from ddpm_edu.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    out = tmp_path / "new" / "student"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, "student", tmp_path, "--out", out],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "cannot be written" in done.stderr and not done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"a.ipynb", "b.ipynb"}
+
+
+def test_plan_says_what_a_single_file_is(monkeypatch, tmp_path, capsys):
+    from ddpm_edu.errors import CheckpointError
+    from ddpm_edu.files import load as files
+    from ddpm_edu.systems.system import SD2_BASE
+
+    seen = []
+
+    def load(source, **options):
+        seen.append(options["config"])
+        raise CheckpointError("enough")
+
+    monkeypatch.setattr(files, "load", load)
+    command = ["txt2img", "a", "--model", "x.safetensors", "--out", str(tmp_path / "a.png")]
+    assert main([*command, "--plan", "sd2-base"]) == 2 and seen == [SD2_BASE]
+    assert "GiB" in capsys.readouterr().err and (SD2_BASE.predict, SD2_BASE.size) == ("eps", 512)
+    assert main([*command, "--plan", "sd3"]) == 2 and len(seen) == 1
+    assert "sd2-base" in capsys.readouterr().err
+
+
 def test_help_runs_as_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "ddpm_edu.cli", "--help"], capture_output=True, text=True

@@ -42,7 +42,7 @@ def attention_weights(attention: Attention, x: Tensor, context: Tensor) -> Tenso
 
 @contextmanager
 def recording(unet: nn.Module):
-    """Gives a list that fills with an `AttentionMap` a cross-attention and forward pass in the block.
+    """A list that fills with an `AttentionMap` of each cross-attention in each forward pass.
 
     The maps are computed from the very inputs of the real pass, beside it: what the UNet returns
     does not change. They lie on the CPU, N L numbers a picture. Raises OptionError for a model

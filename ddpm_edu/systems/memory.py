@@ -50,7 +50,7 @@ def peak_bytes(run) -> int:
     """The most bytes alive at once, of all that `run()` allocates on the meta device.
 
     Attention counts as its result alone, as a fused kernel does it, without the (N, N) matrix; what
-    libraries take for themselves (cuDNN's work space, the allocator's rounding) is not counted. No gradients.
+    libraries take for themselves (cuDNN's work space, the allocator's rounding) is not counted.
     """
     with torch.no_grad(), torch.device("meta"), _FusedAttention(), _Count() as count:
         run()
@@ -72,7 +72,7 @@ def widest_moment(sd, size, batch: int) -> int:
 
 
 class _Count(TorchDispatchMode):
-    """Adds the bytes of each new storage when an operation returns it, takes them off when it dies."""
+    """Adds a new storage's bytes when an operation returns it, takes them off when it dies."""
 
     def __init__(self):
         super().__init__()

@@ -285,13 +285,12 @@ def karras_clock(model: Callable, schedule: Schedule, sampler: str) -> Callable:
     Between two times they find t by log sigma, while `Schedule` goes by sigma: the noise is the
     same, t differs by some hundredths. DPM-Solver++ asks at whole times only.
     """
-    log_sigma = schedule.sigma.log()
+    growth = schedule.sigma[1:] / schedule.sigma[:-1] - 1
 
     def asked(x_t, t, cond):
-        low = t.floor().long().clamp(max=schedule.T - 2)
-        below, above = (log_sigma.to(t.device)[low + i] for i in (0, 1))
-        now = (below.exp() + (t.double() - low) * (above.exp() - below.exp())).log()
-        at = low + (now - below) / (above - below)
-        return model(x_t, (at.round() if sampler == "dpmpp_2m" else at).to(t.dtype), cond)
+        low = t.floor().clamp(max=schedule.T - 2)
+        g = growth.to(t)[low.long()]
+        at = low + ((t - low) * g).log1p() / g.log1p()
+        return model(x_t, at.round() if sampler == "dpmpp_2m" else at, cond)
 
     return asked

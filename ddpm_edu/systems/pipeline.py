@@ -69,8 +69,8 @@ def text_to_image(
     """
     prompts, negative, seeds = one_each(prompts, negative, seeds)
     size = _size(_system(sd, begins=True), size)
-    model = prompted(sd, prompts, negative, guidance, size, **more)
     walk = plan_walk(sd, steps, sampler, spacing).before(handover)
+    model = prompted(sd, prompts, negative, guidance, size, **more)
     shape = len(prompts), sd.config.vae.latent, *(side // sd.vae.factor for side in size)
     gens = generators(seeds)
     x_T = walk.scale * randn_like(torch.empty(shape, device=_weight(sd.unet).device), gens)
@@ -100,8 +100,8 @@ def image_to_image(
     gens = generators(seeds)
     z_0 = encode(_system(sd), picture, gens)
     size = tuple(side * sd.vae.factor for side in z_0.shape[2:])
-    model = prompted(sd, prompts, negative, guidance, size, **more)
     walk = plan_walk(sd, steps, sampler, spacing).last(strength)
+    model = prompted(sd, prompts, negative, guidance, size, **more)
     s, n = sd.schedule.signal_noise(walk.times[0])
     x = s * z_0 + n * randn_like(z_0, gens)  # q_sample(z_0, times[k]), whole or not
     return walk.run(sd, model, x, gens)
@@ -132,15 +132,16 @@ def refine(
     """
     prompts, negative, seeds = one_each(prompts, negative, seeds)
     size = _size(_system(refiner, "refiner"), size)
-    model = prompted(refiner, prompts, negative, guidance, size, **more)
     walk = plan_walk(refiner, steps, sampler, spacing).after(handover)
+    model = prompted(refiner, prompts, negative, guidance, size, **more)
+    gens = generators(seed ^ 2**31 for seed in seeds)  # other noise than the base's
 
     def both(x):
         for step in () if isinstance(x, Tensor) else x:
             yield step
             x = step.x_prev
         x = x.to(_weight(refiner.unet).device, torch.float32)
-        yield from walk.run(refiner, model, x, generators(seeds))
+        yield from walk.run(refiner, model, x, gens)
 
     return both(base)
 
@@ -410,6 +411,8 @@ def spelt_out(sd: StableDiffusion, prompt: str) -> str:
         plain = prompt.replace("\ufe0f", "")  # says only: in colour
         longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
         prompt = re.sub(longest_first, lambda match: f" {names[match[0]]} ", plain).strip()
+        if prompt != plain:
+            warn(f"{sd.config.name} saw words in training, no emoji: {plain!r} is read {prompt!r}")
     new = [word for word in unseen(prompt, frozenset(words)) if _means_something(word)]
     if new:
         warn(

@@ -118,7 +118,8 @@ class Bench:
         c, sdxl, change = config.unet, config.vector, dataclasses.replace
         unet = change(
             c,
-            channels=64,
+            channels=32,
+            groups=8,
             mult=(1, 2),
             depth=c.depth[:2],
             middle=c.depth[1],
@@ -128,7 +129,7 @@ class Bench:
             blocks=1,
         )
         text = change(config.text[0], width=32, heads=4, projection=16 if sdxl else 0)
-        vae = change(config.vae, channels=32, blocks=1)
+        vae = change(config.vae, channels=16, blocks=1, groups=8)
         return change(config, unet=unet, vae=vae, text=(text,), size=64, number_dim=32)
 
     def network(self, part, name, dtype=None, use="plain"):

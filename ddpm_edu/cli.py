@@ -143,7 +143,7 @@ def txt2img(args) -> None:
     from .errors import check_device
     from .files.load import load
     from .systems.pipeline import draw
-    from .systems.system import PLANS
+    from .systems.system import PLANS, StableDiffusion
 
     paths, size = _outputs(args.out, args.count), _check_drawing(args)
     device = check_device(args.device or _gpu() or "cpu")
@@ -153,6 +153,9 @@ def txt2img(args) -> None:
     plan = args.plan and PLANS[one_of("--plan", args.plan, PLANS)]
     _announce(args, plan, kind["dtype"], size)
     sd = load(args.model, config=plan, **kind)
+    if not isinstance(sd, StableDiffusion):
+        kind = type(getattr(sd, "model", sd)).__name__
+        raise OptionError(f"--model {args.model} is no whole system but a {kind}: see `sample`")
     refiner = load(args.refiner, **kind) if args.refiner else None
     if args.fast:
         from .gpu.fast import speed_up

@@ -2,8 +2,13 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
+import time
+import warnings
 from math import prod
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -13,9 +18,10 @@ from helpers import read_json, refuses
 from tiny_pipelines import build as theirs
 
 from ddpm_edu import Cond, Schedule
+from ddpm_edu.cli import main
 from ddpm_edu.errors import CheckpointError, OptionError
 from ddpm_edu.files.folder import Folder, system_config, unet_config, vae_config
-from ddpm_edu.files.load import KNOWN, config_of, find, load, where
+from ddpm_edu.files.load import KNOWN, config_of, find, load, load_state, save, where
 from ddpm_edu.files.names import to_ours
 from ddpm_edu.files.tensors import save_tensors
 from ddpm_edu.networks.text import TextConfig
@@ -497,9 +503,9 @@ def test_the_same_tensor_in_two_shards(shards):
 # ---------------------------------------------------------------- single files
 
 
-def sparse(path, shapes, dtype="BF16"):
+def sparse(path, shapes, dtype="BF16", meta=None):
     """A safetensors file of these shapes, full of zeros that take no room on the disk."""
-    header, at = {}, 0
+    header, at = {"__metadata__": meta} if meta else {}, 0
     for name, shape in shapes.items():
         header[name] = {
             "dtype": dtype,
@@ -524,9 +530,10 @@ def sparse(path, shapes, dtype="BF16"):
 )
 def test_official_single_files(tmp_path, name, config):
     """Names and shapes of the official files fill the whole system, one to one; no number is read."""
-    sparse(tmp_path / "model.safetensors", SINGLE[name])
-    assert config_of(tmp_path / "model.safetensors") == config
-    sd = load(tmp_path / "model.safetensors", device="meta", dtype=torch.bfloat16)
+    path = tmp_path / next(iter(next(k.files for k in KNOWN.values() if k.config is config)))
+    sparse(path, SINGLE[name])
+    assert config_of(path) == config
+    sd = load(path, device="meta", dtype=torch.bfloat16)
     assert sd.config == config
 
 
@@ -635,6 +642,258 @@ def test_files_of_another_kind(tmp_path, sd_folder):
             load(nothing)
     with refuses(OptionError, "dtype"):
         load(sd_folder, dtype=torch.int8)
+
+
+# ---------------------------------------------------------------- reports and faults
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    """A tiny SDXL, in its folder and loaded."""
+    root = tmp_path_factory.mktemp("xl")
+    theirs("sdxl").save_pretrained(root)
+    return root, load(root)
+
+
+def marked(sd, path, *marks):
+    """The system as one file in our own names behind the original prefixes, with marks beside."""
+    prefixes = ("model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.")
+    state = {
+        prefix + k: v
+        for prefix, part in zip((*prefixes, "conditioner.embedders.1."), sd.parts().values())
+        for k, v in part.state_dict().items()
+    }
+    save_tensors(path, state | {mark: torch.tensor([]) for mark in marks})
+    return path
+
+
+@pytest.mark.parametrize("marks", [(), ("v_pred",), ("v_pred", "ztsnr")])
+@pytest.mark.parametrize("known", ["eps", "v"])
+def test_marks_are_heeded(xl, tmp_path, marks, known):
+    """github.com/AUTOMATIC1111/stable-diffusion-webui#16567: read as eps, the model draws noise."""
+    config = dataclasses.replace(xl[1].config, predict=known)
+    path = marked(xl[1], tmp_path / "x.safetensors", *marks)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sd = load(path, config=config)
+    assert sd.predict == ("v" if marks else known)
+    assert torch.equal(sd.unet.conv_in.weight, xl[1].unet.conv_in.weight)
+    assert (sd.schedule.alpha_bar[-1] == 0) == ("ztsnr" in marks) == bool(caught)
+    if "ztsnr" in marks:
+        assert sd.config.spacing == "trailing" and "ztsnr" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("mark", ["edm_mean", "edm_vpred.sigma_max"])
+def test_marks_that_cannot_be_followed(xl, tmp_path, mark):
+    with refuses(CheckpointError, "x.safetensors", mark, "EDM"):
+        load(marked(xl[1], tmp_path / "x.safetensors", mark), config=xl[1].config)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "FlowMatchEulerDiscreteScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "EDMEulerScheduler",
+        "CMStochasticIterativeScheduler",
+        "ScoreSdeVeScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+        ["DDIMScheduler"],
+        None,
+    ],
+)
+def test_a_scheduler_of_another_kind_is_refused_by_name(folder, kind):
+    """github.com/huggingface/diffusers#10638: its betas mean nothing, every picture is noise."""
+    edit(folder / "scheduler" / "scheduler_config.json", _class_name=kind)
+    with refuses(CheckpointError, "_class_name", re.escape(str(kind))):
+        load(folder)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 10**12, 200_000_000, "1000", 1e3])
+def test_a_schedule_of_no_length(folder, steps):
+    edit(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=steps)
+    with refuses(CheckpointError, "scheduler_config.json", re.escape(str(steps))):
+        load(folder)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_new_word_of_textual_inversion(name, old, tmp_path):
+    """github.com/huggingface/diffusers#10754: the word's id lies above the end token's, where the
+    pooled text is taken. old: the tokenizer's files as transformers 4 wrote them."""
+    pipe = theirs(name)
+    for suffix in ("", "_2") if name == "sdxl" else ("",):
+        encoder = getattr(pipe, f"text_encoder{suffix}")
+        getattr(pipe, f"tokenizer{suffix}").add_tokens(["<my-cat>"])
+        encoder.resize_token_embeddings(49409)
+        encoder.config.eos_token_id = 49407
+        getattr(encoder, "text_model", encoder).eos_token_id = 49407
+    pipe.save_pretrained(tmp_path)
+    for file in tmp_path.glob("tokenizer*/tokenizer.json") if old else ():
+        file.unlink()
+        write_tokenizer(file.parent, "!" if file.parent.name.endswith("2") else "eot")
+        (file.parent / "added_tokens.json").write_text(json.dumps({"<my-cat>": 49408}))
+    sd, words = load(tmp_path), ["a photo of <my-cat> on a sofa"]
+    assert sd.config.text[-1].end == 49407 and sd.text.tokenizer(words)[0, 4] == 49408
+    encoders = [(pipe.tokenizer, pipe.text_encoder)]
+    if name == "sdxl":
+        encoders.append((pipe.tokenizer_2, pipe.text_encoder_2))
+    with torch.no_grad():
+        for tokenizer, encoder in encoders:
+            options = dict(padding="max_length", max_length=77, return_tensors="pt")
+            out = encoder(tokenizer(words, **options).input_ids, output_hidden_states=True)
+    close(sd.text.encode(words).vector if name == "sdxl" else sd.text.encode(words).context, out[0])
+    save(tmp_path / "x.safetensors", sd)  # and in our own file
+    assert load(tmp_path / "x.safetensors").text.tokenizer(words).equal(sd.text.tokenizer(words))
+
+
+def test_a_tokenizer_of_more_words_than_its_encoder(folder):
+    (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<my-cat>": 49408}))
+    with refuses(CheckpointError, "tokenizer", "49,409 words", "49,408"):
+        load(folder)
+    (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<my-cat>": "many"}))
+    with refuses(CheckpointError, "tokenizer"):
+        load(folder)
+
+
+@pytest.mark.skipif(not hasattr(Path, "symlink_to"), reason="needs links")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/config.json",
+        "model_index.json",
+        "tokenizer/tokenizer.json",
+        "scheduler/scheduler_config.json",
+        "vae",
+    ],
+)
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, name):
+    secret = tmp_path / "secret"
+    (folder / name).rename(secret)
+    (folder / name).symlink_to(secret)
+    with refuses(CheckpointError, "link out of the model's folder", "refused"):
+        load(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder / name)  # a circle
+    with refuses(CheckpointError, name.split("/")[0], "link|no such file|layout"):
+        load(folder)
+
+
+def test_a_shard_that_is_a_link_and_the_links_of_the_hub(shards, tmp_path):
+    root = shards.parent.parent
+    files = Folder(root).weights("unet")
+    for file in files:  # as the hub's cache has them: blobs beside snapshots
+        (tmp_path / "hub" / "blobs").mkdir(parents=True, exist_ok=True)
+        file.rename(tmp_path / "hub" / "blobs" / file.name)
+    place = tmp_path / "hub" / "snapshots" / "abc"
+    shutil.copytree(root, place)
+    for file in files:
+        (place / "unet" / file.name).symlink_to(tmp_path / "hub" / "blobs" / file.name)
+        (root / "unet" / file.name).symlink_to(tmp_path / "hub" / "blobs" / file.name)
+    assert_equal(load(place), theirs("sd"))
+    with refuses(CheckpointError, "link out of the model's folder"):
+        load(root)
+
+
+def test_json_of_any_size_and_pipes(folder):
+    config = folder / "unet" / "config.json"
+    with open(config, "r+b") as f:
+        f.truncate(200_000_000)
+    with refuses(CheckpointError, "unet.config.json", "30,000,000 bytes"):
+        load(folder)
+    config.unlink()
+    os.mkfifo(config)
+    with refuses(CheckpointError, "unet.config.json", "no regular file"):
+        load(folder)
+
+
+def test_an_empty_folder_lists_the_layout(tmp_path):
+    words = ("model_index.json", "unet", "vae", "text_encoder", "scheduler", "nothing")
+    with refuses(CheckpointError, *words):
+        load(tmp_path)
+
+
+HARMFUL = {
+    "unet": {"block_out_channels": [8192, 16384]},
+    "vae": {"block_out_channels": [8192] * 4},
+    "text_encoder": {"num_hidden_layers": 65_536},
+    "unet blocks": {"layers_per_block": 65_536},
+    "unet depth": {"transformer_layers_per_block": [1, 1024]},
+    "vae blocks": {"layers_per_block": 65_536},
+    "text_encoder feed-forward": {"intermediate_size": 32768},
+}
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+def test_a_harmful_plan_is_compared_before_it_is_built(folder, kind):
+    import resource
+
+    edit(folder / kind.split()[0] / "config.json", **HARMFUL[kind])
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with refuses(CheckpointError, kind.split()[0]):
+        load(folder)
+    assert time.process_time() - start < 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+@pytest.mark.parametrize(
+    "state, words",
+    [
+        ({"lora_unet_mid.lora_up.weight": torch.zeros(2, 2)}, "LoRA"),
+        ({"unet.mid.attn1.to_q.lora_A.weight": torch.zeros(2, 2)}, "LoRA"),
+        ({"lora_te_text_model.hada_w1_a": torch.zeros(2, 2)}, "LoRA"),
+        ({"emb_params": torch.zeros(2, 768)}, "textual inversion"),
+        ({"<my-cat>": torch.zeros(768)}, "textual inversion"),
+        ({"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}, "textual inversion"),
+        ({"control_model.input_blocks.0.0.weight": torch.zeros(2)}, "ControlNet"),
+        ({"image_proj.norm.weight": torch.zeros(2)}, "adapter"),
+        ({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2, 2)}, "FLUX"),
+    ],
+)
+def test_what_is_no_model_is_named_everywhere(state, words, tmp_path, capsys):
+    save_tensors(path := tmp_path / "x.safetensors", state)
+    for ask in (load, config_of, lambda p: load(p, config=TINY)):
+        with refuses(CheckpointError, "x.safetensors", words):
+            ask(path)
+    with refuses(CheckpointError, words):
+        load_state(build(TINY, device="meta").unet, state, path)
+    for command in ("sample", "txt2img"):
+        more = ["a cat"] if command == "txt2img" else []
+        assert main([command, *more, "--model", str(path), "--out", str(tmp_path / "a.png")]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_name_of_another_kind_is_named(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "a.png")]
+    with refuses(CheckpointError, "mnist", "GaussianPrior", "sample"):
+        config_of("mnist")
+    for command, word in (
+        (["txt2img", "a cat", "--model", "mnist"], "GaussianPrior"),
+        (["sample", "--model", "emoji"], "txt2img"),
+        (["sample", "--model", "mnist_classifier"], "Classifier"),
+    ):
+        assert main(command + out) == 2 and word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "meta, predict, size, silent",
+    [
+        ({}, "v", 768, False),
+        ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v", 768, True),
+        ({"modelspec.architecture": "stable-diffusion-v2-512"}, "eps", 512, True),
+        ({"modelspec.prediction_type": "epsilon"}, "eps", 768, True),
+    ],
+)
+def test_sd2_base_or_768_is_heeded_or_said_aloud(tmp_path, meta, predict, size, silent):
+    path = tmp_path / "model.safetensors"
+    sparse(path, SINGLE["sd21"], meta=meta)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config = config_of(path)
+    assert (config.predict, config.size, not caught) == (predict, size, silent)
+    assert silent or "SD2_BASE" in str(caught[0].message)
 
 
 # ---------------------------------------------------------------- known and hub names
@@ -836,7 +1095,7 @@ def test_words_of_your_own(tmp_path):
         sd.text.encode(["red circle", "blue"]).context,
     )
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
-    with refuses(CheckpointError, "tokenizer.json"):
+    with refuses(CheckpointError, "tokenizer"):
         load(tmp_path)
 
 

@@ -383,23 +383,30 @@ def _recognise(path, views) -> SystemConfig:
             "the number of heads: pass config=SystemConfig(...), or a folder"
         )
     said = header_of(path).get("__metadata__", {})
-    config = known.config
-    if config is SD21 and Path(path).name not in known.files:
-        kind = " ".join(str(said.get(f"modelspec.{k}")) for k in ("architecture", "resolution"))
-        if "768" not in kind and "512" not in kind and "modelspec.prediction_type" not in said:
+    named = (k.config for k in KNOWN.values() if Path(path).name in k.files)
+    config = next(named, known.config)
+    if width == SD21.unet.context and Path(path).name not in KNOWN["sd21"].files:
+        kind = str(said.get("modelspec.architecture"))
+        if "512" in kind:
+            config = SD2_BASE
+        elif "768" not in kind and "modelspec.prediction_type" not in said and config is SD21:
             warnings.warn(
                 f"{path}: SD 2 comes as 768 pixels, predict = 'v', and as 512 pixels (base), "
                 "predict = 'eps', and this file does not say which: taken for the first. If the "
-                "pictures are noise, pass config=SD2_BASE (`ddpm-edu txt2img --plan sd2-base`)",
+                "pictures are noise, pass config=SD2_BASE (txt2img: --plan sd2-base)",
                 stacklevel=5,
             )
-        elif "512" in kind:
-            config = SD2_BASE
     if inputs != 4:
         unet = dataclasses.replace(config.unet, in_channels=inputs, out_channels=4)
         config = dataclasses.replace(config, unet=unet)
     predict = {"v": "v", "epsilon": "eps"}.get(said.get("modelspec.prediction_type"))
-    return dataclasses.replace(config, predict=predict or config.predict)
+    return _predicting(config, predict or config.predict)
+
+
+def _predicting(config, predict) -> SystemConfig:
+    """The plan of a finetune that predicts something else; PNDM combines eps and nothing else."""
+    sampler = "ddim" if (config.sampler, predict) == ("pndm", "v") else config.sampler
+    return dataclasses.replace(config, predict=predict, sampler=sampler)
 
 
 def _heeding(path, views, config: SystemConfig) -> SystemConfig:
@@ -410,7 +417,7 @@ def _heeding(path, views, config: SystemConfig) -> SystemConfig:
             f"{path}: {', '.join(marks)} mark a model trained in EDM's way (sigmas up to 80, "
             "inputs scaled): no sampler here draws with it"
         )
-    return dataclasses.replace(config, predict="v") if marks else config
+    return _predicting(config, "v") if marks else config
 
 
 # ---------------------------------------------------------------- filling

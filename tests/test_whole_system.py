@@ -136,8 +136,8 @@ def test_a_stop_in_the_middle_changes_nothing(whole, tmp_path, monkeypatch):
     """Stopped in the UNet's training, and once more with the VAE's set back to its middle: bit for bit the run without a stop."""
     real = module.progress
 
-    def stopping(steps, desc, **options):
-        for step in real(steps, desc=desc, **options):
+    def stopping(steps, total, desc):
+        for step in real(steps, total, desc=desc):
             yield step
             if desc == "VAE" and step.step == 4:
                 shutil.copy(tmp_path / "vae.safetensors", tmp_path / "middle")

@@ -167,7 +167,7 @@ def train_system(
 
         torch.set_num_threads(max(1, threads - 1))
         try:
-            log = _logged("VAE", record["vae"], attend)
+            log = _logged("VAE", recipe.train_vae, record["vae"], attend)
             vae = train_vae(recipe, files["vae"], log, device)
             clip, record["clip"] = other.result()
         finally:
@@ -177,7 +177,8 @@ def train_system(
     if seconds is not None:
         left = seconds - (time.perf_counter() - started)
         config = dataclasses.replace(config, seconds=max(1.0, left))
-    sd = train_unet(sd, latents, config, files["unet"], _logged("UNet", record["unet"])).cpu()
+    log = _logged("UNet", config, record["unet"])
+    sd = train_unet(sd, latents, config, files["unet"], log).cpu()
     sd.meta = {"words": sorted(known_words(recipe.captions()))}
     scale = {"scale": round(vae.config.scale, 5)}
     return Trained(sd, clip, {**record, **scale, **_machine(recipe, started, device)})
@@ -186,15 +187,18 @@ def train_system(
 def _train_clip(recipe, checkpoint, device):
     torch.set_num_threads(1)
     record = {}
-    return train_clip(recipe, checkpoint, _logged("CLIP", record), device).cpu(), record
+    log = _logged("CLIP", recipe.train_clip, record)
+    return train_clip(recipe, checkpoint, log, device).cpu(), record
 
 
-def _logged(name: str, record: dict, each: Callable = lambda: None) -> Callable:
+def _logged(
+    name: str, config: TrainConfig, record: dict, each: Callable = lambda: None
+) -> Callable:
     """Steps behind a progress bar; `each` is called a step, record gets number and losses."""
 
     def log(steps):
-        losses = []
-        for step in progress(steps, desc=name):
+        losses, total = [], None if config.seconds else config.steps
+        for step in progress(steps, total, desc=name):
             each()
             losses += [step.loss] if math.isfinite(step.loss) else []  # NaN: nothing was left
             yield step
@@ -365,7 +369,7 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
     dataset, started, record = recipe.dataset(), time.perf_counter(), {}
     model, schedule = recipe.model(dataset).to(device), recipe.schedule()
     run = train(model, schedule, dataset, config, checkpoint=checkpoint)
-    step = _last(_logged("UNet", record)(run))
+    step = _last(_logged("UNet", config, record)(run))
     meta = {
         "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),
         "guidance": recipe.guidance,

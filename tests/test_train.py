@@ -13,7 +13,7 @@ from train_run import CONFIG, SCHEDULE, Points, new_model, numbers, run, same
 from ddpm_edu import Cond, DataError, OptionError, ResourceError, TrainingError
 from ddpm_edu.files.tensors import load_tensors
 from ddpm_edu.networks.mlp import MLP
-from ddpm_edu.training.optim import EMA, learning_rate
+from ddpm_edu.training.optim import EMA, lr_at
 from ddpm_edu.training.train import TrainConfig, progress, train
 
 NAN = float("nan")
@@ -65,8 +65,8 @@ def test_learning_rate_rises_and_falls_to_nothing():
             1e-2 * min(1, (i + 1) / 10) * (1 + math.cos(math.pi * i / 100)) / 2
         )
     assert rates[0] == pytest.approx(1e-3) and max(rates) == rates[9] > 0.97e-2 and rates[-1] < 1e-5
-    assert learning_rate(50, 1.0, 1e-2, 10) == 0 == pytest.approx(learning_rate(50, 1.7, 1e-2, 10))
-    assert learning_rate(0, 0.0, 2e-3, warmup=0) == 2e-3
+    assert lr_at(50, 1.0, 1e-2, 10) == 0 == pytest.approx(lr_at(50, 1.7, 1e-2, 10))
+    assert lr_at(0, 0.0, 2e-3, warmup=0) == 2e-3
 
 
 def test_ema_by_hand():

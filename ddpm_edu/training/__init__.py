@@ -8,7 +8,7 @@ __getattr__, __dir__ = lazily(
     {
         "train": "TrainConfig TrainStep fit progress",
         "resume": "",
-        "optim": "EMA Muon learning_rate new_optimizer orthogonal",
+        "optim": "EMA Muon lr_at new_optimizer orthogonal",
         "autoencoder": (
             "Autoencoder LossWeights PatchDiscriminator "
             "classifier_features measure_scale perceptual"

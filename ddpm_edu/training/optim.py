@@ -12,7 +12,7 @@ from torch import Tensor, nn
 OUTSIDE = ("conv_in", "conv_out", "codes")
 
 
-def learning_rate(step: int, progress: float, peak: float, warmup: int) -> float:
+def lr_at(step: int, progress: float, peak: float, warmup: int) -> float:
     """A straight rise over `warmup` steps, times peak (1 + cos(pi progress)) / 2, 0 at the end."""
     rise = min(1.0, (step + 1) / max(warmup, 1))
     return peak * rise * (1 + math.cos(math.pi * min(progress, 1.0))) / 2

@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..files.load import check_finite, check_state, describe
 from ..files.tensors import load_tensors, save_tensors
-from .optim import EMA, learning_rate, new_optimizer
+from .optim import EMA, lr_at, new_optimizer
 
 FORMAT = 1  # of a checkpoint; one of another format is refused
 ENTRIES = {"kind", "format", "step", "elapsed", "model", "config", "tensors"}  # of its metadata
@@ -153,7 +153,7 @@ class Run:
         """One step down the gradient of this loss, clipped, at the learning rate of now."""
         self.loss = self._finite("loss", self._mean(value.detach()))
         c = self.config
-        self.lr = learning_rate(self.step, self.progress(), c.lr, c.warmup)
+        self.lr = lr_at(self.step, self.progress(), c.lr, c.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.zero_grad(set_to_none=True)

@@ -290,7 +290,8 @@ def floats(name, x) -> None:
 def warn(message) -> None:
     """A warning that points at the line outside of this package which led here."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("ddpm_edu"):
+    inside = ("ddpm_edu.", "torch.")  # torch: its decorators, such as no_grad
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(inside):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 

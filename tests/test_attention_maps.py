@@ -1,4 +1,4 @@
-"""Attention maps: nothing changes by recording, the maps are the real attention, they sum to one, and words find their tokens."""
+"""Attention maps: recording changes nothing, they are the real attention and sum to one."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_recording_changes_nothing_and_leaves_nothing(unet):
 
 
 def test_every_cross_attention_of_every_pass(unet):
-    """One in `down` and two in `up` at the second level, two in the middle; grids of half the size, not square."""
+    """One in `down`, two in `up` at the second level, two in the middle; half-size grids."""
     x, t, cond = inputs()
     with recording(unet) as maps:
         unet(x, t, cond)
@@ -103,7 +103,7 @@ def test_a_map_is_of_its_layers_own_inputs(unet):
 
 
 def test_word_maps_by_hand():
-    """Token 0 is looked at from the left half alone, token 1 from the right one; a second layer is finer and even."""
+    """The left half looks at token 0 alone, the right one at token 1; a second layer is even."""
     left = torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]])[None]  # 2 x 2 grid, row by row
     even = torch.full((1, 8, 2), 0.5)  # 2 x 4 grid
     maps = [AttentionMap("a", (2, 2), left), AttentionMap("b", (2, 4), even)]

@@ -117,10 +117,13 @@ def test_altered_metadata_of_a_model(tiny, tmp_path, capsys, change):
 
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files as Unix does")
 def test_a_picture_that_cannot_be_finished_leaves_the_former_one(tiny, tmp_path):
-    """No file may grow past 1,024 bytes: the new picture fails half-way, the old one stays whole."""
+    """No file may grow past 1,024 bytes: the new picture fails, the old one stays whole."""
     out = tmp_path / "mine.png"
     out.write_bytes(b"old" * 2000)
-    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); from ddpm_edu.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); "
+        "from ddpm_edu.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""The memory a system takes: foretold by a rehearsal without numbers, and measured by the operating system."""
+"""The memory a system takes: foretold by a rehearsal, and measured by the system."""
 
 import json
 import subprocess
@@ -21,10 +21,11 @@ linux = pytest.mark.skipif(
 )
 PROBE = '''
 import ctypes, json, sys, torch
-ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 20)  # blocks of a megabyte go back to the system when freed
+ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 20)  # freed megabytes go back
 torch.set_num_threads(1), torch.set_grad_enabled(False)
 def status(name):
-    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return 1024 * int(line.split()[1])
 def peak(run):
     """Bytes beyond those held before."""
     before = status("VmRSS")
@@ -98,7 +99,7 @@ def test_a_folder_is_asked_without_its_weights(tmp_path):
 @linux
 @pytest.mark.slow
 def test_rehearsal_against_the_operating_system():
-    """A UNet within 10 %; the VAE within a third, since its convolutions take work space that nobody announces."""
+    """A UNet within 10 %; the VAE within a third: its convolutions take work space unannounced."""
     got = probe("""
 from ddpm_edu.diffusion import Cond
 from ddpm_edu.systems.memory import peak_bytes
@@ -114,9 +115,10 @@ def both(build, run, *x):
 wide = UNetConfig(channels=128, mult=(1, 2), depth=(1, 1), heads=(4, 4), context=64, blocks=1)
 deep = UNetConfig(channels=64, mult=(1, 2, 4), depth=(0, 1, 1), heads=(2, 4, 4), context=64)
 call = lambda unet, x, t, c: unet(x, t, Cond(c))
-print(json.dumps([both(lambda: UNet(wide), call, torch.randn(2, 4, 64, 64), torch.zeros(2), torch.randn(2, 77, 64)),
-                  both(lambda: UNet(deep), call, torch.randn(2, 4, 96, 96), torch.zeros(2), torch.randn(2, 77, 64)),
-                  both(lambda: VAE(VAEConfig(channels=64)), VAE.decode, torch.randn(1, 4, 32, 32))]))
+t, c, vae = torch.zeros(2), torch.randn(2, 77, 64), VAEConfig(channels=64)
+print(json.dumps([both(lambda: UNet(wide), call, torch.randn(2, 4, 64, 64), t, c),
+                  both(lambda: UNet(deep), call, torch.randn(2, 4, 96, 96), t, c),
+                  both(lambda: VAE(vae), VAE.decode, torch.randn(1, 4, 32, 32))]))
 """)
     for (measured, foretold), tolerance in zip(got, (0.1, 0.1, 1 / 3)):
         assert abs(measured - foretold) < tolerance * measured, got
@@ -126,7 +128,7 @@ print(json.dumps([both(lambda: UNet(wide), call, torch.randn(2, 4, 64, 64), torc
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_holds_the_weights_once(tmp_path, dtype):
-    """SD 1.5 from a single file in bfloat16 with averaged weights beside: at most 1.15 times the weights, converted or not."""
+    """SD 1.5 from one bfloat16 file with averaged weights beside: at most 1.15 times them."""
     sparse(tmp_path / "model.safetensors", SINGLE["sd15"])
     weights, used = probe(
         """

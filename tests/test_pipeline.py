@@ -1,4 +1,4 @@
-"""Text to picture: the same pictures as diffusers' pipelines from the files they save, and plain words where none can be made."""
+"""Text to picture: the pictures of diffusers' pipelines, from the files that they save."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ from ddpm_edu import (
     noise,
 )
 from ddpm_edu.diffusion import Cond
-from ddpm_edu.files.folder import schedule_config
+from ddpm_edu.files.folder import SOLVERS, schedule_config
 from ddpm_edu.files.load import load
 from ddpm_edu.samplers import sampling_times
 from ddpm_edu.systems import guard, pipeline
@@ -47,7 +47,7 @@ PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """name -> (diffusers' pipeline, ours loaded from the folder it saved), built when first asked for."""
+    """name -> (diffusers' pipeline, ours from the folder it saved), built when first asked for."""
     pytest.importorskip("diffusers")
     from tiny_pipelines import build
 
@@ -307,6 +307,14 @@ SCHEDULERS = {  # class, entries of scheduler_config.json, the system, steps
     ),
     "DPM++ karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "sdxl", 7),
     "DPM++ linspace v": ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}, "sd2", 7),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}, "sd", 6),
+    "Euler a linspace": (
+        "EulerAncestralDiscreteScheduler",
+        {"timestep_spacing": "linspace"},
+        "sdxl",
+        6,
+    ),
+    "DDPM": ("DDPMScheduler", {}, "sd", 6),
     "x_0": ("DDIMScheduler", {"prediction_type": "sample"}, "sd", 5),
     "cosine": ("EulerDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}, "sd2", 5),
 }
@@ -328,14 +336,24 @@ def test_picture_of_a_scheduler_file(saved, tmp_path, case):
     mine = build(dataclasses.replace(sd.config, **how), schedule)
     mine.load_state_dict(sd.state_dict())
     pipe.scheduler = getattr(diffusers, kind).from_pretrained(tmp_path, subfolder="scheduler")
+    generator = torch.Generator().manual_seed(1)  # draws the first noise, then the steps' own
     theirs = pipe(
         prompt=PROMPT,
-        latents=noise((4, 8, 8), [1]),
+        latents=torch.randn(1, 4, 8, 8, generator=generator),
+        generator=generator,
         num_inference_steps=steps,
         guidance_scale=3,
         output_type="pt",
     ).images
     assert difference(ours(mine, seeds=1, steps=steps, guidance=3), 2 * theirs - 1) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_missing_entries_mean_what_diffusers_means(kind):
+    diffusers, own = pytest.importorskip("diffusers"), {"_class_name": kind, "skip_prk_steps": True}
+    full = {k: v for k, v in getattr(diffusers, kind)().config.items() if k[0] != "_"}
+    (schedule, how), (same, as_said) = (schedule_config(e) for e in (own, {**full, **own}))
+    assert how == as_said and torch.equal(schedule.beta, same.beta)
 
 
 def test_schedulers_that_are_not_ours(saved):
@@ -927,7 +945,7 @@ def test_out_of_memory_names_ways_out_and_leaves_the_system_usable(fresh, error)
 
 
 def test_out_of_memory_holds_on_to_nothing(fresh):
-    """A notebook keeps the last error; what the failed step had allocated must be free all the same."""
+    """A notebook keeps the last error; what the failed step held must be free all the same."""
     import gc
     import weakref
 

@@ -1,6 +1,7 @@
-"""Tiny pipelines with random weights, built and saved by diffusers: the client whose files we read, and whose pictures ours must equal.
+"""Tiny pipelines with random weights, built and saved by diffusers, whose pictures ours must equal.
 
-64 channels at least: with one channel a group a GroupNorm cancels every shift of a channel, and time goes unseen.
+64 channels at least: with one channel a group a GroupNorm cancels every shift of a channel, and
+time goes unseen.
 """
 
 import gzip
@@ -46,7 +47,7 @@ def scheduler(sampler, **config):
 
 
 def tokenizer(pad="<|endoftext|>"):
-    """CLIP's, with byte-level characters as its paper's code numbers them; the ids themselves are tested in test_text.py."""
+    """CLIP's, with byte-level characters as its paper's code numbers them."""
     lines = (
         gzip.decompress((data_folder() / "tokenizer" / "merges.txt.gz").read_bytes())
         .decode("utf-8")

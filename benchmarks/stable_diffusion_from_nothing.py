@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ddpm_edu.metrics.frechet.obedience import fidelity
 
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import painted_digits, prompts
 from ddpm_edu.files.load import load, save
 from ddpm_edu.metrics.frechet import psnr
+from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.networks.clip import retrieval
 from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.training.recipes import FIVE_MINUTES

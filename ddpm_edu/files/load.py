@@ -383,13 +383,12 @@ def _recognise(path, views) -> SystemConfig:
             "the number of heads: pass config=SystemConfig(...), or a folder"
         )
     said = header_of(path).get("__metadata__", {})
-    named = (k.config for k in KNOWN.values() if Path(path).name in k.files)
-    config = next(named, known.config)
-    if width == SD21.unet.context and Path(path).name not in KNOWN["sd21"].files:
+    config = known.config
+    if config is SD21 and Path(path).name not in known.files:
         kind = str(said.get("modelspec.architecture"))
         if "512" in kind:
             config = SD2_BASE
-        elif "768" not in kind and "modelspec.prediction_type" not in said and config is SD21:
+        elif "768" not in kind and "modelspec.prediction_type" not in said:
             warnings.warn(
                 f"{path}: SD 2 comes as 768 pixels, predict = 'v', and as 512 pixels (base), "
                 "predict = 'eps', and this file does not say which: taken for the first. If the "

@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show: `python -m pytest -m cuda tests/test_cuda.py` on a machine with one.
+"""What only an NVIDIA GPU can show: `python -m pytest -m cuda tests/test_cuda.py` where one is.
 
 The checks of benchmarks/gpu/checks.py, which need no pytest there, and a few things more.
 """

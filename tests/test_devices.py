@@ -100,7 +100,7 @@ def test_networks():
 
 
 def test_only_cuda_reads_its_answer_later(monkeypatch):
-    """A copy from mps that does not wait holds anything (pytorch issue 139550 is one of several)."""
+    """A copy from mps that does not wait holds anything (pytorch issue 139550, among others)."""
     given = []
     to = torch.Tensor.to
     note = lambda x, *args, **kwargs: (given.append(kwargs), to(x, *args, **kwargs))[1]

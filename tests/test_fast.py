@@ -334,7 +334,7 @@ def test_plain_and_twin_share_weights_and_keys(tmp_path):
 
 
 def test_other_weights_are_noticed():
-    """Loading into the plain model, moving it to another type, replacing one matrix: the twin follows."""
+    """Loading into the plain model, moving it, replacing one matrix: the twin follows."""
     plain = tiny("sdxl")
     fast = speed_up(plain)
     x, t, cond = inputs(plain.config)
@@ -382,7 +382,7 @@ def test_an_optimizer_keeps_its_hold_on_the_weights():
 
 @pytest.fixture
 def counted(monkeypatch):
-    """A twin, and how often K and V of the text were computed: products with the one stacked matrix."""
+    """A twin, and how often K and V of the text were computed: products with the one matrix."""
     fast, calls = speed_up(tiny("sdxl")), []
     linear = F.linear
     width = fast.blocks[-1].attn2.stop
@@ -636,8 +636,10 @@ def test_a_recording_reads_new_inputs_and_its_results_may_be_kept():
 
 
 class Crossings(TorchDispatchMode):
-    """Notes each copy of a tensor from one device to another: on a GPU the CPU waits for these. (Reading a number off the
-    meta device, which a GPU would have to be waited for too, raises by itself.)"""
+    """Notes each copy of a tensor from one device to another: on a GPU the CPU waits for these.
+
+    Reading a number off the meta device, which a GPU would be waited for too, raises by itself.
+    """
 
     def __init__(self):
         super().__init__()
@@ -656,7 +658,7 @@ class Crossings(TorchDispatchMode):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_never_waits_for_the_device(sampler):
-    """The latent on another device than the schedule (meta stands in for a GPU), guided, with noise made there."""
+    """The latent on another device than the schedule (meta stands in for a GPU), guided."""
     with torch.device("meta"):
         x_T, cond, uncond = (
             torch.empty(2, 4, 8, 8),
@@ -689,7 +691,7 @@ def test_a_sampler_never_waits_for_the_device(sampler):
 
 
 def test_rounding_to_8_bits():
-    """e4m3 has 3 bits of mantissa: a number is off by at most 1/16 of itself, or half a smallest step (2^-10 of scale)."""
+    """3 bits of mantissa: off by at most 1/16 of a number, or half a smallest step, 2^-10 scale."""
     torch.manual_seed(0)
     x = torch.randn(50, 64) * torch.logspace(-6, 4, 50)[:, None]
     x8, scale = to_float8(x)
@@ -785,7 +787,7 @@ def test_flops_of_a_guided_step(config, side, tera):
 @pytest.mark.slow
 @pytest.mark.parametrize("config, side", [(SD15, 64), (SDXL_REFINER, 128)], ids=["sd15", "refiner"])
 def test_flops_against_a_count_by_hand(config, side):
-    """Every convolution and linear layer from the shapes that go through it, attention as 4 N L C: counted by hooks."""
+    """Convolutions and linear layers by the shapes that go through, attention as 4 N L C."""
     unet, *rest = call(config, 1, side)
     total = 0
 

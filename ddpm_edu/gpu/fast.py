@@ -54,7 +54,7 @@ def speed_up(
     "transposed" adds some, 1 % of SDXL), so the model's convolutions lie channels_last afterwards
     too; it works as before. `changes`, each exact:
       channels_last  convolution weights lie with channels innermost, as tensor cores want them
-      fused          one product makes Q, K and V of a self-attention; one makes all K, V of the text
+      fused          one product makes Q, K and V of a self-attention; one makes K, V of the text
       cached         K and V of the text are computed once a prompt, not once a step; needs "fused"
       transposed     doubling a picture and convolving it is one transposed convolution: `Doubling`
       products       CUDA: the VAE's attention, one wide head, is two matrix products: `by_products`
@@ -269,7 +269,7 @@ def _too_wide(x):
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, rows: int = 4096) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for one head, `rows` queries at a time: (B, N, d) each -> the same.
+    """softmax(q k^T / sqrt(d)) v for one head, `rows` queries at a time: (B, N, d) each -> one.
 
     Scores and softmax are float32 where q is 16-bit on CUDA, else of q's type.
     """

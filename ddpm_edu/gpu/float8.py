@@ -46,8 +46,8 @@ def _check(model, unet, emulate):
         return
     if not weight.is_cuda or torch.cuda.get_device_capability(weight.device) < (8, 9):
         raise OptionError(
-            f"model is on {weight.device}, but fp8 needs an NVIDIA GPU of compute capability 8.9 or "
-            "more: move it to one, or pass emulate=True to see its error only"
+            f"model is on {weight.device}, but fp8 needs an NVIDIA GPU of compute capability "
+            "8.9 or more: move it to one, or pass emulate=True to see its error only"
         )
     if weight.dtype != torch.bfloat16:
         raise OptionError(f"model is {weight.dtype}: fp8 needs .to(torch.bfloat16) before")

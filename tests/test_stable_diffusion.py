@@ -1103,3 +1103,20 @@ def test_configs_survive_both_ways():
     for config in (SD15, SD21, SDXL, REFINER, TINY):
         assert unet_config(json.loads(json.dumps(unet_entries(config.unet, 256)))) == config.unet
         assert vae_config(json.loads(json.dumps(vae_entries(config.vae)))) == config.vae
+
+
+def test_two_encoders_without_a_vector(tmp_path):
+    """Both texts side by side, as in SDXL, and nothing added to the time: no layout of a known one."""
+    sd = theirs("sd")
+    sd.save_pretrained(tmp_path)
+    shutil.copytree(tmp_path / "text_encoder", tmp_path / "text_encoder_2")
+    shutil.copytree(tmp_path / "tokenizer", tmp_path / "tokenizer_2")
+    index = tmp_path / "model_index.json"
+    edit(index, text_encoder_2=["transformers", "CLIPTextModel"])
+    with refuses(CheckpointError, "model_index.json", "64", "32"):
+        load(tmp_path)
+    from tiny_pipelines import unet
+
+    unet(64).save_pretrained(tmp_path / "unet")
+    got = load(tmp_path)
+    assert list(got.parts()) == ["unet", "vae", "text_encoder", "text_encoder_2"]

@@ -208,9 +208,8 @@ def _load_folder(folder, device, dtype, ema):
     if not folder.has("model_index.json") and folder.has("config.json"):
         return _load_clip(folder, device, dtype)
     config, schedule = folders.system_config(folder)
-    names = ("unet", "vae") + ("text_encoder", "text_encoder_2")[-len(config.text) :]
-    if not config.vector:
-        names = ("unet", "vae", "text_encoder")
+    texts, n = ("text_encoder", "text_encoder_2"), len(config.text)
+    names = ("unet", "vae") + (texts[-n:] if config.vector else texts[:n])
     files = {name: folder.weights(name, part_dtype(name, dtype), ema) for name in names}
     for name, part in zip(names, (config.unet, config.vae, *config.text)):
         _bounded(part, sum(len(header_of(file)) for file in files[name]), folder.root / name)
@@ -292,10 +291,12 @@ def _load_ours(path, views, meta, device, dtype):
             known_prediction(predict)
             if schedule is None:
                 raise KeyError("schedule.beta")
-    check_state(model, {k: v for k, v in views.items() if not _is_scale(k, views)}, path)
-    state = unpack(views, path)
+    state = {k: w for k, w in views.items() if not _is_scale(k, views)}
+    check_state(model, state, path)
     small = os.path.getsize(path) <= PIECE  # copied: its file may be written anew meanwhile
-    for name, w in state.items():
+    for name in state:  # one by one, so that memory holds one copy
+        pair = {k: views[k] for k in (name, f"{name}.scale") if k in views}
+        w = unpack(pair, path)[name]
         kind = part_dtype(name.partition(".")[0], dtype) if w.dtype == torch.float32 else w.dtype
         state[name] = w.to(device, kind, copy=small and w is views[name])
     load_state(model, state, path)

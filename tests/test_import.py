@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -104,6 +105,14 @@ def test_imports_go_down(path):
     )
     outside = {name.split(".")[0] for name in imports(path)}
     assert not outside & (FOREIGN - PARTS.get(file, set()))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_first_line_says_which_notebook_teaches_it(path):
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert len(first) <= 120 and re.search(
+        r"Notebooks? \d\d|[Ee]very notebook|All notebooks|notebooks", first
+    ), first
 
 
 def test_no_circles():

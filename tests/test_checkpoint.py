@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -742,3 +743,31 @@ def test_memory_that_ends_while_loading(dtype, tmp_path):
     assert done.returncode == 0, done.stderr
     for word in ("ResourceError", "large.safetensors", "GiB", "bfloat16", "smaller", "free memory"):
         assert word in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_two_thousand_mutations_give_nothing_but_checkpoint_errors(tmp_path):
+    """Bytes of header and numbers changed, removed and put in: read whole, or refused with a type."""
+    path, random = tmp_path / "x.safetensors", Random(0)
+    save(path, unet(), {"shape": [4, 8, 8]}, schedule=Schedule.cosine(9), predict="v")
+    sound, refused = path.read_bytes(), 0
+    head = 8 + struct.unpack("<Q", sound[:8])[0]
+    for _ in range(2000):
+        raw = bytearray(sound)
+        for _ in range(random.choice((1, 1, 2, 8))):
+            i = random.randrange(min(head, len(raw)) if random.random() < 0.9 else len(raw))
+            what = random.random()
+            if what < 0.6:
+                raw[i] = random.choice(b'0123456789"{}[],:.-eaTf \xff')
+            elif what < 0.8:
+                del raw[i : i + random.randrange(1, 9)]
+            else:
+                raw[i:i] = bytes(random.choice(b'0123456789"-') for _ in range(5))
+        path.unlink()
+        path.write_bytes(raw)
+        try:
+            load(path)
+        except CheckpointError as error:
+            refused += 1
+            assert "x.safetensors" in str(error)
+    assert refused > 1500

@@ -510,7 +510,13 @@ else:
 )
 @pytest.mark.parametrize(
     "stored, wanted",
-    [("float32", "None"), ("float16", "None"), ("float16", "float32"), ("float32", "float16")],
+    [
+        ("float16", "float32"),
+        *(
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in (("float32", "None"), ("float16", "None"), ("float32", "float16"))
+        ),
+    ],
 )
 def test_peak_memory_is_little_more_than_the_weights(stored, wanted, tmp_path):
     """From a file of 500 MB (or half) into a model on the meta device, all numbers looked at: at most 1.15 times the weights."""

@@ -495,7 +495,7 @@ def test_the_network_is_one_graph_for_the_compiler(name, monkeypatch):
     torch.compiler.reset()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_compiled_kernels_compute_the_same():
     fast = speed_up(tiny("sdxl"))
     x, t, cond = inputs(fast.config)

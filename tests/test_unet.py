@@ -336,7 +336,7 @@ def test_parity_with_diffusers(linear):
             )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_full_size_against_diffusers():
     """SD 1.5's UNet whole, weights by the formula, once; the tensors are shared, diffusers' names

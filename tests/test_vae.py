@@ -223,7 +223,7 @@ def test_parity_with_diffusers_both_ways(config):
     assert_same(trained, theirs, [(3, 5)], 2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_full_size_against_diffusers():
     """The weights get diffusers' names by the truth files' map, not by our table; encode 64 x 64
     and 24 x 40, decode the same."""

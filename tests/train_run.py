@@ -6,6 +6,8 @@
 import argparse
 import dataclasses
 import json
+import os
+import sys
 
 import torch
 from torch import nn
@@ -101,6 +103,8 @@ def main():
         )
     if accelerator:
         accelerator.end_training()
+        sys.stdout.flush()
+        os._exit(0)  # gloo's threads may abort a process that unwinds while they still run
 
 
 if __name__ == "__main__":

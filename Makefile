@@ -27,8 +27,7 @@ install: $(STAMP)  ## make .venv and install the pinned environment (lab and tes
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab; with no display, print the address
 	@echo "Starting JupyterLab on notebooks/. Control-C, twice, stops it."
-	@# PASSIVE: PyTorch's threads sleep while they wait, or anything else that runs would stop them
-	@OMP_WAIT_POLICY=PASSIVE $(PY) -m jupyterlab $(BROWSER) $(ROOT) --ServerApp.log_level=ERROR --LabApp.log_level=ERROR $(ARGS) notebooks
+	@$(PY) -m jupyterlab $(BROWSER) $(ROOT) --ServerApp.log_level=ERROR --LabApp.log_level=ERROR $(ARGS) notebooks
 
 test: $(STAMP)  ## run every test and, once each, every notebook
 	$(PYTEST) -m "not full" $(ARGS)
@@ -63,6 +62,8 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	    rm -rf $(VENV); \
 	    echo "'$(PYTHON)' cannot make virtual environments. On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@# kernels in which PyTorch's threads sleep while they wait: spinning ones stop whatever else runs
+	@$(PY) -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY PASSIVE > /dev/null
 	@# no pop-up about news, no request for them
 	@$(PY) -m jupyterlab.labextensions disable --log-level=ERROR "@jupyterlab/apputils-extension:announcements"
 	@touch $@

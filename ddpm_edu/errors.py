@@ -145,7 +145,7 @@ def check_device(device):
 def check_writable(path) -> Path:
     """A place where a file can be written: asked before the hours of training, not after."""
     path = Path(path)
-    folder = path.absolute().parent
+    folder = Path(os.path.realpath(path)).parent  # a link is followed when written
     if path.is_dir():
         cause = "is a folder"
     elif not folder.is_dir():

@@ -330,6 +330,18 @@ def test_txt2img_refuses_an_output_before_it_loads(tmp_path, capsys, monkeypatch
     assert txt2img("sd15", tmp_path / out) == 2 and words in capsys.readouterr().err
 
 
+def test_an_output_that_is_a_link_to_nowhere_is_refused_at_once(tmp_path):
+    from helpers import refuses
+
+    from ddpm_edu.errors import OptionError, check_writable
+
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone" / "x.png")
+    with refuses(OptionError, "link.png", "gone"):
+        check_writable(tmp_path / "link.png")
+    (tmp_path / "gone").mkdir()
+    check_writable(tmp_path / "link.png")
+
+
 def test_txt2img_shows_small_pictures_larger(system, tmp_path, capsys):
     """At 256 pixels or a little less unless told otherwise, each pixel a square."""
     for name, extra in (("own", ()), ("one", ("--zoom", "1")), ("two", ("--zoom", "2"))):

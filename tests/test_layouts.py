@@ -570,6 +570,7 @@ def test_looks_like_other_parts():
         (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight"], "a LoRA"),
         (["unet.up_blocks.0.attentions.0.to_q.lora.down.weight"], "a LoRA"),
         (["base_model.model.x.lora_A.weight"], "a LoRA"),
+        (["down_blocks.0.attentions.0.attn1.processor.to_q_lora.down.weight"], "a LoRA"),
         (
             [
                 "control_model.input_blocks.0.0.weight",

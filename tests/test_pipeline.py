@@ -384,11 +384,17 @@ def test_schedulers_that_are_not_ours(saved):
         ("PNDMScheduler", "prediction_type", "v_prediction"),
         ("DDIMScheduler", "thresholding", True),
         ("DDIMScheduler", "clip_sample", True),
+        ("HeunDiscreteScheduler", "clip_sample", True),
+        ("DDIMScheduler", "timestep_spacing", "linspace"),
+        ("PNDMScheduler", "timestep_spacing", "linspace"),
+        ("PNDMScheduler", "steps_offset", 0),
         ("DDPMScheduler", "variance_type", "learned_range"),
     ):
         entries = {**official, "skip_prk_steps": True, "_class_name": kind, entry: value}
         with refuses(CheckpointError, re.escape(f"{entry} = {value!r}")):
             schedule_config(entries, sd=False)
+    with refuses(CheckpointError, "clip_sample"):  # diffusers' default, where nothing is said
+        schedule_config({"_class_name": "DDIMScheduler"}, sd=False)
 
 
 # ---------------------------------------------------------------- from a picture
@@ -455,6 +461,7 @@ def test_little_strength_keeps_the_picture(one):
         (ShapeError, {"picture": torch.zeros(3, 3, 64, 64) - 1}),
         (ShapeError, {"picture": torch.zeros(1, 4, 64, 64) - 1}),
         (ShapeError, {"picture": "fox.png"}),
+        (ShapeError, {"picture": torch.zeros(1, 3, 64, 64, device="meta")}),
     ],
 )
 def test_refused_pictures(one, error, change):
@@ -809,6 +816,41 @@ def test_refused_systems(one):
             text_to_image(system, PROMPT)
         with refuses(OptionError, "refiner", *words):
             refine(system, PROMPT, torch.zeros(1, 4, 8, 8))
+        with refuses(OptionError, "sd", *words):
+            decode(system, torch.zeros(1, 4, 8, 8))
+
+
+NO_LATENTS = [
+    torch.zeros(1, 3, 8, 8),
+    torch.zeros(4, 8, 8),
+    torch.zeros(1, 4, 8, 8, device="meta"),
+    torch.tensor(0.0),
+    "z",
+    None,
+]
+
+
+@pytest.mark.parametrize("z", NO_LATENTS, ids=lambda z: str(getattr(z, "shape", z)))
+def test_refused_latents(one, two, z):
+    with refuses(ShapeError, "z "):
+        decode(one, z)
+    for base in (z, [z]):
+        with refuses(ShapeError, "base "):
+            last(refine(two[1], PROMPT, base, steps=2, handover=0.5))
+
+
+def test_a_base_of_another_size_or_batch_is_refused(two):
+    small = text_to_image(two[0], PROMPT, size=32, steps=2, handover=0.5)
+    for base, options in (
+        (small, {}),
+        (torch.zeros(1, 4, 4, 4), {"size": 64}),
+        (torch.zeros(2, 4, 8, 8), {}),
+    ):
+        with refuses(ShapeError, "base "):
+            last(refine(two[1], PROMPT, base, steps=2, handover=0.5, **options))
+    z = torch.zeros(1, 4, 4, 4)  # its own size, unless one is given
+    same = [last(refine(two[1], PROMPT, z, steps=2, handover=0.5, **k)) for k in ({}, {"size": 32})]
+    assert torch.equal(*same)
 
 
 def test_models_for_something_else_are_named(two):
@@ -817,7 +859,7 @@ def test_models_for_something_else_are_named(two):
     sd, refiner = two
     with refuses(OptionError, "tiny refiner", "refiner", "image_to_image"):
         text_to_image(refiner, PROMPT)
-    for channels, kind in ((9, "inpainting"), (8, "pix2pix"), (5, "another")):
+    for channels, kind in ((9, "inpainting"), (8, "pix2pix"), (5, "something else")):
         config = dataclasses.replace(sd.config.unet, in_channels=channels, out_channels=4)
         sd.unet, sd.config = UNet(config), dataclasses.replace(sd.config, unet=config)
         for call in (

@@ -345,13 +345,19 @@ def schedule_config(
             get("timestep_spacing", spacing),
         )
         karras = get("use_karras_sigmas") and sampler in ("euler", "heun", "dpmpp_2m")
+        stops = sampler in ("ddim", "pndm") and not get("set_alpha_to_one", sampler == "ddim")
+        clips = sampler in ("ddim", "ddpm", "heun") and get("clip_sample", sampler != "heun")
+        spacings = ["leading", "trailing", "linspace"]
+        if sampler in ("ddim", "pndm"):  # there their steps miss the times that they visit next
+            spacings.remove("linspace")
         for name, wrong, possible in (
-            (
-                "timestep_spacing",
-                spacing not in ("leading", "trailing", "linspace"),
-                "leading, ...",
+            ("timestep_spacing", spacing not in spacings, " or ".join(spacings)),
+            (  # a last step that leads nowhere
+                "steps_offset",
+                stops and not sd and spacing == "leading" and not get("steps_offset", 0),
+                "1, or set_alpha_to_one",
             ),
-            ("clip_sample", get("clip_sample") and not sd and kind[:2] == "DD", "False"),
+            ("clip_sample", clips and not sd, "False"),
             ("skip_prk_steps", sampler == "pndm" and not get("skip_prk_steps"), "True"),
             ("prediction_type", sampler == "pndm" and predict != "eps", "epsilon in PNDM"),
             (
@@ -364,7 +370,6 @@ def schedule_config(
                 raise _Unable(name, get(name), possible)
         if karras:
             spacing = "karras" if spacing == "linspace" else f"{spacing} karras"
-        stops = sampler in ("ddim", "pndm") and not get("set_alpha_to_one", sampler == "ddim")
         return _schedule(entries, sampler), {
             "predict": predict,
             "sampler": sampler,

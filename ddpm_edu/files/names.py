@@ -280,7 +280,8 @@ def split_single_file(state: dict[str, Tensor], ema: bool = True) -> dict[str, d
             unknown.append(key)
     if not parts or strange(state):
         raise CheckpointError(
-            f"no single file of Stable Diffusion: it looks like {looks_like(state)}"
+            f"no single file of Stable Diffusion: it looks like {looks_like(state)}; "
+            "pass a file of the whole system, or the folder of its parts"
         )
     if averages:
         names = {k: "model_ema.diffusion_model" + k.replace(".", "") for k in parts.get("unet", {})}
@@ -309,11 +310,11 @@ SIGNS = {  # (part, layout): a name that says so, once the prefix is off
     ("vae", "original"): r"^(encoder|decoder)\.((down|up)\.\d+\.block|mid\.(block|attn)_\d)\.",
     ("vae", "ours"): r"^(encoder|decoder)\.((down|up)\.\d+\.\d|mid\.\d)",
     ("text", "original"): r"^transformer\.resblocks\.",
-    ("text", "folder"): r"^(text_model\.)?encoder\.layers\.",  # ours too: they are the same names
+    ("text", "folder"): r"^(text_model\.)?encoder\.layers\.\d+\.\w+\.",  # ours too: the same names
 }
 STRANGERS = {  # what it is: a name somewhere
-    "a LoRA: small changes to a model, not a model": r"lora_(up|down|A|B|a|b|linear)\b|\.lora\."
-    r"|^lora_|\.hada_w|\.lokr_|\.oft_|\.dora_scale$|lora_linear_layer",
+    "a LoRA: small changes to a model, not a model": r"lora_(up|down|A|B|a|b|linear)\b"
+    r"|[._]lora\.|^lora_|\.hada_w|\.lokr_|\.oft_|\.dora_scale$|lora_linear_layer",
     "a ControlNet: an addition to a model, not a model": r"^control_model\."
     r"|^(input_hint_block|zero_convs|controlnet_\w+)\.",
     "an adapter: an addition to a model, not a model": r"^(ip_adapter|image_proj|adapter)\.",

@@ -127,19 +127,27 @@ def refine(
         same = dict(steps=30, handover=0.8)
         refine(refiner, prompt, text_to_image(base, prompt, **same), **same)
 
-    base: its Steps, or the latent with which it stopped, (B, 4, H/8, W/8). Give base and refiner
-    the same options: see `text_to_image`.
+    base: its Steps, or the latent with which it stopped, (B, 4, H/8, W/8), whose size is then meant
+    unless given. Give base and refiner the same options: see `text_to_image`.
     """
     prompts, negative, seeds = one_each(prompts, negative, seeds)
-    size = _size(_system(refiner, "refiner"), size)
+    factor = _system(refiner, "refiner").vae.factor
+    if size is None and isinstance(base, Tensor) and base.ndim == 4:
+        size = tuple(side * factor for side in base.shape[2:])
+    size = _size(refiner, size)
+    shape = len(prompts), refiner.config.vae.latent, *(side // factor for side in size)
+    if isinstance(base, Tensor) or not isinstance(base, Iterable):
+        _holds("base", base, shape, "these prompts and this size take")
     walk = plan_walk(refiner, steps, sampler, spacing).after(handover)
     model = prompted(refiner, prompts, negative, guidance, size, **more)
     gens = generators(seed ^ 2**31 for seed in seeds)  # other noise than the base's
 
     def both(x):
         for step in () if isinstance(x, Tensor) else x:
+            x = getattr(step, "x_prev", step)
+            _holds("base", x, shape, "these prompts and this size take")
             yield step
-            x = step.x_prev
+        _holds("base", x, shape, "these prompts and this size take")  # it may have had no step
         x = x.to(_weight(refiner.unet).device, torch.float32)
         yield from walk.run(refiner, model, x, gens)
 
@@ -301,7 +309,7 @@ def plan_walk(sd: StableDiffusion, steps=None, sampler=None, spacing=None) -> Wa
 def encode(sd: StableDiffusion, picture: Tensor, gens: list[torch.Generator]) -> Tensor:
     """A latent (B, 4, H/8, W/8) float32 of a picture (B or 1, 3, H, W), drawn from q(z | x)."""
     channels = sd.config.vae.in_channels
-    fits("picture", picture, ("B", channels, "H", "W"), "image_to_image takes")
+    _holds("picture", picture, ("B", channels, "H", "W"), "image_to_image takes")
     pixels("picture", picture, beyond=0.1)
     if len(picture) not in (1, len(gens)):
         raise ShapeError(f"{len(picture)} pictures for {len(gens)} prompts: pass one, or as many")
@@ -322,7 +330,8 @@ def decode(sd: StableDiffusion, z: Tensor, tiled: bool | None = None) -> Tensor:
     system's own is warned of: another scale, other colours. SamplingError for a picture of one
     colour or with NaN.
     """
-    own, here = sd.config.vae.scale, sd.vae.config.scale
+    own, here = _loaded(sd).config.vae.scale, sd.vae.config.scale
+    _holds("z", z, ("B", sd.vae.config.latent, "h", "w"), "this VAE decodes")
     if own != here:
         warn(
             f"the VAE in place has the scale {here:g}, but {sd.config.name} was trained on latents "
@@ -375,7 +384,7 @@ def draw(
 
 def one_each(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]]:
     """Prompts, negative prompts and seeds, one each a picture."""
-    several = isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes))
+    several = isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes, Tensor))
     many = list(seeds) if several else None
     if isinstance(prompts, str):
         prompts = [prompts] * (1 if many is None else len(many))
@@ -458,7 +467,8 @@ def picture_size(size, factor: int = 8) -> tuple[int, int]:
 def _pair(name, value, check, *limits):
     """`value`, two numbers, after `check` (whole or in_range) of each."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise OptionError(f"{name} = {value!r:.40}: pass two numbers; pixels are (height, width)")
+        hint = ", (height, width)" if name.endswith("size") else ""
+        raise OptionError(f"{name} = {value!r:.40}: pass two numbers{hint}")
     for number in value:
         check(name, number, *limits)
     return value
@@ -472,17 +482,33 @@ def _interval(sd, interval):
     return interval
 
 
-def _system(sd, name="sd", begins=False) -> StableDiffusion:
-    """sd, after a look whether it can draw; begins: from nothing but noise."""
+def _loaded(sd, name="sd") -> StableDiffusion:
+    """sd, after a look whether it is one and has weights."""
     if not isinstance(sd, StableDiffusion):
-        raise OptionError(f'{name} = {sd!r:.80}: pass a StableDiffusion, such as load("sd15")')
+        it = f"{sd!r:.80}".partition("\n")[0]
+        raise OptionError(f'{name} = {it}: pass a StableDiffusion, such as load("sd15")')
     if _weight(sd.unet).is_meta:
         raise OptionError(
             f"{name} is on the meta device, where it has no weights: load or build it on the CPU"
         )
+    return sd
+
+
+def _holds(name, x, shape, whose) -> None:
+    """ShapeError unless the tensor x has this shape and, off the meta device, numbers."""
+    fits(name, x, shape, whose)
+    if x.is_meta:
+        raise ShapeError(f"{name} is on the meta device, where it has no numbers: {whose} them")
+
+
+def _system(sd, name="sd", begins=False) -> StableDiffusion:
+    """sd, after a look whether it can draw; begins: from nothing but noise."""
+    _loaded(sd, name)
     takes, latent = sd.config.unet.in_channels, sd.config.vae.latent
     if takes != latent:
-        kind = {2 * latent + 1: "inpainting", 2 * latent: "instruct-pix2pix"}.get(takes, "another")
+        kind = {2 * latent + 1: "inpainting", 2 * latent: "instruct-pix2pix"}.get(
+            takes, "something else"
+        )
         raise OptionError(
             f"{name} = {sd.config.name} is a model for {kind}: its UNet takes {takes} channels, "
             f"{takes - latent} of them besides the {latent} of a latent, which a text does not give"

@@ -611,3 +611,14 @@ def test_looks_like_models_of_this_course():
         looks_like(small().state_dict())
         == "the UNet of no known model, context 6 wide (names of this course)"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int64, torch.complex64])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_weights_that_are_no_floating_numbers_are_refused(dtype, device):
+    with torch.device(device):
+        model = MLP()
+    state = MLP().state_dict()
+    name = next(iter(state))
+    with refuses(CheckpointError, name, str(dtype)):
+        load_state(model, {**state, name: state[name].to(dtype)})

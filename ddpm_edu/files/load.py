@@ -467,8 +467,14 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{source}: not a plain {{name: tensor}}, nothing was filled")
     ours = check_state(model, state, source)
+    own = model.state_dict()
+    if odd := [k for k, v in ours.items() if v.is_floating_point() != own[k].is_floating_point()]:
+        raise CheckpointError(
+            f"{source}: {count(odd)} are of type {ours[odd[0]].dtype}, not floating numbers: "
+            "a quantized file? Use one in float32, float16 or bfloat16"
+        )
     check_finite(ours, source)
-    on_meta = any(v.is_meta for v in model.state_dict().values())
+    on_meta = any(v.is_meta for v in own.values())
     model.load_state_dict(ours, strict=True, assign=on_meta)
 
 

@@ -34,10 +34,12 @@ def test_notebook(notebook, request, tmp_path, record_property):
     if CHROMIUM:
         lab, browser = request.getfixturevalue("lab"), request.getfixturevalue("browser")
         with new_page(browser) as page:
-            cells, seconds, mb = run_in_lab(notebook, lab, page)
-            problems = differences(stored.cells, cells)
-            move_widgets(page, notebook.name)
-            close(lab, page)
+            try:
+                cells, seconds, mb = run_in_lab(notebook, lab, page)
+                problems = differences(stored.cells, cells)
+                move_widgets(page, notebook.name)
+            finally:
+                close(lab, page)
             assert page.outside == [], f"the page asked for something outside: {page.outside}"
             assert page.problems == [], f"errors in the page: {page.problems}"
     else:

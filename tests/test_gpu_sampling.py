@@ -63,7 +63,9 @@ def test_every_row_answers_at_tiny_size(tmp_path):
     assert "sdxl/diffusers_regional" not in results  # superfluous beside the compiled row
     assert 1e-6 < results["ladder/bf16"]["off"] < 0.1
     assert 1e-3 < results["throughput/fp8_4"]["off"] < 0.2
-    assert len(results["check/eager"]["lines"]) > 40
+    seen = {line.removeprefix("PASS ").split(":")[0] for line in results["check/eager"]["lines"]}
+    run_here = {"versions", "unets", "twins", "vaes", "systems", "training steps", "nan weights"}
+    assert seen == run_here | {"eight bits"}  # the others need a GPU
     assert results["profile/step"]["kernels"][0][1] > 0
     assert (copied / "emoji_unet.safetensors").exists()
 

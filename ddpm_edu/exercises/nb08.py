@@ -3,23 +3,14 @@
 import torch
 import torch.nn.functional as F
 
+from ..networks.tokenizer import joined
 from .check import Exercise
-
-
-def _joined(symbols, pair):
-    out = []
-    for symbol in symbols:
-        if out and (out[-1], symbol) == pair:
-            out[-1] += symbol
-        else:
-            out.append(symbol)
-    return out
 
 
 def _spell(word, merges, end="</w>"):
     symbols = [*word[:-1], word[-1] + end]
     for pair in merges:
-        symbols = _joined(symbols, pair)
+        symbols = joined(symbols, pair)
     return symbols
 
 
@@ -34,7 +25,7 @@ def _spell_no_end(word, merges):
 def _spell_loose_end(word, merges):
     symbols = [*word, "</w>"]
     for pair in merges:
-        symbols = _joined(symbols, pair)
+        symbols = joined(symbols, pair)
     return symbols
 
 

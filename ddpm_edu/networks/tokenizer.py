@@ -181,12 +181,13 @@ def learn_merges(words: Counter, most: int) -> list[tuple[str, str]]:
         merges.append(pair)
         for i in tuple(where[pair]):
             note(i, -1)
-            spelt[i] = _joined(spelt[i][0], pair), spelt[i][1]
+            spelt[i] = joined(spelt[i][0], pair), spelt[i][1]
             note(i, 1)
     return merges
 
 
-def _joined(symbols, pair):
+def joined(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """The symbols with every `pair` of neighbours, from the left, made one."""
     out = []
     for symbol in symbols:
         if out and (out[-1], symbol) == pair:

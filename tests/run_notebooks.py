@@ -20,6 +20,7 @@ import nbformat
 import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from notebook_page import METADATA
 
 from ddpm_edu.show.widgets import freeze
 
@@ -89,6 +90,7 @@ def save(path: Path, notebook) -> None:
     """Store the outputs, without what JupyterLab and GitHub would stumble over."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+    notebook.metadata.update(nbformat.from_dict(METADATA))
     freeze(notebook)
     nbformat.write(notebook, path)
 

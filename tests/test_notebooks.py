@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from notebook_page import written
 
 from ddpm_edu.cli import main
 from ddpm_edu.exercises.check import Result, find
@@ -62,6 +63,13 @@ def test_is_saved_executed_and_clean(path):
         "JupyterLab would say: model not found"
     )
     assert path.stat().st_size < 2_500_000
+
+
+def test_has_its_navigation_map_links_and_metadata(path):
+    notebook = json.loads(path.read_text())
+    assert written(notebook, path) == notebook, "run: python tests/notebook_page.py"
+    links = re.findall(r"\]\((\d\d_\w+\.ipynb)[^)]*\)", text(read(path)))
+    assert links and all((path.parent / link).exists() for link in links)
 
 
 def test_pictures_have_alt_text(path):

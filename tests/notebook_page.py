@@ -1,0 +1,122 @@
+"""What every notebook's page has, written from the files: python tests/notebook_page.py [00 03 ...]
+
+The line "← previous · map · next →" under the title and at the end, the map in notebook 00 (README's
+table), links for arXiv numbers, and the metadata that JupyterLab would write itself (a notebook that
+has others is marked as changed as soon as it is opened). Running it twice changes nothing more.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+MAP = "00_pictures_first.ipynb#Map"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+        "version": "3.11.7",
+    },
+}
+
+
+def all_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
+    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def set_source(cell, text: str) -> None:
+    cell["source"] = text.splitlines(keepends=True)
+
+
+def short_title(path: Path) -> str:
+    """ "05 Samplers and guidance": the first line up to a colon."""
+    title = source(json.loads(path.read_text())["cells"][0]).split("\n")[0]
+    return " ".join(title.lstrip("# ").split(":")[0].split())
+
+
+def navigation(path: Path, folder: Path = NOTEBOOKS) -> str:
+    """[← previous](...) · [map](...) · [next →](...), for the notebooks that exist."""
+    paths = all_notebooks(folder)
+    at = paths.index(path)
+    before = [f"[← {short_title(p)}]({p.name})" for p in paths[max(at - 1, 0) : at]]
+    after = [f"[{short_title(p)} →]({p.name})" for p in paths[at + 1 : at + 2]]
+    return " · ".join([*before, f"[map]({MAP})", *after])
+
+
+def without_navigation(text: str) -> str:
+    lines = [line for line in text.split("\n") if f"[map]({MAP})" not in line]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+def navigate(notebook: dict, line: str) -> None:
+    """The line goes under the title, and to the end of the last cell."""
+    first, last = notebook["cells"][0], notebook["cells"][-1]
+    title, _, rest = without_navigation(source(first)).partition("\n")
+    set_source(first, f"{title}\n\n{line}\n\n{rest.strip()}")
+    set_source(last, f"{without_navigation(source(last))}\n\n{line}")
+
+
+def link_papers(text: str) -> str:
+    """arXiv 2006.11239 -> [arXiv 2006.11239](https://arxiv.org/abs/2006.11239), where no link is yet."""
+    return re.sub(
+        r"(?<!\[)arXiv[ :](\d{4}\.\d{4,5})(?!\d|\])", r"[arXiv \1](https://arxiv.org/abs/\1)", text
+    )
+
+
+def course_map() -> list[str]:
+    """README's table of notebooks, its first two columns, with links that hold in this folder."""
+    rows = re.findall(r"^\| \[(.*?)\]\(notebooks/(.*?)\) \| (.*?) \|", readme(), re.M)
+    return [f"| [{title}]({file}) | {learns} |" for title, file, learns in rows]
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def draw_map(notebook: dict) -> None:
+    """Refresh the rows of the table under "## Map"."""
+    for cell in notebook["cells"]:
+        if source(cell).startswith("## Map\n"):
+            kept = [s for s in source(cell).split("\n") if not s.startswith("| [")]
+            head = max(i for i, s in enumerate(kept) if s.startswith("|---"))
+            set_source(cell, "\n".join([*kept[: head + 1], *course_map(), *kept[head + 1 :]]))
+
+
+def written(notebook: dict, path: Path, folder: Path = NOTEBOOKS) -> dict:
+    """The notebook with its page as it must be; the one given is not changed."""
+    notebook = json.loads(json.dumps(notebook))
+    notebook["metadata"] |= METADATA
+    navigate(notebook, navigation(path, folder))
+    if path.name.startswith("00"):
+        draw_map(notebook)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            set_source(cell, link_papers(source(cell)))
+    return notebook
+
+
+def refresh(path: Path) -> bool:
+    """Write the page of one notebook; True where that changed it."""
+    notebook = json.loads(path.read_text())
+    new = written(notebook, path)
+    if new != notebook:
+        path.write_text(json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+    return new != notebook
+
+
+if __name__ == "__main__":
+    wanted = tuple(sys.argv[1:]) or ("",)
+    for path in all_notebooks():
+        if path.name.startswith(wanted):
+            print(f"{path.name}: {'refreshed' if refresh(path) else 'as it should be'}")

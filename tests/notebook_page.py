@@ -1,7 +1,7 @@
 """What every notebook's page has, written from the files: python tests/notebook_page.py [00 03 ...]
 
 The line "← previous · map · next →" under the title and at the end, the map in notebook 00 (README's
-table), links for arXiv numbers, and the metadata that JupyterLab would write itself (a notebook that
+table), links for arXiv numbers, folded cells (setup, solutions, `# drawing`), and the metadata that JupyterLab would write itself (a notebook that
 has others is marked as changed as soon as it is opened). Running it twice changes nothing more.
 """
 
@@ -93,6 +93,25 @@ def draw_map(notebook: dict) -> None:
             set_source(cell, "\n".join([*kept[: head + 1], *course_map(), *kept[head + 1 :]]))
 
 
+FOLDED = "click the dots to see it"
+
+
+def tagged(cell, tag: str) -> bool:
+    return cell["cell_type"] == "code" and tag in cell["metadata"].get("tags", [])
+
+
+def fold(cell) -> None:
+    """Setup, solutions (with what they print) and cells that only draw are one click away."""
+    for tag in ("setup", "solution"):
+        if tagged(cell, tag) and not source(cell).startswith(f"# {tag.capitalize()}"):
+            set_source(cell, f"# {tag.capitalize()}: {FOLDED}\n{source(cell)}")
+    drawing = cell["cell_type"] == "code" and source(cell).startswith("# drawing")
+    if drawing or tagged(cell, "setup") or tagged(cell, "solution"):
+        cell["metadata"].setdefault("jupyter", {})["source_hidden"] = True
+    if tagged(cell, "solution"):
+        cell["metadata"]["jupyter"]["outputs_hidden"] = True
+
+
 def written(notebook: dict, path: Path, folder: Path = NOTEBOOKS) -> dict:
     """The notebook with its page as it must be; the one given is not changed."""
     notebook = json.loads(json.dumps(notebook))
@@ -103,6 +122,7 @@ def written(notebook: dict, path: Path, folder: Path = NOTEBOOKS) -> dict:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             set_source(cell, link_papers(source(cell)))
+        fold(cell)
     return notebook
 
 

@@ -123,7 +123,9 @@ def test_solutions_are_right_and_stubs_not_attempted(path):
     assert names == [f"{path.stem[:2]}.{k + 1}" for k in range(len(names))]
     for name, stub, check_cell, solution in zip(names, stubs, checks, solutions):
         assert find(name)
-        assert solution.metadata.jupyter.source_hidden, f"the solution of {name} is not folded"
+        assert f'check("{name}", solution)' in solution.source, (
+            "a solution is called `solution`: running all cells must not overwrite the learner's own"
+        )
         space = namespace(notebook)
         run(stub.source, space)
         result = run(check_cell.source, space)
@@ -136,8 +138,18 @@ def test_solutions_are_right_and_stubs_not_attempted(path):
         )
 
 
+def calls(tree, function):
+    """The calls of a function of that name."""
+    return [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call) and getattr(n.func, "id", None) == function
+    ]
+
+
 def test_student_version_runs_without_the_solutions(path, tmp_path):
-    """The command drops just the solution cells, and nothing outside the exercises uses what they define."""
+    """The command drops just the solution cells, and nothing outside the exercises uses what they define
+    but by `use("NN.K", name)`."""
     assert main(["student", str(path), "--out", str(tmp_path)]) == 0
     original, student = read(path), read(tmp_path / path.name)
     assert [c.source for c in student.cells] == [
@@ -149,10 +161,19 @@ def test_student_version_runs_without_the_solutions(path, tmp_path):
         if {"exercise", "check", "solution"} & set(cell.metadata.get("tags", [])):
             own |= {n.name for n in ast.parse(cell.source).body if isinstance(n, ast.FunctionDef)}
         elif not cell.source.lstrip().startswith(("%", "!")):
+            tree = ast.parse(cell.source)
+            through_use = {id(n) for call in calls(tree, "use") for n in ast.walk(call)}
             used |= {
                 n.id
-                for n in ast.walk(ast.parse(cell.source))
-                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+                for n in ast.walk(tree)
+                if isinstance(n, ast.Name)
+                and isinstance(n.ctx, ast.Load)
+                and id(n) not in through_use
             }
-            own -= {n.name for n in ast.parse(cell.source).body if isinstance(n, ast.FunctionDef)}
+            own -= {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+            own -= {  # ddim_step = use("05.1", ddim_step)
+                n.targets[0].id
+                for n in tree.body
+                if isinstance(n, ast.Assign) and n.value in calls(tree, "use")
+            }
     assert not own & used, f"cells outside the exercises use {own & used}"

@@ -1,6 +1,7 @@
 """Checks: right, not attempted yet, or what went wrong, in one sentence. All notebooks.
 
     check("01.1", my_function)
+    my_function = use("01.1", my_function)  # yours from here on if it is right, else the reference
 
 An exercise knows the right answer and the usual wrong ones, all as code: a learner's answer is run
 on the same inputs and compared. So the hints are executed too, and a hint can never describe a
@@ -73,6 +74,23 @@ def check(name: str, answer) -> Result:
     """Check `answer` to exercise `name` ("01.1" is the first of notebook 01). Never raises for a
     wrong answer."""
     return checked(find(name), answer)
+
+
+def use(name: str, answer):
+    """`answer` if it is right, else the reference of exercise `name`; prints which in one line.
+
+    So the cells that follow draw with the learner's own function. The reference may name its
+    arguments otherwise: pass them by position. OptionError where the exercise has no reference.
+    """
+    exercise = find(name)
+    if exercise.reference is None:
+        raise OptionError(f"exercise {name} has many right answers and no reference to use instead")
+    right = bool(checked(exercise, answer))
+    if right:
+        print(f"{name}: from here on YOUR {getattr(answer, '__name__', 'answer')} is used.")
+    else:
+        print(f"{name}: from here on the reference is used, until yours is right.")
+    return answer if right else exercise.reference
 
 
 def find(name: str) -> Exercise:

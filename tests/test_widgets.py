@@ -23,6 +23,8 @@ from ddpm_edu.show.widgets import (
     Text,
     Toggle,
     freeze,
+    predict,
+    predictions,
 )
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -384,6 +386,55 @@ def test_a_path_that_becomes_nan_is_reported():
 def test_drag_points_refuse(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# ------------------------------------------------------------ questions
+
+
+@pytest.fixture
+def nothing_asked(monkeypatch):
+    monkeypatch.setattr("ddpm_edu.show.widgets.question.ASKED", {})
+
+
+def test_predictions_are_counted_once_a_question(nothing_asked):
+    ask = lambda: predict("Larger?", ["1/2", "1/3"], "1/2", "Halves are.")
+    first, quiz = ask(), predict("Even?", ["yes", "no"], ["yes", "no"], "2 is.", items=["2", "3"])
+    assert repr(predictions()) == "3 questions asked, no prediction made yet."
+    first.set_state({"chosen": [1]})
+    assert (
+        first.right == 0 and repr(predictions()) == "0 of 1 predictions right (2 not answered yet)."
+    )
+    quiz.set_state({"chosen": [0, -1]})
+    assert quiz.right is None
+    quiz.set_state({"chosen": [0, 1]})
+    assert quiz.right == 2 and repr(predictions()) == "2 of 3 predictions right."
+    ask().set_state({"chosen": [0]})  # the cell was run again
+    assert repr(predictions()) == "3 of 3 predictions right."
+
+
+def test_a_saved_question_folds_its_answer_and_picture():
+    picture = plot.image_grid(np.zeros((1, 1, 4, 4)), alt="One square", caption="Grey.")
+    page = predict("a < b?", ["yes", "no"], "no", "b is <b>small</b>.", picture=picture).page()
+    before, after = page.split("<details>")
+    assert "a &lt; b?" in before and "yes / no?" in before and "small" not in before
+    assert after.startswith("<summary>") and after.endswith("</details>")
+    assert "<b>no.</b> b is &lt;b&gt;small&lt;/b&gt;." in after and 'alt="One square"' in after
+
+
+@pytest.mark.parametrize(
+    "question, options, answer, why, items, name",
+    [
+        ("", ["a", "b"], "a", "w", None, "question"),
+        ("q", ["a", "b"], "a", " ", None, "why"),
+        ("q", ["a", "a"], "a", "w", None, "options"),
+        ("q", ["a", "b"], "c", "w", None, "answer"),
+        ("q", ["a", "b"], ["a"], "w", ["x", "y"], "answer"),
+        ("q", ["a", "b"], ["a", "c"], "w", ["x", "y"], "answer"),
+    ],
+)
+def test_predict_refuses(question, options, answer, why, items, name):
+    with pytest.raises(OptionError, match=f"^{name} "):
+        predict(question, options, answer, why, items=items)
 
 
 # ------------------------------------------------------------ saved notebooks

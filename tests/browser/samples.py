@@ -80,6 +80,19 @@ def letters(prompt, t):
 SliderImage(letters, Text("prompt", "a red seven", label="what to draw", other="a green two"), Slider("t", range(9)), alt="{prompt}, {t}", caption="It draws: {prompt}.")
 """
 
+PREDICT = """
+from ddpm_edu.show.widgets import predict, predictions
+fig, ax = plot.axes(4, 2)
+ax.plot(x)
+predict("Which way does the line go?", ["up", "down"], "up", "It rises from 0 to 1.",
+        picture=plot.figure(fig, alt="The line of the question", caption="From 0 to 1."))
+"""
+
+QUIZ = """
+predict("Which numbers are prime?", ["prime", "not prime"], ["not prime", "prime", "prime"], "1 is none.",
+        items=["1", "2", "3"])
+"""
+
 STILL = """
 fig, ax = plot.axes(5, 2)
 ax.plot(x)
@@ -96,5 +109,7 @@ ALL = [
     DRAG_POINT,
     BROKEN,
     TEXT,
+    PREDICT,
+    QUIZ,
     STILL,
 ]

@@ -194,9 +194,18 @@ def move_drag_point(page, root, where: str) -> None:
         assert len(lines()) == len(before)
 
 
+def move_predict(page, root, where: str) -> None:
+    assert root.get_attribute("data-done") == "false", f"{where}: the answer shows before a click"
+    for row in root.get_by_role("group").all():
+        row.locator("button").first.click()
+    assert root.get_attribute("data-done") == "true", f"{where}: clicks bring no answer"
+    assert len(root.locator(".ddpm-verdict").inner_text()) > 10
+
+
 MOVES = {
     "slider-picture": move_panel,
     "slider-image": move_panel,
     "film": move_film,
     "drag-point": move_drag_point,
+    "predict": move_predict,
 }

@@ -41,7 +41,7 @@ def widget(page, kind: str, nth: int = 0):
 
 
 def test_lab_shows_the_live_widget_instead_of_its_still_picture(opened):
-    assert opened.locator(".ddpm-widget").count() == 8
+    assert opened.locator(".ddpm-widget").count() == 10
     assert (
         opened.locator('.jp-OutputArea-output img[src^="data:"]').count() == 1
     )  # only the plain figure
@@ -206,6 +206,31 @@ def test_a_text_that_takes_long_that_warns_and_that_fails(opened):
     field.fill("a red seven")
     after(root, lambda: field.press("Enter"))
     assert root.get_by_role("alert").count() == 0
+
+
+def test_an_answer_appears_after_the_click_only(opened):
+    root = widget(opened, "predict")
+    answer, status = (
+        root.get_by_role("img", name="The line of the question"),
+        root.get_by_role("status"),
+    )
+    assert answer.count() == 0 and "rises" not in root.inner_text()
+    assert "Click your prediction" in root.locator("figcaption").inner_text()
+    root.get_by_role("button", name="down").focus()
+    opened.keyboard.press("Enter")
+    answer.wait_for()
+    assert status.filter(has_text="It is: up. It rises from 0 to 1.").is_visible()
+    assert root.get_by_role("button", name="up").get_attribute("data-truth") == "true"
+    assert root.get_by_role("button", name="down").get_attribute("aria-pressed") == "true"
+    assert all(node.is_disabled() for node in root.get_by_role("button").all())
+
+
+def test_a_quiz_answers_when_every_row_has_a_click(opened):
+    root = widget(opened, "predict", 1)
+    for name in "123":
+        assert root.get_attribute("data-done") == "false"
+        root.get_by_role("group", name=name).get_by_role("button", name="prime", exact=True).click()
+    assert root.get_by_role("status").filter(has_text="2 of 3 right. 1 is none.").is_visible()
 
 
 def test_a_film_by_keyboard_mouse_and_play(opened):

@@ -1,7 +1,8 @@
-"""Sliders and prompts that redraw, films, a point to drag, by mouse or keyboard. All notebooks.
+"""Sliders and prompts that redraw, films, a point to drag, questions. All notebooks.
 
     SliderPicture(draw, Slider("t", range(1000), 300), alt="Noise at t = {t}", caption="Drag t.")
     Film(frames, label="x_t and x0-hat", captions=texts, caption="Noise becomes a digit.")
+    predict("Which is brighter?", ["left", "right"], answer, why="...", picture=picture)
 
 Each widget, shown in a notebook, also leaves a still picture with alt text in the saved file:
 readers on GitHub, who have no kernel, see that. Each widget is a pair of short files: film.py for
@@ -13,6 +14,7 @@ from .controls import Choice, Slider, Text, Toggle
 from .drag import DragPoint
 from .film import Film
 from .panel import SliderImage, SliderPicture
+from .question import predict, predictions
 
 __all__ = [
     "SliderPicture",
@@ -23,6 +25,8 @@ __all__ = [
     "Text",
     "Film",
     "DragPoint",
+    "predict",
+    "predictions",
     "Widget",
     "freeze",
 ]

@@ -35,14 +35,14 @@ class Widget(anywidget.AnyWidget):
         """The widget as it stands, as a PNG."""
         raise NotImplementedError
 
+    def page(self) -> str:
+        """The HTML that stays in the saved notebook."""
+        return plot.figure_html(self.still(), self.alt, self.caption)
+
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        return {
-            **data,
-            "text/html": plot.figure_html(self.still(), self.alt, self.caption),
-            "text/plain": f"[widget: {self.alt}]",
-        }, metadata
+        return {**data, "text/html": self.page(), "text/plain": f"[widget: {self.alt}]"}, metadata
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from ddpm_edu.show.widgets import (
     Choice,
     DragPoint,
     Film,
+    PointFilm,
     Slider,
     SliderImage,
     SliderPicture,
@@ -309,6 +310,72 @@ def test_film_takes_arrays_lists_and_tensors():
         )
 
 
+def test_a_film_starts_in_the_middle_and_plays_by_itself_unless_told():
+    assert (a_film().index, a_film().autoplay) == (20, True)
+    assert (a_film(start=3, autoplay=False).index, a_film(autoplay=False).autoplay) == (3, False)
+
+
+def a_point_film(panels=None, values=range(7), **options):
+    points = np.linspace([-3, 3], [3, -3], 5)[:, None] + np.zeros((5, 7, 2))
+    return PointFilm(
+        panels or {"left": points, "right": -points},
+        values=values,
+        label="points",
+        caption="c",
+        **options,
+    )
+
+
+def test_a_point_film_sends_every_place_and_colour():
+    film = a_point_film(limits=(-3, 3))
+    assert film.shape == [2, 5, 7] and film.titles == ["left", "right"] and film.index == 2
+    sent = np.frombuffer(film.frames, "<u2").reshape(2, 5, 7, 2)
+    places = (sent / 65535 * 2 - 0.5) * 6 - 3  # the page spans twice the plane
+    assert np.allclose(places[0, :, 3], np.linspace([-3, 3], [3, -3], 5), atol=1e-3)
+    assert np.allclose(places[1], -places[0], atol=1e-3)
+    assert film.groups == sorted(film.groups) and len(set(film.groups)) == 7
+    assert max(film.groups) < len(film.colors)
+
+
+def test_a_point_far_outside_leaves_the_plane():
+    far = np.full((2, 1, 2), 50.0)
+    film = a_point_film({"": far}, values=[0], limits=(-1, 1))
+    assert (np.frombuffer(film.frames, "<u2") == 65535).all()  # one half plane beyond the edge
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: PointFilm({}, values=[], label="l", caption="c"), OptionError, "panels"),
+        (lambda: a_point_film({"a": np.zeros((2, 7))}), ShapeError, "N, B, 2"),
+        (
+            lambda: a_point_film({"a": np.zeros((2, 7, 2)), "b": np.zeros((3, 7, 2))}),
+            ShapeError,
+            "same",
+        ),
+        (lambda: a_point_film({"a": np.full((2, 7, 2), np.nan)}), ShapeError, "NaN"),
+        (lambda: a_point_film(values=range(6)), ShapeError, "values"),
+        (lambda: a_point_film(fps=0), OptionError, "fps is 0"),
+    ],
+)
+def test_point_films_refuse(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_controls_that_play_no_part_are_named():
+    widget = SliderImage(
+        lambda t, kind: grey(t),
+        Slider("t", [0, 1]),
+        Choice("kind", ["moving", "still"]),
+        idle=lambda t, kind: ["t"] if kind == "still" else [],
+        **WORDS,
+    )
+    assert widget.idle == []
+    widget.move(kind="still")
+    assert widget.idle == ["t"]
+
+
 def test_still_of_a_film_shows_first_and_last_frame():
     strip = decode(a_film(scale=2).still(count=5))[..., 0]
     assert strip.shape == (10, 5 * 14 + 4 * 4)
@@ -444,6 +511,7 @@ def test_predict_refuses(question, options, answer, why, items, name):
     "make",
     [
         a_film,
+        a_point_film,
         a_drag,
         lambda: SliderImage(grey, Slider("t", [0, 1]), **WORDS),
         lambda: SliderPicture(lambda ax, t: None, Slider("t", [0, 1]), **WORDS),

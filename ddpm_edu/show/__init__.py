@@ -5,8 +5,9 @@ from ..lazy import lazily
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "unet": "follow skips draw_unet",
         "plot": "axes figure curves loss_curve image_grid",
-        "widgets": "SliderPicture SliderImage Slider Choice Toggle Text Film DragPoint predict "
-        "predictions",
+        "widgets": "SliderPicture SliderImage Slider Choice Toggle Text Film PointFilm DragPoint "
+        "UNetView predict predictions",
     },
 )

@@ -45,11 +45,11 @@ SliderImage(noisy, Slider("t", range(1000), 300), alt="Forty squares at t = {t}"
 
 FILM = """
 frames = np.stack([np.roll(np.tile((4 * np.arange(56)).astype(np.uint8), (28, 1)), k, axis=1) for k in range(150)])
-Film(frames, [f"t = {k}" for k in range(150)], label="a ramp that moves", caption="Left to right.")
+Film(frames, [f"t = {k}" for k in range(150)], label="a ramp that moves", caption="Left to right.", start=0, autoplay=False)
 """
 
 FILM_RGB = """
-Film(rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), label="coloured noise", caption="Coloured noise, again and again.", loop=True)
+Film(rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), label="coloured noise", caption="Coloured noise, again and again.", loop=True, start=0, autoplay=False)
 """
 
 DRAG_POINT = """

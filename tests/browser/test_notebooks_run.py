@@ -120,6 +120,8 @@ def move_panel(page, root, where: str) -> None:
         )
         after(root, switch.click)
     for slider in root.locator("input[type=range]").all():
+        if slider.is_disabled():
+            wake(root, slider, where)
         name, at = slider.get_attribute("data-name"), slider.input_value()
         shown = picture(root)
         slider.focus()
@@ -144,6 +146,17 @@ def move_panel(page, root, where: str) -> None:
                     "(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", at
                 ),
             )
+
+
+def wake(root, slider, where: str) -> None:
+    """Choose a menu option at which a switched-off slider plays a part."""
+    for menu in root.locator("select").all():
+        for k in range(menu.locator("option").count()):
+            if k != menu.evaluate("menu => menu.selectedIndex"):
+                after(root, lambda: menu.select_option(index=k))
+            if slider.is_enabled():
+                return
+    raise AssertionError(f"{where}: {slider.get_attribute('data-name')} is off at every option")
 
 
 def move_film(page, root, where: str) -> None:
@@ -202,7 +215,27 @@ def move_predict(page, root, where: str) -> None:
     assert len(root.locator(".ddpm-verdict").inner_text()) > 10
 
 
+def move_unet(page, root, where: str) -> None:
+    words = lambda: root.locator(".ddpm-legend").inner_text()
+    menu, plane = root.locator("select"), root.locator(".ddpm-unet")
+    for k in range(menu.locator("option").count()):
+        if k != menu.evaluate("menu => menu.selectedIndex"):
+            shown = picture(root)
+            assert after(root, lambda: menu.select_option(index=k)) != shown, (
+                f"{where}: option {k} changes nothing"
+            )
+    plane.focus()
+    after(root, lambda: page.keyboard.press("ArrowRight"))
+    read, shown = words(), picture(root)
+    last = plane.locator("g").last
+    assert after(root, lambda: last.locator("path").last.hover()) != shown, (
+        f"{where}: pointing at a block changes nothing"
+    )
+    assert words() != read and "parameters" in words()
+
+
 MOVES = {
+    "unet": move_unet,
     "slider-picture": move_panel,
     "slider-image": move_panel,
     "film": move_film,

@@ -12,9 +12,10 @@ the kernel, film.js for the page.
 from .base import Widget, freeze
 from .controls import Choice, Slider, Text, Toggle
 from .drag import DragPoint
-from .film import Film
+from .film import Film, PointFilm
 from .panel import SliderImage, SliderPicture
 from .question import predict, predictions
+from .unet import UNetView
 
 __all__ = [
     "SliderPicture",
@@ -24,9 +25,11 @@ __all__ = [
     "Toggle",
     "Text",
     "Film",
+    "PointFilm",
     "DragPoint",
     "predict",
     "predictions",
+    "UNetView",
     "Widget",
     "freeze",
 ]

@@ -15,6 +15,10 @@ function render({ model, el }) {
     place();
   }
   function place() { rows.forEach(row => row.show(model.get("position")[row.key])); }
+  function rest() { // controls that play no part now are switched off
+    const idle = model.get("idle") || [];
+    rows.forEach(row => { row.node.classList.toggle("ddpm-idle", idle.includes(row.key)); row.input.disabled = idle.includes(row.key); });
+  }
   async function show() {
     const data = bytes(model.get("picture"));
     if (raw) {
@@ -39,13 +43,15 @@ function render({ model, el }) {
   function failed() { root.removeAttribute("aria-busy"); }
   model.on("change:drawn", show);
   model.on("change:position", place);
+  model.on("change:idle", rest);
   model.on("change:error", failed);
   place();
+  rest();
   show();
   return () => {
     gone = true;
     root.undo();
-    model.off("change:drawn", show); model.off("change:position", place); model.off("change:error", failed);
+    model.off("change:drawn", show); model.off("change:position", place); model.off("change:idle", rest); model.off("change:error", failed);
     if (url) URL.revokeObjectURL(url);
   };
 }
@@ -59,22 +65,22 @@ function control(model, { name, label, kind, texts, limit, other }, move) {
     const input = make("input", { id, type: "range", min: 0, max: texts.length - 1, step: 1, "data-name": name,
       oninput: () => move(key, +input.value) });
     const show = at => { input.value = at; value.textContent = texts[at]; input.setAttribute("aria-valuetext", texts[at]); };
-    return { key, show, node: make("div", { class: "ddpm-row" }, caption, input, value) };
+    return { key, show, input, node: make("div", { class: "ddpm-row" }, caption, input, value) };
   }
   if (kind === "choice") {
     const input = make("select", { id, "data-name": name, onchange: () => move(key, input.selectedIndex) },
       ...texts.map(text => make("option", { text })));
-    return { key, show: at => { input.selectedIndex = at; }, node: make("div", { class: "ddpm-row" }, caption, input) };
+    return { key, input, show: at => { input.selectedIndex = at; }, node: make("div", { class: "ddpm-row" }, caption, input) };
   }
   if (kind === "text") { // "change": on Enter or when the field is left, not at every key
     const input = make("input", { id, type: "text", maxlength: limit, placeholder: other || undefined, autocomplete: "off", spellcheck: "false", "data-name": name,
       onchange: () => move(key, input.value) });
     const busy = make("span", { class: "ddpm-busy", "aria-hidden": "true", text: "drawing ..." });
     let shown = null; // words being typed stay when another control moves
-    return { key, show: at => { if (at !== shown) input.value = shown = at; }, node: make("div", { class: "ddpm-row ddpm-wide" }, caption, input, busy) };
+    return { key, input, show: at => { if (at !== shown) input.value = shown = at; }, node: make("div", { class: "ddpm-row ddpm-wide" }, caption, input, busy) };
   }
   const input = make("input", { id, type: "checkbox", "data-name": name, onchange: () => move(key, +input.checked) });
-  return { key, show: at => { input.checked = !!at; }, node: make("div", { class: "ddpm-row" }, caption, input) };
+  return { key, input, show: at => { input.checked = !!at; }, node: make("div", { class: "ddpm-row" }, caption, input) };
 }
 
 export default { render };

@@ -28,8 +28,9 @@ class _Panel(Widget):
     scale = tr.Int(1).tag(sync=True)
     raw = tr.Bool(False).tag(sync=True)
     kind = tr.Unicode().tag(sync=True)
+    idle = tr.List().tag(sync=True)  # names of the controls that play no part at these values
 
-    def __init__(self, controls, *, alt, caption, **traits):
+    def __init__(self, controls, *, alt, caption, idle=None, **traits):
         if not controls:
             raise OptionError("no control: give at least one Slider, Choice, Toggle or Text")
         names = [c.name for c in controls]
@@ -43,6 +44,7 @@ class _Panel(Widget):
                 plot.require_text(name, text)
         self._options = {c.name: c.options() for c in controls}
         self._words = {"alt": alt, "caption": caption}
+        self._idle = idle or (lambda **values: ())
         super().__init__(
             controls=[
                 {
@@ -91,6 +93,7 @@ class _Panel(Widget):
         with self.hold_sync():  # picture, alt text and caption reach the page in one message
             self.set_trait("picture", picture)
             self.alt, self.caption = words["alt"], words["caption"]
+            self.idle = list(self._idle(**values))
             self.drawn += 1
 
 
@@ -118,8 +121,9 @@ class SliderPicture(_Panel):
     draw: gets the Axes (an array of Axes when rows or columns > 1) and one keyword a control. It
     may return a function `update(**values)`: then the axes are not cleared and later moves call
     only that, which is quicker. alt, caption: text with {name} for a control's value, or a function
-    of the values. width, height: inches (100 pixels each). Further keywords go to `plt.subplots`
-    (sharey=True ...).
+    of the values. idle: a function of the values that names the controls which play no part there;
+    the page switches them off. width, height: inches (100 pixels each). Further keywords go to
+    `plt.subplots` (sharey=True ...).
 
     >>> def draw(ax, t):
     ...     line, = ax.plot([0, 1], [0, t])
@@ -139,6 +143,7 @@ class SliderPicture(_Panel):
         *controls,
         alt,
         caption,
+        idle=None,
         width: float = 7,
         height: float = 3,
         rows: int = 1,
@@ -148,7 +153,7 @@ class SliderPicture(_Panel):
         _require_arguments(draw, (None,), [c.name for c in controls])
         self._draw, self._update = draw, None
         self._fig, self._ax = plot.axes(width, height, rows=rows, columns=columns, **subplots)
-        super().__init__(controls, alt=alt, caption=caption, kind="slider-picture")
+        super().__init__(controls, alt=alt, caption=caption, idle=idle, kind="slider-picture")
 
     def _picture(self, values: dict) -> bytes:
         if self._update is not None:
@@ -173,8 +178,8 @@ class SliderImage(_Panel):
     """Controls above raw pixels: `render(**values)` returns uint8 (H, W) or (H, W, 3). No
     matplotlib, so it is the fast one.
 
-    scale: screen pixels a pixel (default: about 280 high). `plot.tile(batch)` turns images in [-1,
-    1] into such an array.
+    scale: screen pixels a pixel (default: about 280 high). idle: as for `SliderPicture`.
+    `plot.tile(batch)` turns images in [-1, 1] into such an array.
 
     >>> grey, t = lambda t: np.full((28, 28), t, np.uint8), Slider("t", range(256))
     >>> widget = SliderImage(grey, t, alt="Grey level {t}", caption="Grey.")
@@ -182,13 +187,16 @@ class SliderImage(_Panel):
     'Grey level 200'
     """
 
-    def __init__(self, render: Callable, *controls, alt, caption, scale: int | None = None):
+    def __init__(
+        self, render: Callable, *controls, alt, caption, idle=None, scale: int | None = None
+    ):
         _require_arguments(render, (), [c.name for c in controls])
         self._render = render
         super().__init__(
             controls,
             alt=alt,
             caption=caption,
+            idle=idle,
             kind="slider-image",
             raw=True,
             scale=zoom(scale, 1, 1),

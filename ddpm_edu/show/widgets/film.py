@@ -1,5 +1,4 @@
-"""Films, sent once, played and scrubbed in the page: `Film` of pictures, `PointFilm` of points.
-All notebooks."""
+"""Films, played and scrubbed in the page: pictures (Film) and points (PointFilm). All notebooks."""
 
 from __future__ import annotations
 

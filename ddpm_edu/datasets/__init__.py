@@ -1,4 +1,4 @@
-"""Digits, photographs, your own pictures, captioned digits, emoji, points. Notebooks 00 to 09."""
+"""Digits, photographs, your own pictures, captioned digits, emoji, points. Notebooks 00 to 13."""
 
 from ..lazy import lazily
 
@@ -9,5 +9,7 @@ __getattr__, __dir__ = lazily(
         "points": "swiss_roll gaussian_mixture",
         "painted": "Scene caption parse painted_digits prompts scenes",
         "emoji": "emoji Emoji",
+        "originals": "Original Cut originals",
+        "buckets": "buckets nearest_bucket bucket_order",
     },
 )

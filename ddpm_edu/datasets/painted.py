@@ -104,7 +104,7 @@ def scenes(held: bool | None = None) -> list[Scene]:
 def prompts(n: int, seed: int = 0, held: bool | None = False) -> list[str]:
     """n random captions out of scenes(held); the i-th depends on (i, seed) alone."""
     choice = scenes(held)
-    return [caption(choice[k]) for k in (_random(_counted(n), seed, 1) % len(choice)).tolist()]
+    return [caption(choice[k]) for k in (random_bits(_counted(n), seed, 1) % len(choice)).tolist()]
 
 
 def _checked(scene: Scene) -> Scene:
@@ -138,7 +138,7 @@ def _counted(n: int) -> np.ndarray:
     return np.arange(whole("n", n, 1))
 
 
-def _random(index: np.ndarray, seed: int, stream: int) -> np.ndarray:
+def random_bits(index: np.ndarray, seed: int, stream: int) -> np.ndarray:
     """63 bits for each index, from (index, seed, stream): splitmix64 (Steele et al. 2014)."""
 
     def mix(z):
@@ -268,13 +268,19 @@ def painted_digits(
     real = mnist(split)
     index = _counted(len(real) if n is None else n)
     digit = real.labels.numpy()[index % len(real)]
-    pairs, count = _pairs(held)
-    which = _random(index, seed, 0)
-    ink, ground = pairs[digit, which % count[digit]].T
-    size, place = (_random(index, seed, k) % len(words) for k, words in ((2, SIZES), (3, PLACES)))
+    ink, ground = pairs_of(digit, index, seed, held)
+    size, place = (
+        random_bits(index, seed, k) % len(words) for k, words in ((2, SIZES), (3, PLACES))
+    )
     size[np.isin(index % len(real), IN_PIECES[split])] = 0
     numbers = np.stack([digit, ink, ground, size, place], 1)
     return PaintedDigits(real.images[:, 0], torch.from_numpy(numbers))
+
+
+def pairs_of(digit: np.ndarray, index: np.ndarray, seed: int, held: bool | None) -> np.ndarray:
+    """Ink and ground, (2, N), of picture index[i], which shows digit[i]."""
+    pairs, count = _pairs(held)
+    return pairs[digit, random_bits(index, seed, 0) % count[digit]].T
 
 
 @cache

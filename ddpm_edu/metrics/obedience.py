@@ -30,6 +30,15 @@ def read(images: Tensor, classifier: Classifier | None = None) -> list[Scene]:
         raise ShapeError(
             f"images have shape {tuple(images.shape)}: pass (B, 3, {PIXELS}, {PIXELS})"
         )
+    ink, ground, cover = read_colours(images)
+    size, place = _size_and_place(cover)
+    scale = torch.tensor(list(SIZES.values()))[size] / 20
+    digit = read_digits(cover, scale, classifier or load("mnist_classifier"))
+    return [scene_of(row) for row in torch.stack([digit, ink, ground, size, place], 1).tolist()]
+
+
+def read_colours(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ink and ground, (B,) numbers in COLOURS, and how much of each pixel is ink, (B, H, W)."""
     x = (images if images.dtype == torch.uint8 else to_uint8(images)).detach().cpu().float()
     palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
     nearest = lambda points: torch.cdist(points.median(2).values, palette).argmin(1)
@@ -39,10 +48,7 @@ def read(images: Tensor, classifier: Classifier | None = None) -> list[Scene]:
     ink = nearest(x.flatten(2).gather(2, far[:, None].expand(-1, 3, -1)))
     way = palette[ink][:, :, None, None] - base
     cover = ((x - base) * way).sum(1) / way.square().sum(1).clamp(min=1)
-    cover = cover.clamp(0, 1)  # (B, 32, 32)
-    size, place = _size_and_place(cover)
-    digit = _digit(cover, size, classifier or load("mnist_classifier"))
-    return [scene_of(row) for row in torch.stack([digit, ink, ground, size, place], 1).tolist()]
+    return ink, ground, cover.clamp(0, 1)
 
 
 def _size_and_place(cover: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,17 +60,21 @@ def _size_and_place(cover: Tensor) -> tuple[Tensor, Tensor]:
     return size, torch.cdist(centre / steps, places).argmin(1)
 
 
-def _digit(cover: Tensor, size: Tensor, classifier: Classifier) -> Tensor:
-    """The ink as MNIST shows it: in a box of 20 pixels, its centre of mass in the middle of 28."""
-    axis = torch.arange(PIXELS).float()
+def read_digits(cover: Tensor, scale: Tensor, classifier: Classifier) -> Tensor:
+    """The ink (B, H, W) in [0, 1] as MNIST shows it, read by the classifier: (B,) labels.
+
+    Its centre of mass goes to the middle of 28 x 28; scale (B,): pixels of `cover` for one of them.
+    """
+    height, width = cover.shape[1:]
     ink = (cover - 0.25).clamp(min=0)  # a decoder's faint noise all over moves no centre
-    centre = torch.stack([(ink.sum(1) * axis).sum(1), (ink.sum(2) * axis).sum(1)], 1)  # x, y
+    across, down = torch.arange(width).float(), torch.arange(height).float()
+    centre = torch.stack([(ink.sum(1) * across).sum(1), (ink.sum(2) * down).sum(1)], 1)  # x, y
     centre = centre / ink.sum((1, 2)).clamp(min=1e-6)[:, None]
     offset = torch.arange(28) - 13.5
     offset = torch.stack(torch.meshgrid(offset, offset, indexing="xy"), 2)  # (28, 28, 2)
-    scale = torch.tensor(list(SIZES.values()))[size] / 20
     where = centre[:, None, None] + scale[:, None, None, None] * offset
-    digits = F.grid_sample(cover[:, None], (2 * where + 1) / PIXELS - 1, align_corners=False)
+    where = (2 * where + 1) / torch.tensor([width, height]) - 1
+    digits = F.grid_sample(cover[:, None], where, align_corners=False)
     batches = (2 * digits - 1).to(next(classifier.parameters()).device).split(500)
     with torch.no_grad():
         return torch.cat([classifier(batch).argmax(1).cpu() for batch in batches])

@@ -100,7 +100,8 @@ def test_figure_keeps_alt_text_safe_on_one_line_and_white():
     assert "<b>" not in bundle["text/html"] and "\n" not in bundle["text/html"]
     assert bundle["text/plain"] == '[picture: x < "y" & z]'
     image = shown(picture)
-    assert image.shape == (200, 400, 3) and (image[0, 0] == 255).all()
+    assert image.shape == (400, 800, 3) and (image[0, 0] == 255).all()  # sharp on any screen
+    assert '" width="400" style' in bundle["text/html"]
 
 
 def test_a_pyplot_figure_is_closed():
@@ -172,8 +173,35 @@ def test_tile_refuses_no_columns():
 def test_image_grid_shows_the_pixels_sharp():
     x = np.random.default_rng(0).uniform(-1, 1, (6, 1, 8, 8))
     image = shown(plot.image_grid(x, columns=3, zoom=4, alt="noise", caption="Noise."))
-    assert (image[::4, ::4, 0] == plot.tile(x, 3, gap=2)).all()
-    assert (image == np.repeat(np.repeat(image[::4, ::4], 4, 0), 4, 1)).all()
+    assert (image[::8, ::8, 0] == plot.tile(x, 3, gap=2)).all()  # two stored pixels a screen pixel
+    assert (image == np.repeat(np.repeat(image[::8, ::8], 8, 0), 8, 1)).all()
+
+
+@pytest.mark.parametrize(
+    "count, columns, size, labels, wide",
+    [
+        (10, 10, 28, None, 745),
+        (10, 10, 28, ["row"], 700),
+        (3, 3, 64, None, 784),
+        (1, 1, 28, None, 224),
+    ],
+)
+def test_a_grid_fills_the_page_unless_it_is_tiny(count, columns, size, labels, wide):
+    x = np.zeros((count, 1, size, size))
+    picture = plot.image_grid(x, columns=columns, row_labels=labels, alt="a", caption="c")
+    assert wide <= picture.width <= 800 and shown(picture).shape[1] // 2 == picture.width
+
+
+def test_long_labels_shrink_until_they_fit_and_formulas_are_measured_as_set():
+    x = -np.ones((4, 1, 30, 30))
+    names = ["an apple that is green", "b", "c", "d"]
+    picture = plot.image_grid(x, labels=names, alt="a", caption="c")
+    image = shown(picture)
+    assert picture.width <= 800
+    above = image[:30].min(axis=(0, 2)) < 128  # columns of pixels with type in them
+    first, second = np.flatnonzero(np.diff(above.astype(int)) == 1)[[0, -1]]
+    assert above.sum() < image.shape[1] / 2 and first > 0 and second > image.shape[1] * 3 // 4
+    assert plot.text_width(r"$\bar\alpha_t$") < plot.text_width("alpha_bar") / 2
 
 
 def test_labels_leave_the_pixels_as_they_are():
@@ -189,7 +217,7 @@ def test_labels_leave_the_pixels_as_they_are():
             caption="Noise.",
         )
     )
-    sheet = plot.enlarge(plot.tile(x, 3, gap=2), 4)
+    sheet = plot.enlarge(plot.tile(x, 3, gap=2), 8)
     assert (image[-sheet.shape[0] :, -sheet.shape[1] :] == sheet).all()
     assert (image[: -sheet.shape[0]] < 128).any() and (image[:, : -sheet.shape[1]] < 128).any(), (
         "the texts are missing"
@@ -202,6 +230,48 @@ def test_labels_must_be_one_each():
             plot.image_grid(
                 np.zeros((6, 1, 8, 8)), columns=3, alt="a", caption="c", **{name: "123456789"}
             )
+
+
+SCORES = [
+    {"sampler": "DDIM", "right": 0.98, "Frechet": 0.41, "steps": 10},
+    {"sampler": "<Heun>", "right": 1.0, "Frechet": 0.5, "steps": 10},
+]
+
+
+def test_a_table_has_its_best_in_bold_and_its_numbers_formatted():
+    table = plot.table(
+        SCORES,
+        caption="-1 %.",
+        formats={"right": ".0%"},
+        best={"right": max, "Frechet": min, "steps": min},
+    )
+    page, plain = (table._repr_mimebundle_()[kind] for kind in ("text/html", "text/plain"))
+    assert table.bold == {(1, 1), (0, 2), (0, 3), (1, 3)}
+    assert re.findall("<b>(.*?)</b>", page) == ["0.41", "10", "100\xa0%", "10"]
+    assert "&lt;Heun&gt;" in page and "\N{MINUS SIGN}1\xa0%." in page
+    assert plain.splitlines()[1].split() == ["DDIM", "98%", "0.41", "10"]
+
+
+def test_a_table_refuses_what_does_not_fit():
+    for rows in [], [{"a": 1}, {"b": 1}]:
+        with pytest.raises(OptionError, match="^rows"):
+            plot.table(rows, caption="c")
+    with pytest.raises(OptionError, match="^best names loss"):
+        plot.table(SCORES, caption="c", best={"loss": min})
+    with pytest.raises(OptionError, match="caption is empty"):
+        plot.table(SCORES, caption="")
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("from -1.5 to 3%", "from −1.5 to 3\xa0%"),
+        ("[-1, 1] and 10^-3", "[−1, 1] and 10^−3"),
+        ("2-3 digits, x-1, SD-1, 2306-05", "2-3 digits, x-1, SD-1, 2306-05"),
+    ],
+)
+def test_captions_have_real_minus_signs_and_a_space_before_per_cent(text, wanted):
+    assert plot.typeset(text) == wanted
 
 
 def test_running_mean_is_exact_for_a_constant_and_for_the_formula():

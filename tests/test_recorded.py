@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ddpm_edu.show import recorded
+from ddpm_edu.show import plot, recorded
 
 DAY = {"date": "2026-11-28", "command": "made up", "run": "1"}
 MADE_UP = {
@@ -90,7 +90,7 @@ def test_without_a_record_that_is_said(report, tmp_path):
 
 
 def test_texts_are_escaped(folder):
-    table = recorded.Table(["a"], [["void kernel<float>"]], "x < y")
+    table = plot.Table(["a"], [["void kernel<float>"]], "x < y")
     assert "kernel&lt;float&gt;" in table._repr_mimebundle_()["text/html"]
 
 

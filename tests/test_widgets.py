@@ -429,7 +429,7 @@ def test_drag_point_takes_tensors_and_gives_each_path_its_style():
     widget = a_drag(lambda xy: {str(i): torch.zeros(3, 2) + i for i in range(8)})
     styles = widget.styles.values()
     assert len({s["color"] for s in styles}) == 8 and len({s["dash"] for s in styles}) == 8
-    assert decode(widget.still()).shape[:2] == (420, 420)
+    assert decode(widget.still()).shape[:2] == (840, 840)
 
 
 def test_a_path_that_becomes_nan_is_reported():

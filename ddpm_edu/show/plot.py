@@ -1,7 +1,7 @@
-"""Still pictures: one style, colours for the colour-blind too, alt text. All notebooks.
+r"""Still pictures and tables: one style, colours for the colour-blind too, alt text. All notebooks.
 
-    fig, ax = plot.axes(width=6, height=3)
-    plot.curves(ax, t, {"linear": a, "cosine": b}, xlabel="t", ylabel="alpha_bar")
+    fig, ax = plot.axes(width=8, height=3)
+    plot.curves(ax, t, {"linear": a, "cosine": b}, xlabel="$t$", ylabel=r"$\bar\alpha_t$")
     plot.figure(fig, alt="Two falling curves", caption="Signal left after t steps.")
 
 A notebook's plain `display(fig)` drops the alt text in JupyterLab. `figure` writes an HTML figure
@@ -14,10 +14,12 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,7 +29,10 @@ from PIL import Image
 
 from ..errors import OptionError, ShapeError
 
-DPI = 100
+matplotlib.rcParams["mathtext.fontset"] = "stix"  # formulas in labels look as those in the text
+DPI = 100  # screen pixels an inch
+SHARP = 2  # stored pixels a screen pixel, for screens with many
+WIDTH = 800  # screen pixels of a picture that fills the page
 OKABE_ITO = {  # Okabe and Ito, "Color Universal Design" (2008)
     "blue": "#0072B2",
     "vermillion": "#D55E00",
@@ -65,8 +70,8 @@ def tidy(ax: Axes) -> Axes:
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=9, length=3)
     ax.locator_params(nbins=5)  # most of the time of drawing goes into ticks
-    ax.xaxis.label.set_size(10)
-    ax.yaxis.label.set_size(10)
+    ax.xaxis.label.set_size(11)
+    ax.yaxis.label.set_size(11)
     ax.title.set_size(11)
     return ax
 
@@ -75,14 +80,14 @@ class Picture:
     """A picture with alt text and a caption; what `figure` and `image_grid` return. Shown when it
     ends a cell, or by `display`."""
 
-    def __init__(self, png: bytes, *, alt: str, caption: str):
+    def __init__(self, png: bytes, *, alt: str, caption: str, width: int | None = None):
         require_text("alt", alt)
         require_text("caption", caption)
-        self.png, self.alt, self.caption = png, alt, caption
+        self.png, self.alt, self.caption, self.width = png, alt, caption, width
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {
-            "text/html": figure_html(self.png, self.alt, self.caption),
+            "text/html": figure_html(self.png, self.alt, self.caption, self.width),
             "text/plain": f"[picture: {self.alt}]",
         }
 
@@ -97,10 +102,9 @@ def figure(fig: Figure, *, alt: str, caption: str) -> Picture:
     >>> figure(fig, alt="A rising line", caption="It rises.").alt
     'A rising line'
     """
-    picture = Picture(small_png(pixels(fig)), alt=alt, caption=caption)
-    if (
-        "matplotlib.pyplot" in sys.modules
-    ):  # a pyplot figure left open would be drawn a second time under the cell
+    width = round(fig.get_size_inches()[0] * DPI)
+    picture = Picture(small_png(sharp(fig)), alt=alt, caption=caption, width=width)
+    if "matplotlib.pyplot" in sys.modules:  # left open it would be drawn again under the cell
         sys.modules["matplotlib.pyplot"].close(fig)
     return picture
 
@@ -301,12 +305,12 @@ def image_grid(
     labels: Sequence[str] | None = None,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
-    zoom: int = 2,
+    zoom: float | None = None,
 ) -> Picture:
-    """A batch of images in [-1, 1] ((B, 1, H, W) or (B, 3, H, W)) as a `Picture`, sharp pixels,
-    `zoom` screen pixels a pixel.
+    """A batch of images in [-1, 1] ((B, 1, H, W) or (B, 3, H, W)) as a `Picture`, sharp pixels.
 
     labels: one text above each image. row_labels, column_labels: texts at the left and on top.
+    zoom: screen pixels a pixel, in halves; unless given, the grid fills the page.
 
     >>> image_grid(np.zeros((4, 1, 28, 28)), labels="abcd", alt="Four squares", caption="Grey.").alt
     'Four squares'
@@ -320,54 +324,75 @@ def image_grid(
     ):
         if given is not None and len(given) != wanted:
             raise ShapeError(f"{name} has {len(given)} texts for {wanted}: give one each")
-    gap = 2 if labels is None else -(-16 // zoom)  # room for a line of type above each image
-    sheet = tile(x, columns, gap=gap)
+    gap, sheet = 2, tile(x, columns, gap=2)
+    left = max(map(text_width, row_labels)) + 10 if row_labels is not None else 0
+    if labels is not None:
+        left = max(left, LINE // 2)
+    taken = left + LINE * (columns if labels is not None else 0)  # not by the images
+    times = round(SHARP * zoom) if zoom else filling(sheet, taken)  # stored pixels a pixel
     if labels is None and row_labels is None and column_labels is None:
-        return Picture(small_png(enlarge(sheet, zoom)), alt=alt, caption=caption)
-    return Picture(
-        small_png(
-            labelled(sheet, x.shape[2:], gap, zoom, columns, labels, row_labels, column_labels)
-        ),
-        alt=alt,
-        caption=caption,
-    )
+        image = enlarge(sheet, times)
+    else:
+        if labels is not None:  # room for a line of type above each image
+            gap = -(-LINE * SHARP // times)
+            sheet = tile(x, columns, gap=gap)
+        texts = (labels, row_labels, column_labels)
+        image = labelled(sheet, x.shape[2:], gap, times, left, columns, texts)
+    return Picture(small_png(image), alt=alt, caption=caption, width=image.shape[1] // SHARP)
 
 
-def labelled(sheet, size, gap, zoom, columns, labels, row_labels, column_labels) -> np.ndarray:
-    """Put a tiled sheet on a white page with its texts; everything is measured in screen pixels."""
-    h, w = size
-    left = 8 + 7 * max(map(len, row_labels)) if row_labels is not None else 0
-    top = 18 if column_labels is not None or labels is not None else 0
-    page_h, page_w = sheet.shape[0] * zoom + top, sheet.shape[1] * zoom + left
-    fig = Figure(figsize=(page_w / DPI, page_h / DPI), dpi=DPI, facecolor="white")
-    fig.figimage(
-        np.repeat(enlarge(sheet, zoom)[..., None], 3, -1)
-        if sheet.ndim == 2
-        else enlarge(sheet, zoom),
-        left,
-        0,
-    )
-    write = lambda x, y, text, **kw: fig.text(
-        x / page_w, 1 - y / page_h, text, fontsize=8.5, color="#222222", **kw
-    )
-    for i, text in enumerate(labels if labels is not None else ()):
-        write(
-            left + (i % columns * (w + gap) + w / 2) * zoom,
-            top + i // columns * (h + gap) * zoom - 3,
-            text,
-            ha="center",
-            va="bottom",
-        )
-    for i, text in enumerate(column_labels if column_labels is not None else ()):
-        write(left + (i * (w + gap) + w / 2) * zoom, top - 4, text, ha="center", va="bottom")
-    for i, text in enumerate(row_labels if row_labels is not None else ()):
-        write(left - 6, top + (i * (h + gap) + h / 2) * zoom, text, ha="right", va="center")
+def filling(sheet: np.ndarray, taken: int) -> int:
+    """Stored pixels a pixel so that the sheet fills the page but for `taken` screen pixels of its
+    width; at most 8 screen pixels a pixel."""
+    h, w = sheet.shape[:2]
+    return int(np.clip(SHARP * min((WIDTH - taken) / w, WIDTH / h), SHARP, SHARP * 8))
+
+
+LINE = 18  # screen pixels of a line of type
+TYPE = {"fontsize": 10.5, "color": "#222222"}
+
+
+def text_width(text: str) -> int:
+    """Screen pixels of a label, formulas set."""
+    fig = Figure(dpi=DPI)
+    box = fig.text(0, 0, text, **TYPE).get_window_extent(FigureCanvasAgg(fig).get_renderer())
+    return int(np.ceil(box.width))
+
+
+def labelled(sheet, size, gap, times, left, columns, texts) -> np.ndarray:
+    """Put a tiled sheet on a white page with its texts (above each image, at the left of each row,
+    above each column); all lengths but `left` are in stored pixels."""
+    labels, row_labels, column_labels = (list(t) if t is not None else [] for t in texts)
+    image = enlarge(sheet if sheet.ndim == 3 else np.repeat(sheet[..., None], 3, -1), times)
+    across, down = (size[1] + gap) * times, (size[0] + gap) * times  # from image to image
+    left, top = left * SHARP, LINE * SHARP * bool(labels or column_labels)
+    page_h, page_w, dpi = image.shape[0] + top, left + image.shape[1], DPI * SHARP
+    page_w += LINE * bool(labels)  # half a gap, as at the left
+    fig = Figure(figsize=(page_w / dpi, page_h / dpi), dpi=dpi, facecolor="white")
+    fig.figimage(image, left, 0)
+    widest = max(map(text_width, labels + column_labels), default=1)
+    small = TYPE | {"fontsize": TYPE["fontsize"] * min(1, across / SHARP / widest)}
+    above = [(i % columns, i // columns, text) for i, text in enumerate(labels)]
+    for column, row, text in above + [(i, 0, text) for i, text in enumerate(column_labels)]:
+        x, y = left + column * across + size[1] * times / 2, top + row * down - 0.3 * LINE * SHARP
+        fig.text(x / page_w, 1 - y / page_h, text, ha="center", va="baseline", **small)
+    for row, text in enumerate(row_labels):
+        y = top + row * down + size[0] * times / 2
+        fig.text((left - 14) / page_w, 1 - y / page_h, text, ha="right", va="center", **TYPE)
     return pixels(fig)
 
 
 def enlarge(sheet: np.ndarray, zoom: int) -> np.ndarray:
     """Repeat every pixel zoom x zoom times."""
     return sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def sharp(fig: Figure) -> np.ndarray:
+    """The figure as it is stored: SHARP times the pixels of the screen."""
+    fig.set_dpi(DPI * SHARP)
+    image = pixels(fig)
+    fig.set_dpi(DPI)
+    return image
 
 
 def pixels(fig: Figure) -> np.ndarray:
@@ -397,16 +422,88 @@ def small_png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def figure_html(png_bytes: bytes, alt: str, caption: str) -> str:
-    """The HTML of a picture with alt text and caption; the data URI must stay on one line (viewers
-    drop a broken one)."""
+def figure_html(png_bytes: bytes, alt: str, caption: str, width: int | None = None) -> str:
+    """The HTML of a picture with alt text and caption, `width` screen pixels wide (default: as many
+    as it has). The data URI must stay on one line (viewers drop a broken one)."""
     uri = "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")
+    wide = f'width="{width}" ' if width else ""
     style = "max-width:46em;margin-top:0.3em"
     return (
-        f'<figure style="margin:0.5em 0"><img alt="{html.escape(alt)}" src="{uri}" '
+        f'<figure style="margin:0.5em 0"><img alt="{html.escape(alt)}" src="{uri}" {wide}'
         f'style="max-width:100%;background:white"><figcaption style="{style}">'
-        f"<em>{html.escape(caption)}</em></figcaption></figure>"
+        f"<em>{html.escape(typeset(caption))}</em></figcaption></figure>"
     )
+
+
+def typeset(text: str) -> str:
+    """Numbers as a printer sets them: a real minus sign, and a space before the per cent sign."""
+    text = re.sub(r"(?<![\w.\])])-(?=\.?\d)", "\N{MINUS SIGN}", text)
+    return re.sub(r"(?<=\d) ?%", "\N{NO-BREAK SPACE}%", text)
+
+
+class Table:
+    """Rows of texts below `head`, a caption under them; what `table` returns. The first column is
+    left-aligned, cells (row, column) in `bold` are bold."""
+
+    def __init__(self, head: list[str], rows: list[list[str]], caption: str, bold=frozenset()):
+        require_text("caption", caption)
+        self.head, self.rows, self.caption, self.bold = head, rows, caption, bold
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        lines = [self.head, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
+        fit = lambda i, text: text.ljust(widths[i]) if i == 0 else text.rjust(widths[i])
+        plain = ["  ".join(fit(i, text) for i, text in enumerate(line)) for line in lines]
+        caption = html.escape(typeset(self.caption))
+        return {
+            "text/html": f"<table>{self._body()}</table><p><em>{caption}</em></p>",
+            "text/plain": "\n".join([*plain, self.caption]),
+        }
+
+    def _body(self) -> str:
+        side = lambda i: f"text-align:{'right' if i else 'left'};padding:1px 9px"
+        cell = lambda i, text, tag: f'<{tag} style="{side(i)}">{text}</{tag}>'
+        words = lambda r, i, text: f"<b>{text}</b>" if (r, i) in self.bold else text
+        line = lambda cells: f"<tr>{''.join(cells)}</tr>"
+        return line(cell(i, html.escape(t), "th") for i, t in enumerate(self.head)) + "".join(
+            line(cell(i, words(r, i, html.escape(typeset(t))), "td") for i, t in enumerate(row))
+            for r, row in enumerate(self.rows)
+        )
+
+
+def table(
+    rows: Sequence[Mapping],
+    *,
+    caption: str,
+    formats: Mapping[str, str] = {},
+    best: Mapping[str, Callable] = {},
+) -> Table:
+    """Rows {column: value} as a table; the columns are the first row's keys.
+
+    formats: {column: format}, such as {"accuracy": ".1%"}; other floats get 3 digits.
+    best: {column: min or max}: the best of the column is bold, all of them where several are equal.
+
+    >>> scores = [{"sampler": "DDIM", "Frechet": 0.41}, {"sampler": "Heun", "Frechet": 0.5}]
+    >>> table(scores, best={"Frechet": min}, caption="Two samplers.").bold
+    {(0, 1)}
+    """
+    if not rows or any(row.keys() != rows[0].keys() for row in rows):
+        raise OptionError("rows: give at least one, and all with the same columns")
+    columns = list(rows[0])
+    for name, given in ("formats", formats), ("best", best):
+        if unknown := set(given) - set(columns):
+            raise OptionError(
+                f"{name} names {', '.join(unknown)}: columns are {', '.join(columns)}"
+            )
+    form = lambda column, v: format(v, formats.get(column, ".3g" if isinstance(v, float) else ""))
+    texts = [[form(column, row[column]) for column in columns] for row in rows]
+    bold = {
+        (r, columns.index(column))
+        for column, better in best.items()
+        for r, row in enumerate(rows)
+        if row[column] == better(row[column] for row in rows)
+    }
+    return Table(columns, texts, caption, bold)
 
 
 def require_text(name: str, text: str) -> None:

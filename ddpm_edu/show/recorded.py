@@ -57,27 +57,6 @@ class Text:
         return {"text/html": f"<pre>{html.escape(self.text)}</pre>", "text/plain": self.text}
 
 
-class Table:
-    """Rows of texts below `head`, a caption under them; the first column is left-aligned."""
-
-    def __init__(self, head: list[str], rows: list[list[str]], caption: str):
-        self.head, self.rows, self.caption = head, rows, caption
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        lines = [self.head, *self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
-        fit = lambda i, text: text.ljust(widths[i]) if i == 0 else text.rjust(widths[i])
-        plain = ["  ".join(fit(i, text) for i, text in enumerate(line)) for line in lines]
-        style = lambda i: f"text-align:{'right' if i else 'left'};padding:1px 9px"
-        cell = lambda i, text: f'<td style="{style(i)}">{html.escape(text)}</td>'
-        whole = lambda line: "".join(cell(i, text) for i, text in enumerate(line))
-        body = "".join(f"<tr>{whole(line)}</tr>" for line in lines)
-        return {
-            "text/html": f"<table>{body}</table><p><em>{html.escape(self.caption)}</em></p>",
-            "text/plain": "\n".join([*plain, self.caption]),
-        }
-
-
 # ---------------------------------------------------------------- the three reports
 
 
@@ -85,7 +64,7 @@ def times(*tasks: str, folder=RESULTS) -> Report:
     """A table for each machine: the rows of "sdxl", "sd15", "vae", "throughput"."""
     head = ["", "time", "pictures a second", "of the roof", "error"]
     return Report(
-        [Table(head, _lines(record, tasks), source(record)) for record in records(folder)]
+        [plot.Table(head, _lines(record, tasks), source(record)) for record in records(folder)]
     )
 
 
@@ -182,5 +161,5 @@ def profile(what: str = "step", most: int = 12, folder=RESULTS) -> Report:
             for name, ms, runs in row["kernels"][:most]
         ]
         caption = f"{row['total_ms']:.1f} ms in all kernels. {source(record)}"
-        tables.append(Table(["kernel", "ms", "share", "runs"], lines, caption))
+        tables.append(plot.Table(["kernel", "ms", "share", "runs"], lines, caption))
     return Report(tables)

@@ -37,7 +37,11 @@ class Widget(anywidget.AnyWidget):
 
     def page(self) -> str:
         """The HTML that stays in the saved notebook."""
-        return plot.figure_html(self.still(), self.alt, self.caption)
+        return plot.figure_html(self.still(), self.alt, self.caption, self.still_width())
+
+    def still_width(self) -> int | None:
+        """Screen pixels of the still picture; None: as many as it has."""
+        return None
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)

@@ -104,7 +104,10 @@ class DragPoint(Widget):
             ax.plot(*path[-1], "o", color=color)
         ax.plot(*self.xy, "ko", markersize=9)
         ax.legend(fontsize=8)
-        return plot.small_png(plot.pixels(fig))
+        return plot.small_png(plot.sharp(fig))
+
+    def still_width(self) -> int:
+        return self.size
 
 
 _SVG_STYLES = list(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import io
 from collections.abc import Callable
 
 import numpy as np
 import traitlets as tr
-from PIL import Image
 
 from ...errors import OptionError
 from .. import plot
@@ -171,7 +169,10 @@ class SliderPicture(_Panel):
         return plot.png(image)
 
     def still(self) -> bytes:
-        return plot.small_png(np.asarray(Image.open(io.BytesIO(self.picture)).convert("RGB")))
+        return plot.small_png(plot.sharp(self._fig))
+
+    def still_width(self) -> int:
+        return round(self._fig.get_size_inches()[0] * plot.DPI)
 
 
 class SliderImage(_Panel):

@@ -1,7 +1,7 @@
 """What every notebook's page has, written from the files: python tests/notebook_page.py [00 03 ...]
 
 The line "← previous · map · next →" under the title and at the end, the map in notebook 00 (README's
-table), links for arXiv numbers, folded cells (setup, solutions, `# drawing`), and the metadata that JupyterLab would write itself (a notebook that
+table), links for arXiv numbers, folded cells (setup, solutions, `# drawing`), where each term of data/glossary.json is introduced, and the metadata that JupyterLab would write itself (a notebook that
 has others is marked as changed as soon as it is opened). Running it twice changes nothing more.
 """
 
@@ -135,8 +135,37 @@ def refresh(path: Path) -> bool:
     return new != notebook
 
 
+GLOSSARY = ROOT / "data/glossary.json"
+CHINESE = "[\u4e00-\u9fff]+"
+
+
+def glossary() -> list[dict]:
+    """[{"english": [names], "chinese", "meaning", "notebook": the first that prints the term}]"""
+    return json.loads(GLOSSARY.read_text(encoding="utf-8"))
+
+
+def chinese(path: Path) -> set[str]:
+    """The Chinese words in a notebook's cells."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return {word for cell in cells for word in re.findall(CHINESE, source(cell))}
+
+
+def introduced(entries: list[dict]) -> list[dict]:
+    """The entries with the notebook that first prints each term; "" where none does."""
+    words = [(path.stem[:2], chinese(path)) for path in all_notebooks()]
+    whole = lambda entry: set(re.findall(CHINESE, entry["chinese"]))
+    first = lambda entry: next((n for n, found in words if whole(entry) <= found), "")
+    return [entry | {"notebook": first(entry)} for entry in entries]
+
+
+def refresh_glossary() -> None:
+    lines = (json.dumps(entry, ensure_ascii=False) for entry in introduced(glossary()))
+    GLOSSARY.write_text("[\n " + ",\n ".join(lines) + "\n]\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     wanted = tuple(sys.argv[1:]) or ("",)
     for path in all_notebooks():
         if path.name.startswith(wanted):
             print(f"{path.name}: {'refreshed' if refresh(path) else 'as it should be'}")
+    refresh_glossary()

@@ -1,4 +1,4 @@
-"""Training: Algorithm 1 with what real runs need, recipes, whole systems. Notebooks 04 to 09."""
+"""Training: Algorithm 1 with what real runs need, recipes, whole systems. Notebooks 04 to 13."""
 
 from ..lazy import lazily
 
@@ -14,6 +14,7 @@ __getattr__, __dir__ = lazily(
             "classifier_features measure_scale perceptual"
         ),
         "latents": "Latents conditions encode",
+        "cuts": "Cuts CutLatents cuts encode_cuts",
         "recipes": "RECIPES Recipe MINUTE MNIST CIFAR10 PAINTED EMOJI FIVE_MINUTES",
         "whole_system": "assemble follow train_clip train_system train_unet train_vae",
     },

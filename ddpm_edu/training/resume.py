@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -65,6 +65,7 @@ class Run:
         self.average = EMA(self.weights, config.ema)
         self.arrange(torch.channels_last)  # the order of numbers that convolutions are quickest in
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.epoch, self.order = 0, self._order(0)
         self.optimizer, self.model = new_optimizer(self.weights, config), model
         if accelerator:
             self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
@@ -89,13 +90,13 @@ class Run:
 
     def batch(self, kind=object):
         """The next pictures, each with a `kind`, on the model's device; epoch after epoch."""
-        size, n = self.config.batch_size, len(self.dataset)
+        size, n = self.config.batch_size, len(self.order)
         first = self.step * size
         epochs = range(first // n, (first + size - 1) // n + 1)
         index = torch.cat(
-            [self._order(e)[max(first - e * n, 0) : first + size - e * n] for e in epochs]
+            [self._epoch(e)[max(first - e * n, 0) : first + size - e * n] for e in epochs]
         )
-        index = index[self.share]
+        index = self.index = index[self.share]
         batch = _taken(self.dataset, index, kind)
         self._no_nan(batch[0] if isinstance(batch, tuple) else batch, index)
         return to(self.device, batch)
@@ -109,11 +110,17 @@ class Run:
                 "is kept; mend or leave out the picture"
             )
 
+    def _epoch(self, epoch: int) -> Tensor:
+        if self.epoch != epoch:
+            self.epoch, self.order = epoch, self._order(epoch)
+        return self.order
+
     def _order(self, epoch: int) -> Tensor:
-        if getattr(self, "_epoch", None) != epoch:
-            seed = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self._epoch, self._shuffled = epoch, torch.randperm(len(self.dataset), generator=seed)
-        return self._shuffled
+        """Of an epoch's pictures: the dataset's own, such as one bucket a batch, or any."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        if hasattr(self.dataset, "order"):
+            return self.dataset.order(self.config.batch_size, generator)
+        return torch.randperm(len(self.dataset), generator=generator)
 
     def times(self, T: int) -> Tensor:
         """t, (B,) on the CPU: uniform, or most often in the middle."""
@@ -124,12 +131,17 @@ class Run:
         return (T * normal.sigmoid()).long().clamp(max=T - 1)[self.share]
 
     def noise(self, x_0: Tensor) -> Tensor:
-        """eps ~ N(0, I), shaped like x_0."""
-        shape = (self.config.batch_size, *x_0.shape[1:])
-        return torch.randn(shape, generator=self.generator)[self.share].to(self.device)
+        """eps ~ N(0, I), shaped like x_0; with offset noise a channel's pixels share a part."""
+        shape, c = (self.config.batch_size, *x_0.shape[1:]), self.config
+        eps = torch.randn(shape, generator=self.generator)
+        if c.offset_noise:
+            shared = torch.randn(*shape[:2], *[1] * (x_0.ndim - 2), generator=self.generator)
+            eps = eps + c.offset_noise * shared
+        return eps[self.share].to(self.device)
 
-    def drop(self, cond: Cond | None, uncond: Cond | None) -> Cond:
-        """In p_uncond of the cases `uncond` (1, ...) for the condition, or zeros."""
+    def drop(self, cond: Cond | None, uncond: Cond | Callable | None) -> Cond:
+        """In p_uncond of the cases `uncond` (1, ...) or uncond(index), or zeros, replace cond."""
+        uncond = uncond(self.index) if callable(uncond) else uncond
         drawn = torch.rand(self.config.batch_size, generator=self.generator)[self.share]
         keep = (drawn >= self.config.p_uncond).to(self.device)
 

@@ -38,6 +38,9 @@ class TrainConfig:
     # if t_mean > 0 (Esser et al. 2024, arXiv 2403.03206, eq. 19)
     t_distribution: str = "uniform"
     t_mean: float = 0.0
+    # Part of the noise that all pixels of a channel share, for very dark and very bright pictures
+    # (Guttenberg 2023; SDXL: 0.05)
+    offset_noise: float = 0.0
     dtype: str = "float32"  # of the network's products; "bfloat16" is quicker on a GPU
     seed: int = 0
     seconds: float = 0.0  # above 0: stop by the clock instead, lr follows it; not repeatable
@@ -47,7 +50,8 @@ class TrainConfig:
         sizes(self, steps=(1, 10**9), batch_size=(1, 10**6), warmup=(0, 10**9), seed=(0, 2**40))
         sizes(self, save_every=(1, 10**9))
         numbers(self, lr=(0, 10), weight_decay=(0, 10), ema=(0, 1), clip_norm=(1e-9, math.inf))
-        numbers(self, p_uncond=(0, 1), t_mean=(-10, 10), seconds=(0, 10**9))
+        numbers(self, p_uncond=(0, 1), t_mean=(-10, 10), offset_noise=(0, 10))
+        numbers(self, seconds=(0, 10**9))
         choices(self, predict=PREDICTIONS, optimizer=("adamw", "muon"))
         choices(self, t_distribution=("uniform", "logit_normal"), dtype=("float32", "bfloat16"))
 
@@ -74,7 +78,8 @@ def train(
     """Algorithm 1: minimise L_simple over `dataset`, one TrainStep an update.
 
     dataset: len() and dataset[indices] -> (x_0, Cond), such as `ImageDataset`; a dropped condition
-    becomes dataset.uncond, zeros where there is none. The batch goes to the device of `model`.
+    becomes dataset.uncond or dataset.uncond(indices), zeros where there is none. An epoch follows
+    dataset.order(batch_size, generator) where there is one. Batches go to the device of `model`.
     checkpoint: a file. If it is there, the run goes on from it; it is written every
     config.save_every steps, at the end, and on Ctrl-C. A run that was over already yields its last
     step once more, with a loss of NaN.

@@ -1,0 +1,137 @@
+"""Cuts of originals as SDXL learns them: in buckets, with their sizes and crops. Notebook 13.
+
+A batch comes from one bucket, so all its pictures have one shape. Beside the pooled text the
+denoiser gets six numbers: original size, crop, target size (Podell et al. 2023, sections 2.2, 2.3).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datasets.buckets import bucket_order, nearest_bucket
+from ..datasets.originals import Cut, Originals, caption, excess
+from ..datasets.painted import random_bits
+from ..diffusion import Cond
+from ..errors import DataError
+from ..networks.unet import timestep_embedding
+from ..systems.system import StableDiffusion
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """cuts[index] -> (x_0 (B, 3, h, w) in [-1, 1], captions: B); DataError for several buckets."""
+
+    originals: Originals
+    shapes: list[tuple[int, int]]  # (h, w) of each bucket
+    bucket: Tensor  # (N,) number of a picture's bucket
+    crop: Tensor  # (N, 2) top and left, in pixels of the resized original
+
+    def __len__(self) -> int:
+        return len(self.bucket)
+
+    def __getitem__(self, index) -> tuple[Tensor, list[str]]:
+        index = torch.as_tensor(index).reshape(-1)
+        one_bucket(self.bucket[index])
+        places = ((i, cut.target, cut.crop) for i, cut in zip(index.tolist(), self.where(index)))
+        x_0 = torch.stack([self.originals.cut(*place)[0] for place in places])
+        return x_0, [caption(self.originals.original(i)) for i in index.tolist()]
+
+    def where(self, index) -> list[Cut]:
+        """Where pictures come from: the numbers that the model learns with them."""
+        sizes, crops = self.originals.sizes()[index].tolist(), self.crop[index].tolist()
+        rows = zip(sizes, crops, self.bucket[index].tolist())
+        return [Cut(tuple(size), tuple(crop), self.shapes[k]) for size, crop, k in rows]
+
+    def order(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """An epoch, see `bucket_order`."""
+        return bucket_order(self.bucket, batch_size, generator)
+
+
+def cuts(originals: Originals, shapes: list[tuple[int, int]], seed: int = 0) -> Cuts:
+    """Each original in the bucket nearest to its aspect, cropped at random where it hangs over."""
+    bucket = nearest_bucket(originals.sizes(), shapes)
+    targets = torch.tensor(shapes)[bucket].tolist()
+    over = [excess(tuple(o), tuple(t)) for o, t in zip(originals.sizes().tolist(), targets)]
+    index = np.arange(len(bucket))
+    free = np.stack([random_bits(index, seed, stream) for stream in (7, 8)], 1)
+    crop = free % (np.array(over) + 1)
+    return Cuts(originals, list(shapes), bucket, torch.from_numpy(crop))
+
+
+def one_bucket(bucket: Tensor) -> int:
+    """The bucket that all share. DataError if there are several: their shapes differ."""
+    several = bucket.unique().tolist()
+    if len(several) != 1:
+        raise DataError(
+            f"a batch holds pictures of buckets {several}: take its indices from `order`, which "
+            "keeps buckets apart"
+        )
+    return several[0]
+
+
+@dataclass(frozen=True, eq=False)
+class CutLatents:
+    """latents[index] -> (z_0 (B, latent, h, w), Cond(context, vector)), pictures of one bucket."""
+
+    z_0: list[Tensor]  # one tensor a bucket
+    bucket: Tensor  # (N,)
+    row: Tensor  # (N,) of z_0[bucket]
+    text: Tensor  # (N,) which caption
+    captions: Cond  # context (M, L, D) and pooled vector (M, P) of each
+    empty: Cond  # the same, (1, ...), of a dropped caption
+    numbers: Tensor  # (N, 6), or zeros for a model that learns no sizes
+    number_dim: int  # cosines and sines of each
+
+    def __len__(self) -> int:
+        return len(self.bucket)
+
+    def __getitem__(self, index) -> tuple[Tensor, Cond]:
+        z_0 = self.z_0[one_bucket(self.bucket[index])][self.row[index]]
+        return z_0, self._with_numbers(self.captions.map(lambda c: c[self.text[index]]), index)
+
+    def uncond(self, index) -> Cond:
+        """What replaces a dropped condition: no text, but the same numbers."""
+        return self._with_numbers(
+            self.empty.map(lambda c: c.expand(len(index), *c.shape[1:])), index
+        )
+
+    def order(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """An epoch, see `bucket_order`."""
+        return bucket_order(self.bucket, batch_size, generator)
+
+    def _with_numbers(self, text: Cond, index) -> Cond:
+        numbers = timestep_embedding(self.numbers[index].flatten(), self.number_dim)
+        return Cond(text.context, torch.cat([text.vector, numbers.reshape(len(index), -1)], 1))
+
+
+@torch.no_grad()
+def encode_cuts(
+    sd: StableDiffusion, data: Cuts, sizes: bool = True, batch: int = 250
+) -> CutLatents:
+    """All of `data` through sd's VAE and text encoders, once.
+
+    sizes: whether the model learns where each picture comes from; if not, it gets zeros.
+    """
+    z_0, row = [], torch.zeros(len(data), dtype=torch.long)
+    for k in range(len(data.shapes)):
+        own = (data.bucket == k).nonzero()[:, 0]
+        row[own] = torch.arange(len(own))
+        z_0.append(torch.cat([sd.vae.to_latent(data[part][0]) for part in own.split(batch)]))
+    names = [caption(data.originals.original(i)) for i in range(len(data))]
+    known = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    empty = sd.text.encode([""])
+    if sd.config.zero_empty:
+        empty = empty.map(torch.zeros_like)
+    numbers = torch.tensor([[*o, *c, *t] for o, c, t in data.where(torch.arange(len(data)))])
+    return CutLatents(
+        z_0,
+        data.bucket,
+        row,
+        torch.tensor([known[name] for name in names]),
+        sd.text.encode(list(known)),
+        empty,
+        numbers if sizes else torch.zeros_like(numbers),
+        sd.config.number_dim,
+    )

@@ -1,8 +1,10 @@
 """What every notebook's page has, written from the files: python tests/notebook_page.py [00 03 ...]
 
-The line "← previous · map · next →" under the title and at the end, the map in notebook 00 (README's
-table), links for arXiv numbers, folded cells (setup, solutions, `# drawing`), where each term of data/glossary.json is introduced, and the metadata that JupyterLab would write itself (a notebook that
-has others is marked as changed as soon as it is opened). Running it twice changes nothing more.
+The line "← previous · map · next →" under the title and at the end; the map in notebook 00 and each
+header's seconds and memory (README's table); links for arXiv numbers; folded cells (setup, solutions,
+`# drawing`); where each term of data/glossary.json is introduced; and the metadata that JupyterLab
+would write itself (a notebook that has others is marked as changed as soon as it is opened).
+Running it twice changes nothing more.
 """
 
 import json
@@ -84,6 +86,25 @@ def readme() -> str:
     return (ROOT / "README.md").read_text()
 
 
+def cost_line(path: Path, old: str) -> str:
+    """The header's line of seconds and memory, from README's table; what follows "No GPU" stays."""
+    row = re.search(rf"^\| \[.*\]\(notebooks/{path.name}\) .*\| (.*?) \|$", readme(), re.M)
+    cost = row[1].replace(", ", " and ") if row else "not measured yet"
+    kept = re.search(r"No GPU.*|A GPU.*|With a GPU.*", old)
+    return (
+        f"**Time and memory:** about {cost} on one CPU core (`make test-notebooks` measures it). "
+        + (kept[0] if kept else "")
+    ).strip()
+
+
+def write_cost(notebook: dict, path: Path) -> None:
+    for cell in notebook["cells"][:8]:
+        if cell["cell_type"] == "markdown":
+            line = re.search(r"^\*\*Time and memory:\*\*.*$", source(cell), re.M)
+            if line:
+                set_source(cell, source(cell).replace(line[0], cost_line(path, line[0])))
+
+
 def draw_map(notebook: dict) -> None:
     """Refresh the rows of the table under "## Map"."""
     for cell in notebook["cells"]:
@@ -117,6 +138,7 @@ def written(notebook: dict, path: Path, folder: Path = NOTEBOOKS) -> dict:
     notebook = json.loads(json.dumps(notebook))
     notebook["metadata"] |= METADATA
     navigate(notebook, navigation(path, folder))
+    write_cost(notebook, path)
     if path.name.startswith("00"):
         draw_map(notebook)
     for cell in notebook["cells"]:

@@ -226,8 +226,10 @@ def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, f
 # ---------------------------------------------------------------- sampling
 
 
-def begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator):
-    """What every sampler does at its call: check the arguments. Returns (path, look).
+def begin(
+    model, schedule, x_T, timesteps, cond=None, *, predict="eps", clip=None, end=-1, generator=None
+):
+    """What every sampler does at its call: check the arguments of `sample`. Returns (path, look).
 
     path: the pairs (t, t_prev) of `visit`.  look(x_t, t) -> (x0_hat, eps_hat): one model call; with
     `clip`, x0_hat is held in [-clip, clip] and eps_hat follows it.
@@ -285,17 +287,7 @@ def _same_device(model, x_T):
 
 
 def ddpm(
-    model,
-    schedule,
-    x_T,
-    timesteps,
-    cond=None,
-    *,
-    variance="small",
-    predict="eps",
-    clip=None,
-    end=-1,
-    generator=None,
+    model, schedule, x_T, timesteps, cond=None, *, variance="small", generator=None, **options
 ):
     """Algorithm 2 of DDPM: draw x_{t-1} from the posterior q(x_{t-1} | x_t, x0_hat).
 
@@ -304,7 +296,8 @@ def ddpm(
     Where timesteps are skipped, alpha_t spans the gap. Other arguments: see `sample`.
     """
     one_of("variance", variance, ("small", "large"))
-    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    options = dict(options, generator=generator)
+    path, look = begin(model, schedule, x_T, timesteps, cond, **options)
 
     def steps(x):
         for t, t_prev in path:
@@ -344,7 +337,8 @@ def sample(
     `randn_like`. Yields one Step a model call. Arguments are checked at the call: see `begin`.
     """
     in_range("eta", eta, 0, 1, "0 is deterministic, 1 adds as much noise as DDPM")
-    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    options = dict(predict=predict, clip=clip, end=end, generator=generator)
+    path, look = begin(model, schedule, x_T, timesteps, cond, **options)
 
     def steps(x):
         for t, t_prev in path:

@@ -1,12 +1,17 @@
 """Where the course's own files lie, and how a file is replaced in one stroke. Notebook 00."""
 
 import glob
+import gzip
+import hashlib
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import DataError
 
 try:
     import fcntl
@@ -18,6 +23,32 @@ def data_folder() -> Path:
     """The folder of mnist/, weights/ and tokenizer/: $DDPM_EDU_DATA, or data/ beside ddpm_edu/."""
     beside = Path(__file__).parent.parent / "data"
     return Path(os.environ.get("DDPM_EDU_DATA") or beside).expanduser()
+
+
+def shipped(name: str, checksum: str) -> bytes:
+    """The bytes of a file of the data folder, unpacked if it is a .gz, with this sha256 or md5.
+
+    DataError for a file that is missing, cut short, unreadable or altered.
+    """
+    path, room = data_folder() / name, name.partition("/")[0]
+    kind = "md5" if len(checksum) == 32 else "sha256"
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if name.endswith(".gz") else raw
+        found = hashlib.new(kind, raw, usedforsecurity=False).hexdigest()
+        if found == checksum:
+            return raw
+        cause = f"has the wrong content ({len(raw):,} bytes, {kind} {found}, official {checksum})"
+    except FileNotFoundError:
+        cause = "is missing"
+    except EOFError:
+        cause = "is cut short"
+    except (OSError, zlib.error) as error:
+        cause = f"cannot be read ({error})"
+    raise DataError(
+        f"{path} {cause}: restore it with `git checkout -- data/{room}`, or point DDPM_EDU_DATA to "
+        f"a folder that holds {room}/ (data/README.md says where to get it)"
+    )
 
 
 @contextmanager

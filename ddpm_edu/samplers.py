@@ -1,9 +1,10 @@
 """Faster samplers: the way from noise to picture as an equation, and ways to solve it. Notebook 05.
 
-All take the arguments of `diffusion.sample` and yield its Steps. x_t is always as DDPM scales it,
-x_t = s x_0 + n eps with s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t). Seen as x_bar = x_t / s
-it obeys d x_bar / d sigma = eps(x_t, t) with sigma = n / s (DDIM eq. 14). The solvers of that
-equation are written in s and n here, so that they hold at s = 0 too, where sigma is infinite.
+All take the arguments and options of `diffusion.sample` and yield its Steps. x_t is always as DDPM
+scales it, x_t = s x_0 + n eps with s = sqrt(alpha_bar_t), n = sqrt(1 - alpha_bar_t). Seen as
+x_bar = x_t / s it obeys d x_bar / d sigma = eps(x_t, t) with sigma = n / s (DDIM eq. 14). The
+solvers of that equation are written in s and n here, so that they hold at s = 0 too, where sigma is
+infinite.
 """
 
 import math
@@ -34,10 +35,8 @@ def euler(
     s_min=0.0,
     s_max=math.inf,
     s_noise=1.0,
-    predict="eps",
-    clip=None,
-    end=-1,
     generator=None,
+    **options,
 ):
     """Euler: x_bar + (sigma_prev - sigma) eps = x_0 + sigma_prev eps. Equal to DDIM with eta = 0.
 
@@ -50,7 +49,8 @@ def euler(
     in_range("s_min", s_min, 0, 1e6, "the smallest sigma where noise is added")
     in_range("s_max", s_max, 0, math.inf, "the largest sigma where noise is added")
     in_range("s_noise", s_noise, 0, 2, "1 is the noise that belongs to the time")
-    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    options = dict(options, generator=generator)
+    path, look = begin(model, schedule, x_T, timesteps, cond, **options)
     gamma = min(s_churn / len(path), 2**0.5 - 1)
 
     def steps(x):
@@ -79,14 +79,12 @@ def euler_ancestral(model, schedule, x_T, timesteps, cond=None, *, eta=1.0, **op
     return sample(model, schedule, x_T, timesteps, cond, eta=eta, **options)
 
 
-def heun(
-    model, schedule, x_T, timesteps, cond=None, *, predict="eps", clip=None, end=-1, generator=None
-):
+def heun(model, schedule, x_T, timesteps, cond=None, **options):
     """Heun: look at the slope at both ends and take the mean (Karras et al. 2022, Algorithm 1).
 
     Two model calls a step. The last step, to sigma = 0, is Euler's: the clean picture has no slope.
     """
-    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    path, look = begin(model, schedule, x_T, timesteps, cond, **options)
 
     def steps(x):
         for t, t_prev in path:
@@ -115,9 +113,7 @@ def along(schedule, t, t_prev, x_0, eps, slope):
     return x_prev + (n_prev - s_prev * n / s) * (slope - eps)
 
 
-def dpmpp_2m(
-    model, schedule, x_T, timesteps, cond=None, *, predict="eps", clip=None, end=-1, generator=None
-):
+def dpmpp_2m(model, schedule, x_T, timesteps, cond=None, **options):
     """DPM-Solver++(2M): a straight line through the last two x0_hat, exact in sigma.
 
     With lambda = log(s / n), h the step in lambda, h_before the one before it:
@@ -125,7 +121,7 @@ def dpmpp_2m(
     x_prev = n_prev / n x_t + (s_prev - s n_prev / n) D (Lu et al. 2022, arXiv 2211.01095, Alg. 2),
     and n_prev / n x_t = s n_prev / n x0_hat + n_prev eps. First and last step are first order.
     """
-    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    path, look = begin(model, schedule, x_T, timesteps, cond, **options)
     lam = lambda s, n: -math.inf if s == 0 else math.log(s / n)
 
     def steps(x):
@@ -152,26 +148,14 @@ ADAMS_BASHFORTH = {  # weights of the last slopes, the newest first
 }
 
 
-def ipndm(
-    model,
-    schedule,
-    x_T,
-    timesteps,
-    cond=None,
-    *,
-    order=4,
-    predict="eps",
-    clip=None,
-    end=-1,
-    generator=None,
-):
+def ipndm(model, schedule, x_T, timesteps, cond=None, *, order=4, **options):
     """iPNDM: Adams-Bashforth on eps, the last `order` slopes combined.
 
     Zhang & Chen 2022 (arXiv 2204.13902), eq. 23. Weights are those of equal steps, as in the paper;
     the first steps use as many slopes as there are.
     """
     whole("order", order, 1, 4, "number of slopes combined")
-    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    path, look = begin(model, schedule, x_T, timesteps, cond, **options)
 
     def steps(x):
         slopes = []
@@ -186,15 +170,13 @@ def ipndm(
     return steps(x_T)
 
 
-def pndm(
-    model, schedule, x_T, timesteps, cond=None, *, predict="eps", clip=None, end=-1, generator=None
-):
+def pndm(model, schedule, x_T, timesteps, cond=None, **options):
     """PLMS, the pseudo linear multistep method of PNDM (Liu et al. 2022, arXiv 2202.09778, eq. 12).
 
     What SD 1.5's own scheduler does: iPNDM of order 4, but that the first step is Heun's, with a
     second look, so that a run makes one model call more than steps.
     """
-    path, look = begin(model, schedule, x_T, timesteps, cond, predict, clip, end, generator)
+    path, look = begin(model, schedule, x_T, timesteps, cond, **options)
 
     def steps(x):
         slopes = []

@@ -110,7 +110,7 @@ def test_mnist_loads_quickly():
 
 def test_unknown_split():
     for load in (data.mnist, data.cifar10):
-        with pytest.raises(OptionError, match="'valid' is not known: choose 'train' or 'test'"):
+        with pytest.raises(OptionError, match="split = 'valid' is not known"):
             load("valid")
 
 
@@ -154,23 +154,19 @@ def flip_one_bit(raw):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda raw: raw[:-784], "is cut short .it promises 7840000 numbers, and holds 7839216"),
-        (lambda raw: raw[:10], "is cut short"),
-        (lambda raw: b"", "is not an idx file of 3 axes .it starts with nothing"),
-        (
-            lambda raw: struct.pack(">I", 2049) + raw[4:],
-            "is not an idx file of 3 axes .it starts with 00000801",
-        ),
-        (lambda raw: b"<html>" + raw, "is not an idx file"),
-        (
-            flip_one_bit,
-            "has the wrong content .md5 [0-9a-f]{32}, official 2646ac647ad5339dbf082846283269ea",
-        ),
+        (lambda raw: raw[:-784], "7,839,232 bytes"),
+        (lambda raw: raw[:10], "10 bytes"),
+        (lambda raw: b"", "0 bytes"),
+        (lambda raw: struct.pack(">I", 2049) + raw[4:], "7,840,016 bytes"),
+        (lambda raw: b"<html>" + raw, "7,840,022 bytes"),
+        (flip_one_bit, "7,840,016 bytes, md5 [0-9a-f]{32}, official 2646ac647ad5339dbf0828462832"),
     ],
 )
 def test_mnist_altered(mnist_copy, change, message):
     rewrite(mnist_copy / f"{NAME}.gz", change)
-    with pytest.raises(DataError, match=f"{NAME}.gz {message}.*: restore it with"):
+    with pytest.raises(
+        DataError, match=f"{NAME}.gz has the wrong content .{message}.*: restore it"
+    ):
         data.mnist("test")
 
 

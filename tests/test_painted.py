@@ -355,7 +355,7 @@ def test_reading_is_not_fooled(test_set, classifier):
 
 def test_read_refuses(classifier, test_set):
     x_0, captions = test_set[:2]
-    with refuses(ShapeError, r"images have shape \(2, 1, 32, 32\)"):
+    with refuses(ShapeError, r"images has shape \(2, 1, 32, 32\)"):
         obedience.read(x_0[:, :1], classifier)
     with refuses(ShapeError, r"\(0, 3, 32, 32\)"):
         obedience.read(x_0[:0], classifier)

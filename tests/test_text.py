@@ -540,14 +540,14 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_named():
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
     load = clip_tokenizer.__wrapped__
-    with refuses(DataError, "merges.txt.gz", "no such file", "git checkout"):
+    with refuses(DataError, "merges.txt.gz", "is missing", "git checkout"):
         load()
     file = tmp_path / "tokenizer" / "merges.txt.gz"
     monkeypatch.delenv("DDPM_EDU_DATA")
     shutil.copytree(paths.data_folder() / "tokenizer", tmp_path / "tokenizer")
     monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
     file.write_bytes(file.read_bytes()[:1000])
-    with refuses(DataError, "merges.txt.gz", "damaged", "git checkout"):
+    with refuses(DataError, "merges.txt.gz", "is cut short", "git checkout"):
         load()
 
 

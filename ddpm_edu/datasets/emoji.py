@@ -4,8 +4,6 @@ One sheet that ships; pictures and licences: data/emoji/README.md. Importing thi
 """
 
 import difflib
-import gzip
-import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -15,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, OptionError, one_of
-from ..paths import data_folder
+from ..paths import shipped
 from .images import from_uint8
 
 PIXELS, COLUMNS = 64, 44  # of a picture; of the sheet, which reads like a page
-SHA256 = {
+SHA256 = {  # of the contents
     "sheet.webp": "2590803f5259a1bc15f0d7bff566ac490b03a4ef5b49cccf354fb68c91054957",
-    "names.json.gz": "9c68c95e6375bf8f70e3831c275f3aaad703b483909dd9eba8f763ca13e07dd9",
+    "names.json.gz": "42f067f69c7325eed6c89809b720b06a00c589fd0f16020b18ebd8577acd129a",
 }
 
 
@@ -80,9 +78,10 @@ def emoji() -> Emoji:
     """All 1,911; their files' sums are verified: DataError if one is missing or altered."""
     from PIL import Image  # here, so that importing this module stays quick
 
-    listed = json.loads(gzip.decompress(_verified("names.json.gz")))
+    listed = json.loads(shipped("emoji/names.json.gz", SHA256["names.json.gz"]))
+    sheet = io.BytesIO(shipped("emoji/sheet.webp", SHA256["sheet.webp"]))
     try:
-        sheet = Image.open(io.BytesIO(_verified("sheet.webp")), formats=["WEBP"]).convert("RGB")
+        sheet = Image.open(sheet, formats=["WEBP"]).convert("RGB")
     except (OSError, KeyError) as error:
         raise DataError(
             f"this Pillow cannot read WebP, the format of the emoji sheet ({error}): install one "
@@ -94,23 +93,3 @@ def emoji() -> Emoji:
     categories = zip(*(listed["categories"][k] for k in number))
     images = torch.from_numpy(tiles[: len(names)].copy())
     return Emoji(images, characters, names, chinese, *categories, tuple(map(tuple, tags)))
-
-
-def _verified(name: str) -> bytes:
-    path = data_folder() / "emoji" / name
-    try:
-        raw = path.read_bytes()
-        found = hashlib.sha256(raw).hexdigest()
-        cause = (
-            f"has the wrong content (sha256 {found}, expected {SHA256[name]}, {len(raw):,} bytes)"
-        )
-        if found == SHA256[name]:
-            return raw
-    except FileNotFoundError:
-        cause = "is missing"
-    except OSError as error:
-        cause = f"cannot be read ({error})"
-    raise DataError(
-        f"emoji file {path} {cause}: restore it with `git checkout -- data/emoji`, or point "
-        "DDPM_EDU_DATA to a folder that holds emoji/ (data/emoji/README.md says how it was made)"
-    )

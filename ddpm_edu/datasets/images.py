@@ -4,7 +4,6 @@ They leave as x_0 (B, C, H, W), float32 in [-1, 1], with a one-hot `Cond.vector`
 """
 
 import copy
-import gzip
 import hashlib
 import http.client
 import math
@@ -12,7 +11,6 @@ import os
 import tarfile
 import time
 import urllib.request
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +19,10 @@ import torch
 from torch import Tensor
 
 from ..diffusion import Cond, class_cond
-from ..errors import DataError, OptionError, ResourceError, ShapeError, pixels, warn, whole
-from ..paths import data_folder, locked, replacing
+from ..errors import DataError, OptionError, ResourceError, ShapeError, one_of, pixels, warn, whole
+from ..paths import data_folder, locked, replacing, shipped
+
+SPLITS = ("train", "test")
 
 # ---------------------------------------------------------------- arrays
 
@@ -169,7 +169,6 @@ SUFFIXES = frozenset(
 )
 FORMATS = "JPEG PNG WEBP GIF BMP TIFF PPM TGA ICO AVIF HEIF JPEG2000".split()  # no PostScript
 MOST_PIXELS = 150_000_000  # of one picture; more is a bomb, or needs gigabytes
-UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation -> Pillow's Transpose
 
 
 def folder(
@@ -251,7 +250,7 @@ def _some(files: list[Path]) -> str:
 
 
 def _read_picture(file: Path, size: int, channels: int, pad: bool) -> Tensor:
-    from PIL import Image  # here, so that importing this module stays quick
+    from PIL import Image, ImageOps  # here, so that importing this module stays quick
 
     Image.init()
     with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
@@ -260,21 +259,18 @@ def _read_picture(file: Path, size: int, channels: int, pad: bool) -> Tensor:
         image.draft(None, (2 * size, 2 * size))  # JPEG: decode no more than is needed
         image.load()
         try:
-            turn = UPRIGHT.get(image.getexif().get(0x0112))
+            ImageOps.exif_transpose(image, in_place=True)
         except Exception:  # a picture with damaged EXIF is still a picture
-            turn = None
+            pass
         image = _on_white(image)
-    w, h = image.size
-    side = max(w, h) if pad else min(w, h)
-    left, top = (w - side) / 2, (h - side) / 2
-    box = max(left, 0), max(top, 0), min(left + side, w), min(top + side, h)
-    small = tuple(max(1, round(size * min(z, side) / side)) for z in (w, h))
-    image = image.resize(small, Image.Resampling.BICUBIC, box)
     if pad:
+        small = [max(1, round(size * side / max(image.size))) for side in image.size]
         ground = Image.new(image.mode, (size, size), "white")
-        ground.paste(image, ((size - small[0]) // 2, (size - small[1]) // 2))
+        corner = (size - small[0]) // 2, (size - small[1]) // 2
+        ground.paste(image.resize(small, Image.Resampling.BICUBIC), corner)
         image = ground
-    image = image if turn is None else image.transpose(turn)
+    else:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     array = np.array(image.convert("L" if channels == 1 else "RGB")).reshape(size, size, channels)
     return torch.from_numpy(array).permute(2, 0, 1)
 
@@ -313,53 +309,22 @@ def mnist(split: str = "train") -> ImageDataset:
 
     Every read verifies the official sums: DataError if a file is missing, cut short or altered.
     """
-    part = {"train": "train", "test": "t10k"}[_known(split)]
+    part = {"train": "train", "test": "t10k"}[one_of("split", split, SPLITS)]
     images = _read_idx(f"{part}-images-idx3-ubyte", ndim=3)
     return ImageDataset(images[:, None], _read_idx(f"{part}-labels-idx1-ubyte", ndim=1))
 
 
-def _known(split: str) -> str:
-    if split not in ("train", "test"):
-        raise OptionError(f"split = {split!r} is not known: choose 'train' or 'test'")
-    return split
-
-
 def _read_idx(name: str, ndim: int) -> Tensor:
-    """An idx file: bytes 0, 0, 8 (unsigned byte), ndim; sizes, big-endian int32; the numbers."""
-    path = data_folder() / "mnist" / f"{name}.gz"
-
-    def broken(cause):
-        return DataError(
-            f"MNIST file {path} {cause}: restore it with `git checkout -- data/mnist`, or point "
-            "DDPM_EDU_DATA to a folder that holds mnist/ (data/README.md says where to get it)"
-        )
-
-    try:
-        raw = gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
-        raise broken("is missing") from None
-    except EOFError:
-        raise broken("is cut short") from None
-    except (OSError, zlib.error) as error:
-        raise broken(f"cannot be read ({error})") from None
-    header = 4 + 4 * ndim
-    if raw[:4] != bytes([0, 0, 8, ndim]):
-        start = raw[:4].hex() or "nothing"
-        raise broken(f"is not an idx file of {ndim} axes (it starts with {start})")
-    shape = np.frombuffer(raw[4:header].ljust(4 * ndim, b"\0"), ">i4").tolist()
-    if len(raw) != header + math.prod(shape):
-        held = max(0, len(raw) - header)
-        raise broken(f"is cut short (it promises {math.prod(shape)} numbers, and holds {held})")
-    if (md5 := hashlib.md5(raw, usedforsecurity=False).hexdigest()) != MNIST_MD5[name]:
-        raise broken(f"has the wrong content (md5 {md5}, official {MNIST_MD5[name]})")
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).reshape(shape)
+    """The bytes of an idx file, behind its 4 bytes of magic and `ndim` sizes, big-endian int32."""
+    raw = shipped(f"mnist/{name}.gz", MNIST_MD5[name])
+    shape = np.frombuffer(raw, ">i4", ndim, offset=4).tolist()
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
 # ---------------------------------------------------------------- CIFAR-10
 
-CIFAR10_CLASSES = tuple(
-    "airplane automobile bird cat deer dog frog horse ship truck".split()
-)  # in the order of the labels, which is that of the alphabet
+# in the order of the labels, which is that of the alphabet
+CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 STALL, LONGEST = 30, 3600  # seconds without a byte, and in all, after which a download has failed
 
 
@@ -370,7 +335,7 @@ def cifar10(split: str = "train", root=None, download: bool = False) -> ImageDat
     them a folder of pictures in ten classes; None: $DDPM_EDU_CIFAR10, else `cifar10/` in the data
     folder. download: fetch 170 MB into it, if it is not there. DataError if that fails.
     """
-    _known(split)
+    one_of("split", split, SPLITS)
     root = root or os.environ.get("DDPM_EDU_CIFAR10") or data_folder() / "cifar10"
     root = Path(root).expanduser()
     if (root / split).is_dir():

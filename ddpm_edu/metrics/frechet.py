@@ -8,7 +8,7 @@ weights gives the distance of real pictures from each other as the yardstick.
 import torch
 from torch import Tensor
 
-from ..errors import DataError, OptionError, ShapeError, pixels
+from ..errors import DataError, OptionError, ShapeError, fits, one_of, pixels, whole
 from ..networks.classifier import Classifier
 
 # ---------------------------------------------------------------- sets of features
@@ -56,8 +56,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     A point lies among a set of points if it is no farther from one of them than that one's k-th
     nearest neighbour in the set (Kynkaanniemi et al. 2019, eq. 1, 2). (N, D), (M, D); N, M > k.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise OptionError(f"k = {k!r} neighbours: pass a whole number of at least 1")
+    whole("k", k, 1, hint="neighbours")
     real, generated = _checked(real, k), _checked(generated, k)
     if real.shape[1] != generated.shape[1]:
         raise ShapeError(
@@ -77,7 +76,7 @@ def _covered(points: Tensor, among: Tensor, k: int) -> float:
 def _checked(features: Tensor, more_than: int) -> Tensor:
     if features.ndim != 2:
         raise ShapeError(
-            f"features have shape {tuple(features.shape)}: pass (N, D), a row a picture"
+            f"features have shape {tuple(features.shape)}: pass a row a picture, (N, D)"
         )
     if len(features) <= more_than:
         raise DataError(
@@ -123,9 +122,7 @@ def frechet_to_real(classifier: Classifier, x: Tensor, split: str = "train") -> 
 
     Raises OptionError for another split, or a classifier without them.
     """
-    if split not in ("train", "test"):
-        raise OptionError(f"split = {split!r} is not known: choose 'train' or 'test'")
-    real = getattr(classifier, f"real_{split}")
+    real = getattr(classifier, f"real_{one_of('split', split, ('train', 'test'))}")
     if not real.cov.any():
         raise OptionError(
             f"classifier holds no moments of real {split} pictures: "
@@ -136,12 +133,9 @@ def frechet_to_real(classifier: Classifier, x: Tensor, split: str = "train") -> 
 
 @torch.no_grad()
 def _batched(classifier: Classifier, function, x: Tensor, size: int = 500) -> Tensor:
-    channels = classifier.config.channels
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ShapeError(
-            f"pictures have shape {tuple(x.shape)}: this classifier takes (N, {channels}, H, W)"
-        )
     pixels("pictures", x, beyond=1)  # a sampler overshoots a little; clipped, as when shown
+    shape = "N", classifier.config.channels, "H", "W"
+    fits("pictures", x, shape, "this classifier takes")
     training = classifier.training
     classifier.eval()  # batch statistics would make a picture's score depend on its neighbours
     try:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..datasets.images import to_uint8
 from ..datasets.painted import COLOURS, PIXELS, PLACES, SIZES, Scene, extent, parse, scene_of, step
-from ..errors import ShapeError
+from ..errors import ShapeError, fits
 from ..files.load import load
 from ..networks.classifier import Classifier
 
@@ -26,10 +26,7 @@ def read(images: Tensor, classifier: Classifier | None = None) -> list[Scene]:
     (None: the one that ships). Ink equals ground where no digit is seen. Raises ShapeError,
     DataError for NaN.
     """
-    if images.ndim != 4 or images.shape[1:] != (3, PIXELS, PIXELS) or not len(images):
-        raise ShapeError(
-            f"images have shape {tuple(images.shape)}: pass (B, 3, {PIXELS}, {PIXELS})"
-        )
+    fits("images", images, ("B", 3, PIXELS, PIXELS), "pass")
     ink, ground, cover = read_colours(images)
     size, place = _size_and_place(cover)
     scale = torch.tensor(list(SIZES.values()))[size] / 20

@@ -41,6 +41,8 @@ class GaussianPrior(nn.Module):
         self.register_buffer("basis", torch.zeros(n, total, rank))
         self.register_buffer("variance", torch.zeros(total, rank))
         self.register_buffer("rest", torch.zeros(total))
+        self.register_buffer("mean_along", torch.zeros(total, rank), persistent=False)
+        self.register_load_state_dict_post_hook(lambda prior, _: prior._settle())
         sigma = schedule.sigma.float().clamp(max=1e6)  # may end in infinity, pure noise
         sigma = F.pad(sigma, (1, 0))  # index t + 1
         self.register_buffer("sigma", sigma, persistent=False)
@@ -71,7 +73,13 @@ class GaussianPrior(nn.Module):
                 for j, near in enumerate(_clusters(x, parts)):
                     if len(near):  # an empty part keeps weight 0
                         prior._fit_part(k * parts + j, x[near], len(near) / len(x))
+        prior._settle()
         return prior
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """V_j^T mean_j of each part: the same for every x_t."""
+        self.mean_along = (self.mean.T[..., None] * self.basis).sum(0)
 
     def _fit_part(self, j: int, x: Tensor, weight: float) -> None:
         self.weight[j], self.mean[j] = weight, x.mean(0)
@@ -121,11 +129,10 @@ class GaussianPrior(nn.Module):
     def _mean_of(self, x: Tensor, s: Tensor, n: Tensor, classes: Tensor, parts: slice) -> Tensor:
         """E[x_0 | x_t], (B, N), where only `parts` of the mixture have a share."""
         mean, variance, rest = self.mean[parts], self.variance[parts], self.rest[parts]
-        basis = self.basis[:, parts]
-        V = basis.flatten(1)  # (N, J * rank)
+        V = self.basis[:, parts].flatten(1)  # (N, J * rank)
         # V_j^T (x_t - s mean_j), and the variances of x_t along V_j and across it
-        mean_along = (mean.T[..., None] * basis).sum(0)  # (J, rank)
-        along = (x @ V).unflatten(1, (-1, self.rank)) - s[..., None] * mean_along  # (B, J, rank)
+        along = (x @ V).unflatten(1, (-1, self.rank))  # (B, J, rank)
+        along = along - s[..., None] * self.mean_along[parts]
         var = s[..., None] ** 2 * variance + n[..., None] ** 2  # (B, J, rank)
         var_rest = s**2 * rest + n**2  # (B, J)
         w = self._share(x, s, along, var, var_rest, classes, parts)

@@ -4,7 +4,6 @@ Sennrich et al. 2016 (arXiv 1508.07909). The merges of CLIP's tokenizer ship wit
 """
 
 import functools
-import gzip
 import html
 import re
 import unicodedata
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, OptionError, checked_prompts, needs, one_of, whole
-from ..paths import data_folder
+from ..paths import shipped
+
+MERGES_SHA256 = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"
 
 
 class Tokenizer:
@@ -77,17 +78,8 @@ def tokenize(prompts: list[str], pad: str = "eot") -> Tensor:
 @functools.cache
 def clip_tokenizer() -> Tokenizer:
     """CLIP's own, from data/tokenizer. Raises DataError if the file is missing or damaged."""
-    path = data_folder() / "tokenizer" / "merges.txt.gz"
-    remedy = "it ships with the course: `git checkout -- data/tokenizer`"
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        merges = [tuple(line.split(" ")) for line in lines]
-        if len(merges) != 48894 or any(len(pair) != 2 for pair in merges):
-            raise ValueError(f"{len(merges)} merges")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {remedy}") from None
-    except (OSError, EOFError, ValueError) as e:
-        raise DataError(f"{path}: damaged ({e!r}); {remedy}") from e
+    lines = shipped("tokenizer/merges.txt.gz", MERGES_SHA256).decode().splitlines()
+    merges = [tuple(line.split(" ")) for line in lines]
     return Tokenizer(_bpe(vocabulary(merges), merges))
 
 

@@ -67,6 +67,7 @@ class Run:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch, self.order = 0, self._order(0)
         self.optimizer, self.model = new_optimizer(self.weights, config), model
+        self.trained = [p for p in self.weights.parameters() if p.requires_grad]
         if accelerator:
             self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
             self.average.model.to(accelerator.device)
@@ -169,13 +170,12 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.zero_grad(set_to_none=True)
-        trained = [p for p in self.weights.parameters() if p.requires_grad]
         if self.accelerator:
             self.accelerator.backward(value)
-            norm = self.accelerator.clip_grad_norm_(trained, c.clip_norm)
+            norm = self.accelerator.clip_grad_norm_(self.trained, c.clip_norm)
         else:
             value.backward()
-            norm = nn.utils.clip_grad_norm_(trained, c.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self.trained, c.clip_norm)
         if not getattr(self.accelerator, "scaler", None):  # it skips steps whose float16 overflows
             self._finite("gradient", norm)
         self.optimizer.step()

@@ -3,10 +3,12 @@
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
-from .errors import DdpmEduError, OptionError, in_range, one_of, whole
+from .errors import DdpmEduError, OptionError, check_device, check_writable, in_range, one_of, whole
+from .paths import data_folder, replacing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,16 +109,12 @@ def sample(args) -> None:
     if not (args.labels.isascii() and args.labels.isdigit()):
         raise OptionError(f"--labels {args.labels!r}: pass digits, one a picture: 0123456789")
     n, between = len(args.labels), 10**6  # other seeds for a sampler's own noise than for x_T
-    whole("--seed", args.seed, 0, 2**63 - 1 - between - n, "the first picture's")
-    whole("--zoom", args.zoom, 1, 64, "screen pixels a pixel")
-    whole("--columns", args.columns, 1, 10**6, "pictures in a row")
+    _check(args, seed=(whole, 0, 2**63 - 1 - between - n), columns=(whole, 1, 10**6))
     (path,) = _outputs(args.out, 1)
     loaded = load(args.model)
     if not isinstance(loaded, Pretrained):
-        raise OptionError(
-            f"--model {args.model} is no denoiser but a {type(loaded).__name__}: "
-            "`ddpm-edu txt2img` draws with a whole system"
-        )
+        kind = type(loaded).__name__
+        raise OptionError(f"--model {args.model} is no denoiser but a {kind}: see `txt2img`")
     model, schedule, predict, meta = loaded
     sampler = one_of("--sampler", args.sampler or meta.get("sampler", "dpmpp_2m"), SAMPLERS)
     guidance = meta.get("guidance", 1.0) if args.guidance is None else args.guidance
@@ -142,18 +140,24 @@ def txt2img(args) -> None:
     import torch
 
     from .datasets.images import to_uint8
-    from .errors import check_device
-    from .files.load import load
+    from .files.load import config_of, load, shipped
+    from .samplers import WALKS
+    from .systems.memory import memory_needed
     from .systems.pipeline import draw
     from .systems.system import PLANS, StableDiffusion
 
-    paths, size = _outputs(args.out, args.count), _check_drawing(args)
-    device = check_device(args.device or _gpu() or "cpu")
+    paths = _outputs(args.out, args.count)
+    _check(args, seed=(whole, 0, 2**63 - 1 - args.count), steps=(whole, 1, 1000))
+    _check(args, handover=(in_range, 0, 1), spacing=(one_of, WALKS), plan=(one_of, PLANS))
+    size, device = _size(args.size), check_device(args.device or _gpu() or "cpu")
     usual = {"cpu": "float32", "mps": "float16"}  # not every Mac has bfloat16
     dtype = args.dtype or usual.get(device.split(":")[0], "bfloat16")
-    kind = {"device": device, "dtype": getattr(torch, dtype)}
-    plan = args.plan and PLANS[one_of("--plan", args.plan, PLANS)]
-    _announce(args, plan, kind["dtype"], size)
+    kind, plan = {"device": device, "dtype": getattr(torch, dtype)}, PLANS.get(args.plan)
+    for name in filter(None, (args.model, args.refiner)):
+        if name not in shipped():  # these take no memory to speak of
+            config = plan if plan and name == args.model else config_of(name)
+            needed = memory_needed(config, kind["dtype"], size, args.count) / 2**30
+            print(f"{name}: about {needed:.1f} GiB of memory in {dtype}", file=sys.stderr)
     sd = load(args.model, config=plan, **kind)
     if not isinstance(sd, StableDiffusion):
         kind = type(getattr(sd, "model", sd)).__name__
@@ -189,55 +193,37 @@ def _gpu() -> str | None:
     return next((name for name, kind in there.items() if kind.is_available()), None)
 
 
-def _announce(args, plan, dtype, size) -> None:
-    """How much memory the models will take, before they are loaded; those that ship take none."""
-    from .files.load import config_of, shipped
-    from .systems.memory import memory_needed
-
-    for name in filter(None, (args.model, args.refiner)):
-        if name not in shipped():
-            config = plan if plan and name == args.model else config_of(name)
-            needed = memory_needed(config, dtype, size, args.count) / 2**30
-            print(f"{name}: about {needed:.1f} GiB of memory in {dtype}", file=sys.stderr)
-
-
 def _short(options) -> str:
     return f"{options['sampler']}, {options['steps']} steps, guidance {options['guidance']:g}"
 
 
-def _check_drawing(args):
-    """The size as `draw` takes it, after a look at what would be refused only after loading."""
-    from .samplers import SAMPLERS, WALKS
+def _check(args, **limits) -> None:
+    """What would else be refused after loading only: _check(args, steps=(whole, 1, 1000))."""
+    from .samplers import SAMPLERS
+
+    limits |= {
+        "guidance": (in_range, 0, 100),
+        "sampler": (one_of, SAMPLERS),
+        "zoom": (whole, 1, 64),
+    }
+    for name, (check, *limit) in limits.items():
+        if getattr(args, name) is not None:
+            check(f"--{name}", getattr(args, name), *limit)
+
+
+def _size(text: str | None):
+    """(height, width) of 512 or WIDTHxHEIGHT."""
     from .systems.pipeline import picture_size
 
-    checks = {
-        "steps": (whole, 1, 1000),
-        "guidance": (in_range, 0, 100),
-        "handover": (in_range, 0, 1),
-        "seed": (whole, 0, 2**63 - 1 - args.count),
-        "zoom": (whole, 1, 64),
-        "sampler": (one_of, SAMPLERS),
-        "spacing": (one_of, WALKS),
-    }
-    for name, (check, *limits) in checks.items():
-        if getattr(args, name) is not None:
-            check(f"--{name}", getattr(args, name), *limits)
-    if args.size is None:
+    if text is None:
         return None
-    try:
-        width, *height = map(int, args.size.lower().split("x"))
-        (height,) = height or [width]
-    except ValueError:
-        raise OptionError(
-            f"--size {args.size}: pass pixels, such as 512, or WIDTHxHEIGHT, such as 768x512"
-        ) from None
-    return picture_size((height, width))
+    if not (sides := re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.lower())):
+        raise OptionError(f"--size {text}: pass pixels: 512, or WIDTHxHEIGHT, such as 768x512")
+    return picture_size((int(sides[2] or sides[1]), int(sides[1])))
 
 
 def _outputs(out: Path, count: int) -> list[Path]:
     """The files to write, after a look whether they can be: nobody wants to hear it afterwards."""
-    from .errors import check_writable
-
     whole("--count", count, 1, 1024, "pictures")
     if out.suffix.lower() != ".png":
         raise OptionError(f"--out {out}: pass a file name that ends in .png")
@@ -268,7 +254,6 @@ def write_png(path: Path, picture, meta: dict) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     from . import __version__
-    from .paths import replacing
 
     info, versions = PngInfo(), {"version": __version__, "torch": torch.__version__}
     info.add_text("ddpm_edu", json.dumps(meta | versions))
@@ -294,7 +279,6 @@ def train(args) -> None:
 def models(args) -> None:
     """What ships, then the published systems: name, size, title, where each is or is looked for."""
     from .files.load import KNOWN, where
-    from .paths import data_folder
 
     for path in sorted((data_folder() / "weights").glob("*.safetensors")):
         card, title = path.with_suffix(".md"), "no card"
@@ -315,14 +299,10 @@ def student(args) -> None:
 
     What is left still runs from top to bottom.
     """
-    from .paths import replacing
-
     sources = args.notebooks or [Path("notebooks")]
-    files = [f for s in sources for f in (sorted(s.glob("*.ipynb")) if os.path.isdir(s) else [s])]
+    files = [f for s in sources for f in (sorted(s.glob("*.ipynb")) if s.is_dir() else [s])]
     if not files:
-        raise OptionError(
-            f"no notebooks in {', '.join(map(str, sources))}: name some, or a folder of them"
-        )
+        raise OptionError(f"no notebooks in {', '.join(map(str, sources))}: name some")
     copies = {}
     for file in files:
         target = args.out / file.name
@@ -331,10 +311,8 @@ def student(args) -> None:
         if target in copies:
             raise OptionError(f"two notebooks are called {file.name}: copy them to two folders")
         if os.path.exists(target):
-            raise OptionError(
-                f"{target} is there already, perhaps with somebody's answers: name another --out, "
-                "or remove it"
-            )
+            cause = "is there already, perhaps with somebody's answers"
+            raise OptionError(f"{target} {cause}: name another --out, or remove it")
         copies[target] = _bare(file)
     made = [folder for folder in (args.out, *args.out.parents) if not os.path.exists(folder)]
     done = []
@@ -352,9 +330,8 @@ def student(args) -> None:
                 folder.rmdir()
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise OptionError(
-            f"--out {args.out}: cannot be written to ({error}): name another folder"
-        ) from error
+        remedy = "name another folder"
+        raise OptionError(f"--out {args.out}: cannot be written to ({error}): {remedy}") from error
     print("\n".join(map(str, done)))
 
 

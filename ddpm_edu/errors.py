@@ -5,6 +5,7 @@ A message names the thing, the cause and the remedy. A check returns what it has
 
 import os
 import sys
+import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 PREDICTIONS = ("eps", "x_0", "v")
 MOST = 2**16  # of a size, unless a field says otherwise
 MOST_PROMPTS = 1024  # in one call
+FLOATS = "pass floats in [-1, 1]; from_uint8 converts bytes"
 
 
 class DdpmEduError(Exception):
@@ -53,25 +55,17 @@ class ResourceError(DdpmEduError):
 # ---------------------------------------------------------------- one value: OptionError
 
 
-def in_range(name, value, low, high, hint="", kind="number"):
+def in_range(name, value, low, high, hint="", kind="number", types=(int, float)):
     """A number in [low, high]; infinity only where high is infinite."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and low <= value <= high):
-        raise OptionError(
-            f"{name} = {value!r:.40} is out of range: pass a {kind} from {low} to {high}"
-            + (hint and f" ({hint})")
-        )
-    return value
+    if isinstance(value, types) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    remedy = f"pass a {kind} from {low} to {high}" + (hint and f" ({hint})")
+    raise OptionError(f"{name} = {value!r:.40} is out of range: {remedy}")
 
 
 def whole(name, value, low, high=MOST, hint=""):
     """A whole number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(
-            f"{name} = {value!r:.40} is not a whole number: pass one from {low} to {high}"
-            + (hint and f" ({hint})")
-        )
-    return in_range(name, value, low, high, hint, "whole number")
+    return in_range(name, value, low, high, hint, "whole number", int)
 
 
 def one_of(name, value, choices):
@@ -90,9 +84,7 @@ def known_prediction(predict):
 def multiple(name, value, part, of):
     """A multiple of `of`, which is called `part`: a width of its heads, say."""
     if value % of:
-        raise OptionError(
-            f"{name} = {value} is not a multiple of {part} = {of}: change one of them"
-        )
+        raise OptionError(f"{name} = {value} is not a multiple of {part} = {of}: change one")
     return value
 
 
@@ -118,10 +110,8 @@ def needs(package, what):
     except ModuleNotFoundError as e:
         if e.name != package:
             raise
-        raise OptionError(
-            f"{what} need the package {package}, which is not installed: "
-            'pip install -c constraints.txt -e ".[sd]"'
-        ) from e
+        remedy = 'pip install -c constraints.txt -e ".[sd]"'
+        raise OptionError(f"{what} need {package}, which is not installed: {remedy}") from e
 
 
 def memory_ended(error: Exception) -> bool:
@@ -146,15 +136,14 @@ def check_writable(path) -> Path:
     """A place where a file can be written: asked before the hours of training, not after."""
     path = Path(path)
     folder = Path(os.path.realpath(path)).parent  # a link is followed when written
-    if path.is_dir():
-        cause = "is a folder"
-    elif not folder.is_dir():
-        cause = f"lies in {folder}, which does not exist"
-    elif not os.access(folder, os.W_OK):
-        cause = f"lies in {folder}, which cannot be written to"
-    else:
-        return path
-    raise OptionError(f"{path} {cause}: name another file, or make the folder first")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        with tempfile.TemporaryFile(dir=folder):  # rights tell too little: nobody writes in /proc
+            return path
+    except OSError as e:
+        cause = f"{folder} does not exist" if not folder.exists() else e.strerror or e
+    raise OptionError(f"{path} cannot be written ({cause}): name another file")
 
 
 # ---------------------------------------------------------------- fields of a config: OptionError
@@ -180,10 +169,8 @@ def one_a_level(config, *names) -> None:
     for name in names:
         value = getattr(config, name)
         if len(value) != len(first) or len(value) > 8:
-            raise OptionError(
-                f"{type(config).__name__}.{name} = {value} needs one entry a level, as "
-                f"{names[0]} = {first} has; there are at most 8 levels"
-            )
+            wanted = f"one entry a level, as {names[0]} = {first} has, at most 8"
+            raise OptionError(f"{type(config).__name__}.{name} = {value}: pass {wanted}")
 
 
 def choices(config, **known) -> None:
@@ -267,24 +254,19 @@ def pixels(name, x, beyond=0.0) -> None:
     low, high = (bound.item() for bound in x.detach().aminmax())
     if not (low >= -1 - beyond and high <= 1 + beyond):  # NaN fails too
         wrong = ~(x.detach().flatten(1).abs() <= 1 + beyond).all(1)
-        raise DataError(
-            f"{name} run from {low:.4g} to {high:.4g}, first in {name}[{wrong.nonzero()[0, 0]}]: "
-            "pass floats in [-1, 1]; from_uint8 converts bytes"
-        )
+        where = f"from {low:.4g} to {high:.4g}, first in {name}[{wrong.nonzero()[0, 0]}]"
+        raise DataError(f"{name} run {where}: {FLOATS}")
     if low >= 0 and high > low:
-        warn(
-            f"{name} have no number below 0: are they in [0, 1] instead of [-1, 1]? "
-            "Then pass 2 * x - 1"
-        )
+        warn(f"{name} have no number below 0: if in [0, 1] instead of [-1, 1], pass 2 * x - 1")
 
 
 def floats(name, x) -> None:
-    """Raise DataError unless x is a tensor of floats: bytes, say, are no picture in [-1, 1]."""
+    """Raise DataError unless x is a dense tensor of floats: bytes, say, are no picture."""
     kind = getattr(x, "dtype", type(x).__name__)
     if not hasattr(x, "is_floating_point") or not x.is_floating_point():
-        raise DataError(
-            f"{name} have type {kind}: pass floats in [-1, 1]; from_uint8 converts bytes"
-        )
+        raise DataError(f"{name} have type {kind}: {FLOATS}")
+    if "strided" not in str(x.layout):
+        raise DataError(f"{name} have the layout {x.layout}: pass {name}.to_dense()")
 
 
 def warn(message) -> None:
@@ -300,15 +282,11 @@ def token_ids(ids, vocab, length) -> None:
     """ShapeError unless ids are (B, up to length) long; DataError unless they lie in 0..vocab-1."""
     fits("ids", ids, ("B", "L"), "this encoder takes")
     if ids.shape[1] > length or "int64" not in str(ids.dtype):
-        raise ShapeError(
-            f"ids have shape {tuple(ids.shape)} and type {ids.dtype}: this encoder takes "
-            f"(B, up to {length}) of torch.int64"
-        )
+        has = f"shape {tuple(ids.shape)} and type {ids.dtype}"
+        raise ShapeError(f"ids have {has}: this encoder takes (B, up to {length}) of torch.int64")
     if ids.is_meta or not ids.numel():
         return
     outside = ids[(ids < 0) | (ids >= vocab)]
     if len(outside):
-        raise DataError(
-            f"token id {outside[0].item()} is not in the vocabulary of this encoder, 0 to "
-            f"{vocab - 1}: is the tokenizer another model's?"
-        )
+        what = f"token id {outside[0].item()} is not in this encoder's vocabulary, 0 to {vocab - 1}"
+        raise DataError(f"{what}: is the tokenizer another model's?")

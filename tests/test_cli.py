@@ -86,6 +86,8 @@ def test_a_picture_depends_on_its_own_seed_and_label_only(tiny, tmp_path, sample
         (["--seed", "1" + "0" * 400], ("seed",)),
         (["--model", "n" * 300], ("no such file",)),
         (["--model", "nobody"], ("nobody", "no such file")),
+        (["--model", "mnits"], ("mnits", "did you mean mnist?")),
+        (["--model", ""], ("source = ''", "pass a name or a path")),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(tiny, tmp_path, capsys, arguments, words):
@@ -328,6 +330,16 @@ def test_txt2img_refuses_an_output_before_it_loads(tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(stable_diffusion, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     assert txt2img("sd15", tmp_path / out) == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="a place where not even root may write")
+def test_a_place_where_nobody_writes_is_refused_before_drawing(capsys, monkeypatch):
+    import ddpm_edu.files.load as files
+
+    monkeypatch.setattr(files, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    for command in (["txt2img", "a cat"], ["sample"]):
+        assert main([*command, "--out", "/proc/a.png"]) == 2
+        assert "/proc/a.png cannot be written" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_link_to_nowhere_is_refused_at_once(tmp_path):

@@ -515,10 +515,7 @@ WORDS = {
 def test_looks_like_the_official_ones(name):
     whole, unet, folder = empty(KEYS["original"][name]), parts(name)["unet"], KEYS["folder"][name]
     assert (
-        looks_like(whole)
-        == looks_like(KEYS["original"][name])
-        == looks_like(list(whole))
-        == f"{WORDS[name]} (a single file)"
+        looks_like(whole) == looks_like(KEYS["original"][name]) == f"{WORDS[name]} (a single file)"
     )
     assert looks_like(unet) == f"the UNet of {WORDS[name]} (original names)"
     assert (
@@ -530,12 +527,6 @@ def test_looks_like_the_official_ones(name):
         looks_like(on_meta(name).state_dict())
         == f"the UNet of {WORDS[name]} (names of this course)"
     )
-    if name.startswith("sdxl"):
-        assert looks_like(list(folder)) == f"the UNet of {WORDS[name]} (folder names)"
-    else:
-        assert (
-            looks_like(list(folder)) == "the UNet of SD 1.5 or 2 (folder names)"
-        )  # only shapes tell
 
 
 def test_looks_like_other_parts():
@@ -595,7 +586,7 @@ def test_looks_like_other_parts():
     ids=str,
 )
 def test_looks_like_strangers(keys, words):
-    assert words in looks_like(keys) and words in looks_like({k: torch.ones(1) for k in keys})
+    assert words in looks_like({k: torch.ones(1) for k in keys})
 
 
 def test_looks_like_models_of_this_course():

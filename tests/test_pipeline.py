@@ -1,5 +1,6 @@
 """Text to picture: the pictures of diffusers' pipelines, from the files that they save."""
 
+import copy
 import dataclasses
 import re
 import warnings
@@ -462,6 +463,7 @@ def test_little_strength_keeps_the_picture(one):
         (ShapeError, {"picture": torch.zeros(1, 4, 64, 64) - 1}),
         (ShapeError, {"picture": "fox.png"}),
         (ShapeError, {"picture": torch.zeros(1, 3, 64, 64, device="meta")}),
+        (ShapeError, {"picture": torch.zeros(1, 3, 64, 64).to_sparse()}),
     ],
 )
 def test_refused_pictures(one, error, change):
@@ -803,6 +805,12 @@ def test_refused_at_the_call(one, options, words):
         text_to_image(one, PROMPT, **options)
 
 
+def without(sd, part):
+    sd = copy.copy(sd)
+    sd._modules = {**sd._modules, part: None}
+    return sd
+
+
 def test_refused_systems(one):
     from ddpm_edu.systems.system import build
 
@@ -810,7 +818,8 @@ def test_refused_systems(one):
         ("sd15", ("sd15", "load")),
         (None, ("None",)),
         (one.unet, ("load",)),
-        (build(one.config, device="meta"), ("meta", "no weights")),
+        (build(one.config, device="meta"), ("meta", "without weights")),
+        *((without(one, part), (rf"\.{part} is None",)) for part in ("unet", "vae", "text")),
     ):
         with refuses(OptionError, "sd", *words):
             text_to_image(system, PROMPT)

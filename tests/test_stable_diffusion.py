@@ -632,8 +632,9 @@ def test_files_of_another_kind(tmp_path, sd_folder):
         load(tmp_path / "lora.safetensors")
     with refuses(CheckpointError, "no single file", "looks like the UNet"):
         load(sd_folder / "unet" / "diffusion_pytorch_model.safetensors")
-    with refuses(CheckpointError, "model_index.json"):
-        load(sd_folder / "unet")
+    for part, kind in (("unet", "UNet2DConditionModel"), ("text_encoder", "CLIPTextModel")):
+        with refuses(CheckpointError, "one part of a system", kind, "model_index.json"):
+            load(sd_folder / part)
     (tmp_path / "empty.safetensors").touch()
     with refuses(CheckpointError, "empty"):
         load(tmp_path / "empty.safetensors")

@@ -37,10 +37,8 @@ def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Pat
         from huggingface_hub import HfApi, constants, snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        raise CheckpointError(
-            f"{repo}: hub names need the package huggingface_hub, which is not installed: "
-            f"install it, or {remedy}"
-        ) from None
+        cause = "hub names need the package huggingface_hub: install it"
+        raise CheckpointError(f"{repo}: {cause}, or {remedy}") from None
     try:
         folder = Path(snapshot_download(repo, local_files_only=True))
         if complete(Folder(folder), dtype, ema):
@@ -49,10 +47,10 @@ def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Pat
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         lacking = f"not found ({', '.join(map(str, places))})"
     remedy = f"fetch it where there is a network, or {remedy}"
-    said = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if constants.HF_HUB_OFFLINE or said:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if constants.HF_HUB_OFFLINE or offline:
         raise CheckpointError(
-            f"{repo}: {lacking}, and HF_HUB_OFFLINE forbids to fetch it: {remedy}, or unset it"
+            f"{repo}: {lacking}, and HF_HUB_OFFLINE is set: {remedy}, or unset it"
         )
     try:
         names = needed(HfApi().list_repo_files(repo), dtype, ema)
@@ -80,10 +78,8 @@ def needed(names: list[str], dtype, ema: bool) -> list[str]:
     """Of the files of a repository, those that `load` reads. ValueError if it is no such model."""
     if "model_index.json" not in names:
         raise ValueError("it has no model_index.json: not a model in diffusers' layout")
-    keep = ["model_index.json"]
-    keep += [
-        n for n in names if re.fullmatch(r"(scheduler|tokenizer|tokenizer_2)/[^/]*\.(json|txt)", n)
-    ]
+    small = r"model_index\.json|(scheduler|tokenizer|tokenizer_2)/[^/]*\.(json|txt)"
+    keep = [name for name in names if re.fullmatch(small, name)]
     for part in PARTS:
         there = [n for n in names if re.fullmatch(rf"{part}/[^/]*\.safetensors(\.[^/]*json)?", n)]
         half = dtype != torch.float32 and not (part == "vae" and dtype == torch.float16)

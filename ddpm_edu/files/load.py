@@ -8,10 +8,10 @@ A file is read in four steps: find it, build its plan on the meta device, where 
 compare that with the file's names and shapes, then fill it. A wrong file leaves nothing behind.
 """
 
-import dataclasses
+import difflib
 import os
 import re
-import warnings
+from dataclasses import asdict, is_dataclass, replace
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,9 @@ from ..errors import (
     ResourceError,
     check_device,
     known_prediction,
+    memory_ended,
+    one_of,
+    warn,
     whole,
 )
 from ..networks.classifier import Classifier, ClassifierConfig
@@ -39,32 +42,14 @@ from ..networks.unet_classic import ClassicUNet
 from ..networks.vae import VAE, VAEConfig
 from ..paths import data_folder
 from ..schedule import Schedule
-from ..systems.system import (
-    REFINER,
-    SD2_BASE,
-    SD15,
-    SD21,
-    SDXL,
-    StableDiffusion,
-    SystemConfig,
-    build,
-    part_dtype,
-)
+from ..systems.system import PLANS, StableDiffusion, SystemConfig, build, part_dtype
 from . import folder as folders
 from . import hub
-from .names import (
-    FOLDER_CLIP,
-    MARKS,
-    count,
-    looks_like,
-    rename,
-    split_single_file,
-    strange,
-    to_ours,
-)
-from .tensors import PIECE, header, load_tensors, pack, reading, save_tensors, unpack
+from .names import MARKS, count, looks_like, split_single_file, strange, to_ours
+from .tensors import PIECE, header, load_tensors, pack, save_tensors, unpack
 
-LAYERED = {"UNet": "unet", "VAE": "vae", "TextEncoder": "text"}  # come in several layouts
+# The classes that come in several layouts
+LAYERED = {"UNet": "unet", "VAE": "vae", "TextEncoder": "text", "CLIP": "clip"}
 FORMAT = 1  # of the files that `save` writes; one of another format is refused
 MOST_BLOCKS = 2000  # of a plan, before it is built; SDXL has 140
 
@@ -89,7 +74,7 @@ class Known(NamedTuple):
 
 KNOWN = {
     "sd15": Known(
-        SD15,
+        PLANS["sd15"],
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         {
             "v1-5-pruned-emaonly.safetensors": 4_265_146_304,
@@ -97,18 +82,19 @@ KNOWN = {
         },
     ),
     "sd21": Known(
-        SD21, "stabilityai/stable-diffusion-2-1", {"v2-1_768-ema-pruned.safetensors": 5_214_604_494}
+        PLANS["sd21"],
+        "stabilityai/stable-diffusion-2-1",
+        {"v2-1_768-ema-pruned.safetensors": 5_214_604_494},
     ),
     "sdxl": Known(
-        SDXL,
+        PLANS["sdxl"],
         "stabilityai/stable-diffusion-xl-base-1.0",
-        {
-            "sd_xl_base_1.0.safetensors": 6_938_078_334,
-            "sd_xl_base_1.0_0.9vae.safetensors": 6_938_078_334,
-        },
+        dict.fromkeys(
+            ["sd_xl_base_1.0.safetensors", "sd_xl_base_1.0_0.9vae.safetensors"], 6_938_078_334
+        ),
     ),
     "sdxl-refiner": Known(
-        REFINER,
+        PLANS["sdxl-refiner"],
         "stabilityai/stable-diffusion-xl-refiner-1.0",
         {"sd_xl_refiner_1.0.safetensors": 6_075_981_930},
     ),
@@ -126,20 +112,19 @@ def shipped() -> list[str]:
 def where(name: str) -> list[Path]:
     """The places where a known name is looked for, in this order: the weights that ship; a folder
     and single files below data/models; the hub's cache."""
-    if name in shipped():
-        return [data_folder() / "weights" / f"{name}.safetensors"]
+    one_of("name", name, [*KNOWN, *shipped()])
     if name not in KNOWN:
-        raise OptionError(f"{name!r} is not known: choose one of {', '.join([*KNOWN, *shipped()])}")
+        return [data_folder() / "weights" / f"{name}.safetensors"]
     models, known = data_folder() / "models", KNOWN[name]
     return [models / name, *(models / file for file in known.files), hub.cache(known.hub)]
 
 
 def find(source, dtype=torch.float32, ema: bool = True) -> Path:
     """The folder or file that a source of `load` means; a hub name is fetched if need be."""
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)) or not str(source):
         raise OptionError(f"source = {source!r:.80}: pass a name or a path")
-    name = str(source)
-    if name in KNOWN or name in shipped():
+    name, known = str(source), [*KNOWN, *shipped()]
+    if name in known:
         places = where(name)
         here = [place for place in places if os.path.exists(place) and place.name[:8] != "models--"]
         return here[0] if here else hub.snapshot(KNOWN[name].hub, dtype, ema, places)
@@ -148,10 +133,11 @@ def find(source, dtype=torch.float32, ema: bool = True) -> Path:
         return path
     if hub.is_name(name):
         return hub.snapshot(name, dtype, ema, [path, hub.cache(name)])
+    near = [f"did you mean {other}? " for other in difflib.get_close_matches(name, known, 1)]
     raise CheckpointError(
-        f"{name}: no such file or folder, or none that may be seen; expected a .safetensors file, "
-        f"a folder in diffusers' layout, a hub name owner/name, or one of {', '.join(KNOWN)}. "
-        f"Shipped with the course: {', '.join(shipped()) or 'none found'}"
+        f"{name}: no such file or folder, or none that may be seen; {''.join(near)}Pass a "
+        f".safetensors file, a folder in diffusers' layout, a hub name owner/name, or one of "
+        f"{', '.join(KNOWN)}. Shipped with the course: {', '.join(shipped()) or 'none found'}"
     )
 
 
@@ -174,124 +160,169 @@ def load(source, *, device="cpu", dtype=torch.float32, config=None, ema: bool = 
     check_device(device)
     place = find(source, dtype, ema)
     try:
-        if os.path.isdir(place):
-            if config is not None:
-                raise OptionError("config: a folder says itself what its config is, leave it out")
-            return _load_folder(folders.Folder(place), device, dtype, ema)
-        return _load_file(place, device, dtype, config, ema)
+        return _load(place, device, dtype, config, ema)
     except PermissionError as e:
         raise CheckpointError(f"{place}: may not be read ({e}); change its permissions") from e
     except (MemoryError, RuntimeError) as e:
-        out = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(e)
-        if not out:
+        if not memory_ended(e):
             raise
         cause = str(e).partition("\n")[0][:120]
+    size = _bytes(place, dtype, ema) / 2**30
     raise ResourceError(  # outside of `except`, whose frames hold on to the tensors
-        f"{place}: memory ended while loading ({cause}). In {str(dtype)[6:]} the weights alone "
-        f"take {_bytes(place, dtype, ema) / 2**30:.2f} GiB. Load them with dtype=torch.bfloat16, "
-        "half of float32, or choose a smaller model, or free memory: close other notebooks"
+        f"{place}: memory ended while loading ({cause}): in {str(dtype)[6:]} the weights take "
+        f"{size:.2f} GiB. Pass dtype=torch.bfloat16, choose a smaller model, or free memory"
     )
+
+
+def _load(place, device, dtype, config, ema):
+    is_folder = os.path.isdir(place)
+    views, meta = ({}, {}) if is_folder else load_tensors(place)  # no number is read yet
+    if config is not None and (is_folder or "class" in meta):
+        raise OptionError(f"config: {place} says itself what its config is, leave it out")
+    if "class" in meta:
+        return _load_ours(place, views, meta, device, dtype)
+    if is_folder:
+        model, parts = _folder(folders.Folder(place), dtype, ema)
+    else:
+        model, parts = _single(place, views, config, dtype, ema)
+    for part in parts.values():  # compared before a number is read
+        check_state(part.model, _read(part.files, part.names), part.source)
+    for name, part in parts.items():
+        state = _read(part.files, part.names, part_dtype(name, dtype), device)
+        load_state(part.model, state, part.source)
+    return _ready(model, device, {})
 
 
 def _bytes(place, dtype, ema):
     """Of all weights of a source, by the headers of its files."""
-    files = [place]
+    files, inside = [place], folders.Folder(place)
     if os.path.isdir(place):
-        inside = folders.Folder(place)
-        parts = [p for p in (*hub.PARTS, ".") if (place / p / "config.json").exists()]
+        parts = [p for p in (*hub.PARTS, ".") if inside.has(f"{p}/config.json")]
         files = [file for part in parts for file in inside.weights(part, dtype, ema)]
     entries = [e for file in files for k, e in header(file).items() if k != "__metadata__"]
     return sum(prod(e["shape"]) for e in entries) * dtype.itemsize
 
 
-def _load_folder(folder, device, dtype, ema):
-    if not folder.has("model_index.json") and folder.has("config.json"):
-        return _load_clip(folder, device, dtype)
-    config, schedule = folders.system_config(folder)
-    texts, n = ("text_encoder", "text_encoder_2"), len(config.text)
-    names = ("unet", "vae") + (texts[-n:] if config.vector else texts[:n])
-    files = {name: folder.weights(name, part_dtype(name, dtype), ema) for name in names}
-    for name, part in zip(names, (config.unet, config.vae, *config.text)):
-        _bounded(part, sum(len(header_of(file)) for file in files[name]), folder.root / name)
-    sd = build(config, schedule, device="meta", dtype=dtype)
-    for name, part in sd.parts().items():  # compared before anything is read
-        check_state(part, _together(files[name]), folder.root / name)
-    own = "tokenizer_2" if config.vector else "tokenizer"
-    sd.text.tokenizer = folders.tokenizer(folder, own, config.text[-1]) or sd.text.tokenizer
-    for name, part in sd.parts().items():
-        state = _together(files[name], part_dtype(name, dtype), device)
-        load_state(part, state, folder.root / name)
-    return sd
+class Part(NamedTuple):
+    """A network on the meta device, and where its weights lie."""
+
+    model: nn.Module
+    source: Path | str  # for messages
+    files: list[Path]
+    names: dict[str, str] | None = None  # {name: in the file}; None: all of them, as they are
 
 
-def header_of(path) -> dict:
-    """The header of a file, with every trouble as a CheckpointError."""
-    with reading(path):
-        return header(path)
-
-
-def _together(files, dtype=None, device=None):
-    """The tensors of all shards; views of the files without a dtype."""
+def _read(files, names=None, dtype=None, device=None):
+    """{name: tensor} of all shards, or of `names`; without a dtype these are views."""
     state = {}
     for file in files:
-        more, _ = load_tensors(file, dtype)
+        more, _ = load_tensors(file, dtype, names and names.values())
         if twice := state.keys() & more.keys():
-            raise CheckpointError(
-                f"{file}: {count(twice)} are in another shard too; fetch it again"
-            )
-        state |= {name: more.pop(name).to(device) for name in list(more)} if device else more
-    return state
+            raise CheckpointError(f"{file}: {count(twice)} are in another shard too: get it again")
+        state |= {name: more.pop(name).to(device) for name in list(more)}
+    return {name: state[old] for name, old in names.items()} if names else state
 
 
-def _load_clip(folder, device, dtype):
-    """A whole CLIP in transformers' layout."""
-    kind = folder.json("config.json").get("_class_name")
-    if kind is not None:
-        raise CheckpointError(
-            f"{folder.root}: this is one part of a system ({kind!r:.80}), and model_index.json is "
-            "not here: pass the folder above, which holds " + folders.LAYOUT
-        )
-    config, files = folders.clip_config(folder), folder.weights(".", dtype)
-    for part in (config, config.text):
-        _bounded(part, sum(len(header_of(file)) for file in files), folder.root)
-    own = folder.has("tokenizer.json") and folders.tokenizer(folder, ".", config.text)
-    with folders.plan_of(folder.root), torch.device("meta"):
-        clip = CLIP(config, own or None)
-    named = lambda state: rename(
-        {k: v for k, v in state.items() if not k.endswith("position_ids")}, FOLDER_CLIP
+def _folder(folder, dtype, ema):
+    """(model on the meta device, {name: Part}) of a system or, in transformers' layout, a CLIP."""
+    if folder.has("config.json") and not folder.has("model_index.json"):
+        config, files = folders.clip_config(folder), folder.weights(".", dtype)
+        _bounded(len(_read(files)), folder.root, config)
+        own = folder.has("tokenizer.json") and folders.tokenizer(folder, ".", config.text)
+        with folders.plan_of(folder.root), torch.device("meta"):
+            clip = CLIP(config, own or None)
+        return clip, {"clip": Part(clip, folder.root, files)}
+    config, schedule = folders.system_config(folder)
+    files = {}
+    for name, part in config.parts().items():
+        files[name] = folder.weights(name, part_dtype(name, dtype), ema)
+        _bounded(len(_read(files[name])), folder.root / name, part)
+    sd = build(config, schedule, device="meta", dtype=dtype)
+    own = "tokenizer_2" if config.vector else "tokenizer"
+    sd.text.tokenizer = folders.tokenizer(folder, own, config.text[-1]) or sd.text.tokenizer
+    return sd, {k: Part(net, folder.root / k, files[k]) for k, net in sd.parts().items()}
+
+
+def _single(path, views, config, dtype, ema):
+    """(model on the meta device, {name: Part}) of a single file in the original names."""
+    try:
+        states = split_single_file(views, ema)
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {e}") from None
+    config, schedule = _plan(path, views, config), None
+    if "ztsnr" in views:
+        schedule = Schedule.sqrt_linear().zero_terminal_snr()
+        config = replace(config, spacing="trailing")
+        what = "its schedule ends in pure noise (zero terminal SNR)"
+        warn(f"{path}: the mark ztsnr says that {what}: it is sampled so, from the last time on")
+    sd = build(config, schedule, device="meta", dtype=dtype)
+    names, parts = {id(x): name for name, x in views.items()}, {}
+    for side, (name, part) in zip(("unet", "vae", "text", "text_2"), sd.parts().items()):
+        if side not in states:
+            remedy = "use a file of the whole system, or a folder"
+            raise CheckpointError(f"{path}: no weights of {name}, only of {list(states)}; {remedy}")
+        own = {new: names[id(x)] for new, x in states[side].items()}
+        parts[name] = Part(part, f"{path} ({name})", [path], own)
+    return sd, parts
+
+
+def _plan(path, views, config=None) -> SystemConfig:
+    """The plan of a single file: the one given, or the known system whose UNet's context is as
+    wide; with what the file's marks and metadata say."""
+    shape = lambda end, n: next(
+        (x.shape[1] for k, x in views.items() if k.endswith(end) and x.ndim == n), 0
     )
-    check_state(clip, named(_together(files)), folder.root)
-    load_state(clip, named(_together(files, dtype, device)), folder.root)
-    return _ready(clip, device, {})
-
-
-def _load_file(path, device, dtype, config, ema):
-    views, meta = load_tensors(path)  # names and shapes; no number is read yet
-    if "class" in meta:
-        if config is not None:
-            raise OptionError(f"config: {path} says itself what its config is, leave it out")
-        return _load_ours(path, views, meta, device, dtype)
-    return _load_single(path, views, device, dtype, config, ema)
+    said, predict = header(path).get("__metadata__", {}), None
+    if config is None:
+        width, inputs = shape("attn2.to_k.weight", 2), shape("input_blocks.0.0.weight", 4) or 4
+        known = [known for known in KNOWN.values() if known.config.unet.context == width]
+        if not known:
+            raise CheckpointError(
+                f"{path}: no known system has a context {width} wide (SD 1.5: 768, SD 2: 1024, "
+                f"SDXL: 2048, refiner: 1280). It looks like {looks_like(views)}; the number of "
+                "heads is not in it: pass config=SystemConfig(...), or a folder"
+            )
+        config, kind = known[0].config, str(said.get("modelspec.architecture"))
+        predict = {"v": "v", "epsilon": "eps"}.get(said.get("modelspec.prediction_type"))
+        if config is PLANS["sd21"] and Path(path).name not in known[0].files:
+            if "512" in kind:
+                config = PLANS["sd2-base"]
+            elif "768" not in kind and "modelspec.prediction_type" not in said:
+                warn(
+                    f"{path}: SD 2 comes as 768 pixels, predict = 'v', and as 512 pixels (base), "
+                    "predict = 'eps', and this file does not say which: taken for the first. If "
+                    "the pictures are noise, pass config=SD2_BASE (txt2img: --plan sd2-base)"
+                )
+        if inputs != 4:  # inpainting, InstructPix2Pix
+            config = replace(config, unet=replace(config.unet, in_channels=inputs, out_channels=4))
+    marks = [mark for mark in MARKS if mark in views]
+    if any(mark.startswith("edm") for mark in marks):
+        way = "EDM's way (sigmas up to 80, inputs scaled): no sampler here draws with it"
+        raise CheckpointError(f"{path}: {', '.join(marks)} mark a model trained in {way}")
+    predict = "v" if marks else predict or config.predict
+    # a finetune may predict something else; PNDM combines eps and nothing else
+    sampler = "ddim" if (config.sampler, predict) == ("pndm", "v") else config.sampler
+    return replace(config, predict=predict, sampler=sampler)
 
 
 def _load_ours(path, views, meta, device, dtype):
     """A file of `save`."""
     if meta.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}"
-            ": the file is of another version of the course, update ddpm_edu"
-        )
+        it = f"format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}"
+        raise CheckpointError(f"{path}: {it}: it is of another version, update ddpm_edu")
     with folders.plan_of(path):
         beta = views.pop("schedule.beta", None)
         schedule = Schedule(beta.clone()) if beta is not None else None
         model = construct(meta, schedule, len(views), path)
         beside, predict = meta.get("meta", {}), meta.get("predict")
         _check_meta(beside)
-        if predict is not None or schedule is not None and not isinstance(model, StableDiffusion):
+        is_system = isinstance(model, StableDiffusion)
+        if predict is not None or schedule is not None and not is_system:
             known_prediction(predict)
             if schedule is None:
                 raise KeyError("schedule.beta")
-    state = {k: w for k, w in views.items() if not _is_scale(k, views)}
+    scales = {f"{name}.scale" for name, w in views.items() if w.dtype == torch.int8}
+    state = {name: w for name, w in views.items() if name not in scales}
     check_state(model, state, path)
     small = os.path.getsize(path) <= PIECE  # copied: its file may be written anew meanwhile
     for name in state:  # one by one, so that memory holds one copy
@@ -300,15 +331,8 @@ def _load_ours(path, views, meta, device, dtype):
         kind = part_dtype(name.partition(".")[0], dtype) if w.dtype == torch.float32 else w.dtype
         state[name] = w.to(device, kind, copy=small and w is views[name])
     load_state(model, state, path)
-    model = _ready(model, device, beside)
-    if schedule is None or isinstance(model, StableDiffusion):
-        return model
-    return Pretrained(model, schedule, predict, beside)
-
-
-def _is_scale(name, state) -> bool:
-    of = state.get(name.removesuffix(".scale"))
-    return name.endswith(".scale") and of is not None and of.dtype == torch.int8
+    _ready(model, device, beside)
+    return model if schedule is None or is_system else Pretrained(model, schedule, predict, beside)
 
 
 def _check_meta(meta):
@@ -318,10 +342,10 @@ def _check_meta(meta):
     words, shape = meta.get("words", []), meta.get("shape", [1, 1, 1])
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError("words in its meta are no list of texts")
-    if not isinstance(shape, list) or [type(n) for n in shape] != [int] * 3:
+    if not isinstance(shape, list) or len(shape) != 3:
         raise ValueError(f"shape = {shape!r:.80} in its meta is not [channels, height, width]")
-    if not all(1 <= n <= 8192 for n in shape):
-        raise ValueError(f"shape = {shape!r:.80} in its meta is not from 1 to 8192")
+    for size in shape:
+        whole("shape in its meta", size, 1, 8192)
 
 
 def _ready(model, device, meta):
@@ -332,92 +356,6 @@ def _ready(model, device, meta):
         places.register_buffer("position_ids", torch.arange(n)[None], persistent=False)
     model.meta = meta
     return model.to(device).eval().requires_grad_(False)
-
-
-def _load_single(path, views, device, dtype, config, ema):
-    """A single file in the original names."""
-    try:
-        parts = split_single_file(views, ema)
-    except CheckpointError as e:
-        raise CheckpointError(f"{path}: {e}") from None
-    config = _heeding(path, views, config or _recognise(path, views))
-    schedule = None
-    if "ztsnr" in views:
-        schedule = Schedule.sqrt_linear().zero_terminal_snr()
-        config = dataclasses.replace(config, spacing="trailing")
-        warnings.warn(
-            f"{path}: the mark ztsnr says that its schedule ends in pure noise (zero terminal SNR)"
-            ": it is sampled so, from the last time on",
-            stacklevel=4,
-        )
-    sd = build(config, schedule, device="meta", dtype=dtype)
-    named = dict(zip(("unet", "vae", "text", "text_2"), sd.parts().items()))
-    for side, (name, part) in named.items():
-        if side not in parts:
-            raise CheckpointError(
-                f"{path}: holds no weights of {name}, only of {', '.join(parts)}; "
-                "use a file of the whole system, or a folder"
-            )
-        check_state(part, parts[side], f"{path} ({name})")
-    names = {id(x): name for name, x in views.items()}
-    wanted = {side: {k: names[id(x)] for k, x in state.items()} for side, state in parts.items()}
-    views.clear(), parts.clear()
-    for side, (name, part) in named.items():
-        tensors, _ = load_tensors(path, part_dtype(name, dtype), wanted[side].values())
-        state = {new: tensors.pop(old).to(device) for new, old in wanted[side].items()}
-        load_state(part, state, f"{path} ({name})")
-    return sd
-
-
-def _recognise(path, views) -> SystemConfig:
-    """The known system a single file holds, by the width of its UNet's context; more input
-    channels (inpainting, InstructPix2Pix) are read."""
-    shape = lambda end, n: next(
-        (x.shape[1] for k, x in views.items() if k.endswith(end) and x.ndim == n), 0
-    )
-    width, inputs = shape("attn2.to_k.weight", 2), shape("input_blocks.0.0.weight", 4) or 4
-    known = next((known for known in KNOWN.values() if known.config.unet.context == width), None)
-    if known is None:
-        raise CheckpointError(
-            f"{path}: no known system has a context {width} wide (SD 1.5: 768, SD 2: 1024, SDXL: "
-            f"2048, refiner: 1280). It looks like {looks_like(views)}; a single file does not tell "
-            "the number of heads: pass config=SystemConfig(...), or a folder"
-        )
-    said = header_of(path).get("__metadata__", {})
-    config = known.config
-    if config is SD21 and Path(path).name not in known.files:
-        kind = str(said.get("modelspec.architecture"))
-        if "512" in kind:
-            config = SD2_BASE
-        elif "768" not in kind and "modelspec.prediction_type" not in said:
-            warnings.warn(
-                f"{path}: SD 2 comes as 768 pixels, predict = 'v', and as 512 pixels (base), "
-                "predict = 'eps', and this file does not say which: taken for the first. If the "
-                "pictures are noise, pass config=SD2_BASE (txt2img: --plan sd2-base)",
-                stacklevel=5,
-            )
-    if inputs != 4:
-        unet = dataclasses.replace(config.unet, in_channels=inputs, out_channels=4)
-        config = dataclasses.replace(config, unet=unet)
-    predict = {"v": "v", "epsilon": "eps"}.get(said.get("modelspec.prediction_type"))
-    return _predicting(config, predict or config.predict)
-
-
-def _predicting(config, predict) -> SystemConfig:
-    """The plan of a finetune that predicts something else; PNDM combines eps and nothing else."""
-    sampler = "ddim" if (config.sampler, predict) == ("pndm", "v") else config.sampler
-    return dataclasses.replace(config, predict=predict, sampler=sampler)
-
-
-def _heeding(path, views, config: SystemConfig) -> SystemConfig:
-    """The plan with what a file's marks say. CheckpointError for those that we cannot follow."""
-    marks = [mark for mark in MARKS if mark in views]
-    if any(mark.startswith("edm") for mark in marks):
-        raise CheckpointError(
-            f"{path}: {', '.join(marks)} mark a model trained in EDM's way (sigmas up to 80, "
-            "inputs scaled): no sampler here draws with it"
-        )
-    return _predicting(config, "v") if marks else config
 
 
 # ---------------------------------------------------------------- filling
@@ -438,22 +376,16 @@ def check_state(model: nn.Module, state: dict[str, Tensor], source) -> dict[str,
         raise CheckpointError(f"{source}: damaged, get it again ({e})") from e
     unused = model.unused(ours) if hasattr(model, "unused") else ()
     ours = {k: v for k, v in ours.items() if k not in unused}
-    shapes = {k for k in own.keys() & ours.keys() if own[k].shape != ours[k].shape}
-    problems = [
-        count(names).replace(" ", f" {label} ", 1)
-        for label, names in (
-            ("missing", own.keys() - ours.keys()),
-            ("unexpected", ours.keys() - own.keys()),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
-    if problems:
+    problems = {
+        "missing": own.keys() - ours.keys(),
+        "unexpected": ours.keys() - own.keys(),
+        "of another shape": {k for k in own.keys() & ours.keys() if own[k].shape != ours[k].shape},
+    }
+    if any(problems.values()):
+        found = [f"{count(names, kind)}" for kind, names in problems.items() if names]
         seems = f" This looks like {looks_like(state)}." if part or strange(state) else ""
-        raise CheckpointError(
-            f"{source} does not fit this {type(model).__name__}: {'; '.join(problems)}.{seems} "
-            "Is it for another model or config?"
-        )
+        fits = f"does not fit this {type(model).__name__}: {'; '.join(found)}.{seems}"
+        raise CheckpointError(f"{source} {fits} Is it for another model or config?")
     return ours
 
 
@@ -469,10 +401,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -
     ours = check_state(model, state, source)
     own = model.state_dict()
     if odd := [k for k, v in ours.items() if v.is_floating_point() != own[k].is_floating_point()]:
-        raise CheckpointError(
-            f"{source}: {count(odd)} are of type {ours[odd[0]].dtype}, not floating numbers: "
-            "a quantized file? Use one in float32, float16 or bfloat16"
-        )
+        cause = f"{count(odd)} are of type {ours[odd[0]].dtype}, not floating numbers"
+        raise CheckpointError(f"{source}: {cause}: use a file in float32, float16 or bfloat16")
     check_finite(ours, source)
     on_meta = any(v.is_meta for v in own.values())
     model.load_state_dict(ours, strict=True, assign=on_meta)
@@ -480,20 +410,15 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source="the state") -
 
 def check_finite(tensors: dict[str, Tensor], source) -> None:
     """CheckpointError that names the tensors with NaN or infinity; on meta there are none."""
-    broken = [
-        k for k, v in tensors.items() if v.is_floating_point() and not v.is_meta and not _finite(v)
-    ]
-    if broken:
-        raise CheckpointError(
-            f"{source}: {len(broken)} tensors hold NaN or infinity ({', '.join(broken[:5])}): "
-            "the training diverged or the file is damaged, use another one"
-        )
 
+    def finite(x):  # the extremes of a piece tell, and need no memory: NaN is one where it is
+        pieces = (p.float() if x.itemsize == 1 else p for p in x.flatten().split(1 << 22))
+        return all(bool(torch.stack(p.aminmax()).isfinite().all()) for p in pieces if p.numel())
 
-def _finite(x: Tensor) -> bool:
-    """The extremes of a piece tell, and need no memory: NaN is the extreme of whatever holds it."""
-    pieces = (p.float() if x.itemsize == 1 else p for p in x.flatten().split(1 << 22))
-    return all(bool(torch.stack(p.aminmax()).isfinite().all()) for p in pieces if p.numel())
+    numbers = {k: v for k, v in tensors.items() if v.is_floating_point() and not v.is_meta}
+    if broken := [k for k, v in numbers.items() if not finite(v)]:
+        cause = f"{len(broken)} tensors hold NaN or infinity ({', '.join(broken[:5])})"
+        raise CheckpointError(f"{source}: {cause}: it diverged or is damaged, use another one")
 
 
 # ---------------------------------------------------------------- saving
@@ -512,12 +437,9 @@ def save(path, model, meta: dict | None = None, *, schedule=None, predict=None, 
     model = unwrapped(model)
     is_system = isinstance(model, StableDiffusion)
     schedule = model.schedule if is_system else schedule
-    plan = describe(model)
-    inner = plan
+    plan = inner = describe(model)
     while inner:
-        if inner["class"] not in KINDS:
-            kind = inner["class"]
-            raise OptionError(f"model: a {kind} has no plan, pass one of {', '.join(KINDS)}")
+        one_of("class of model", inner["class"], KINDS)
         inner = inner.get("model")
     if not is_system and schedule is not None:
         known_prediction(predict)
@@ -550,10 +472,11 @@ def unwrapped(model):
 # ---------------------------------------------------------------- plans
 
 CONFIGS = {
-    "UNet": (UNet, UNetConfig),
-    "VAE": (VAE, VAEConfig),
-    "CLIP": (CLIP, CLIPConfig),
-    "Classifier": (Classifier, ClassifierConfig),
+    UNet: UNetConfig,
+    VAE: VAEConfig,
+    CLIP: CLIPConfig,
+    Classifier: ClassifierConfig,
+    StableDiffusion: SystemConfig,
 }
 SETTINGS = {  # of classes without a config: how their arguments are read back
     MLP: lambda m: dict(dim=m.dim, hidden=m.hidden, layers=len(m.middle), vector=m.n_vector),
@@ -565,15 +488,15 @@ SETTINGS = {  # of classes without a config: how their arguments are read back
         shape=list(m.shape), classes=m.classes, parts=m.parts, rank=m.rank
     ),
 }
-KINDS = (*CONFIGS, *(kind.__name__ for kind in SETTINGS), "StableDiffusion")
+KINDS = {kind.__name__: kind for kind in (*CONFIGS, *SETTINGS)}
 
 
 def describe(model: nn.Module) -> dict:
     """The plan of a model as JSON: {class, config}, and model, the plan of what it wraps."""
     model = unwrapped(model)
     plan = {"class": type(model).__name__}
-    if dataclasses.is_dataclass(getattr(model, "config", None)):
-        plan["config"] = dataclasses.asdict(model.config)
+    if is_dataclass(getattr(model, "config", None)):
+        plan["config"] = asdict(model.config)
     elif type(model) in SETTINGS:
         plan["config"] = SETTINGS[type(model)](model)
     if isinstance(model, (CLIP, StableDiffusion)):
@@ -589,43 +512,40 @@ def construct(plan: dict, schedule, names: int, source) -> nn.Module:
 
     names: of the tensors that are there to fill it; a plan of more blocks is refused, not built.
     """
-    kind, c = plan["class"], dict(plan["config"])
-    if kind == "StableDiffusion":
-        config = SystemConfig(**c)
-        for part in (config.unet, config.vae, *config.text):
-            _bounded(part, names, source)
+    kind, c = KINDS[plan["class"]], plan["config"]
+    config = CONFIGS.get(kind, SimpleNamespace)(**c)
+    _bounded(names, source, config)
+    if kind is StableDiffusion:
         if schedule is None:
             raise KeyError("schedule.beta")
         sd = build(config, schedule, device="meta")
         sd.text.tokenizer = _tokenizer(plan, config.text[0], source) or sd.text.tokenizer
         return sd
     with torch.device("meta"):
+        if kind is CLIP:
+            return CLIP(config, _tokenizer(plan, config.text, source))
         if kind in CONFIGS:
-            cls, make = CONFIGS[kind]
-            config = make(**c)
-            for part in (config, getattr(config, "text", config)):
-                _bounded(part, names, source)
-            own = (_tokenizer(plan, config.text, source),) if cls is CLIP else ()
-            return cls(config, *own)
-        cls = {cls.__name__: cls for cls in SETTINGS}[kind]
-        _bounded(SimpleNamespace(**c), names, source)
+            return kind(config)
         inner = construct(plan["model"], schedule, names, source) if "model" in plan else None
-        if cls is SpaceToDepth:
-            return SpaceToDepth(inner, whole("factor", c["factor"], 1, 64))
-        return GaussianPrior(inner, schedule, **c) if cls is GaussianPrior else cls(**c)
+        if kind is SpaceToDepth:
+            return SpaceToDepth(inner, whole("factor", config.factor, 1, 64))
+        return GaussianPrior(inner, schedule, **c) if kind is GaussianPrior else kind(**c)
 
 
-def _bounded(config, names: int, source) -> None:
-    """CheckpointError for a plan of more blocks than there are tensors."""
+def _bounded(names: int, source, config) -> None:
+    """CheckpointError for a plan of more blocks, its parts' too, than there are tensors."""
     get = lambda name: getattr(config, name, 0)
+    for field in vars(config).values():
+        for part in field if isinstance(field, tuple) else (field,):
+            if is_dataclass(part):
+                _bounded(names, source, part)
     depth = get("depth") or (0,) * len(get("mult") or ())
     blocks = sum((2 * get("blocks") + 1) * (1 + n) for n in depth)
     blocks += get("middle") + get("layers") + len(get("widths") or ())
     if blocks > min(names, MOST_BLOCKS):
-        raise CheckpointError(
-            f"{source}: its config asks for {blocks:,} blocks and layers (at most {MOST_BLOCKS:,} "
-            f"are built), but there are {names:,} tensors to fill them: damaged, or made to do harm"
-        )
+        asks = f"its config asks for {blocks:,} blocks and layers, at most {MOST_BLOCKS:,}"
+        harm = f"and {names:,} tensors are there to fill them: damaged, or made to do harm"
+        raise CheckpointError(f"{source}: {asks}, {harm}")
 
 
 def _describe_tokenizer(tokenizer):
@@ -647,11 +567,9 @@ def _tokenizer(plan, config: TextConfig, source) -> Tokenizer | None:
     words = tokenizer.bpe.get_vocab_size(), tokenizer.length, tokenizer.end
     end = config.vocab - 1 if config.end is None else config.end
     if words[0] > config.vocab or words[1:] != (config.length, end):
-        raise CheckpointError(
-            f"{source}: its tokenizer has {words[0]} ids in rows of {words[1]} that end with "
-            f"{words[2]}, but the text encoder takes {config.vocab} in rows of {config.length} "
-            f"that end with {end}"
-        )
+        takes = f"but its text encoder takes {config.vocab}, {config.length}, {end}"
+        cause = "its tokenizer has {} ids in rows of {} that end with {}".format(*words)
+        raise CheckpointError(f"{source}: {cause}, {takes}: they are of two models")
     return tokenizer
 
 
@@ -666,11 +584,9 @@ def config_of(source) -> SystemConfig:
         return folders.system_config(folders.Folder(place))[0]
     views, meta = load_tensors(place)
     if "class" not in meta:
-        return _heeding(place, views, _recognise(place, views))
+        return _plan(place, views)
     if meta["class"] != "StableDiffusion":
-        raise CheckpointError(
-            f"{source}: holds a {meta['class']!r:.80}, not a whole system; `load` gives it, and "
-            "`ddpm-edu sample` draws with denoisers"
-        )
+        remedy = "`ddpm-edu sample` draws with denoisers"
+        raise CheckpointError(f"{source}: a {meta['class']!r:.80}, no whole system; {remedy}")
     with folders.plan_of(place):
         return construct(meta, Schedule.linear(2), len(views), place).config

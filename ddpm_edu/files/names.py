@@ -1,8 +1,8 @@
 """What names of weights tell: which model, which part, whose layout; our names. Notebook 11.
 
-One notation for every layout: a row is (their name, ours), `#` a number that stays, `#-1` one less.
-A row that begins with "." renames wherever it stands; of the others, which rename the beginning of
-a name, the first that fits does.
+One notation for every layout: a row says their name > ours, `#` is a number that stays, `#-1` one
+less. A row that begins with "." renames wherever it stands; of the others, which rename the
+beginning of a name, the first that fits does.
 """
 
 import functools
@@ -14,92 +14,65 @@ from ..errors import CheckpointError
 
 # ---------------------------------------------------------------- rows
 
-TRANSFORMER = [
-    (".transformer_blocks.", ".blocks."),
-    (".to_out.0.", ".out."),
-    (".to_q.", ".q."),
-    (".to_k.", ".k."),
-    (".to_v.", ".v."),
-    (".ff.net.0.proj.", ".ff.proj."),
-    (".ff.net.2.", ".ff.out."),
-]
-ORIGINAL_UNET = [  # after "model.diffusion_model."
-    ("time_embed.", "time."),
-    ("label_emb.0.", "vector."),
-    ("input_blocks.0.0.", "conv_in."),
-    ("input_blocks.#.", "down.#-1."),
-    ("middle_block.", "mid."),
-    ("output_blocks.", "up."),
-    ("out.0.", "norm_out."),
-    ("out.2.", "conv_out."),
-    (".op.", ".conv."),
-    (".in_layers.0.", ".norm1."),
-    (".in_layers.2.", ".conv1."),
-    (".emb_layers.1.", ".time."),
-    (".out_layers.0.", ".norm2."),
-    (".out_layers.3.", ".conv2."),
-    (".skip_connection.", ".skip."),
-    *TRANSFORMER,
-]
-FOLDER_UNET = [  # inside a block of diffusers; where the blocks lie, see `folder_unet_rows`
-    *TRANSFORMER,
-    (".time_emb_proj.", ".time."),
-    (".conv_shortcut.", ".skip."),
-]
-ORIGINAL_VAE = [  # after "first_stage_model."
-    ("post_quant_conv.", "post_quant."),
-    ("quant_conv.", "quant."),
-    (".down.#.block.#.", ".down.#.#."),
-    (".up.#.block.#.", ".up.#.#."),
-    (".mid.block_1.", ".mid.0."),
-    (".mid.attn_1.", ".mid.1."),
-    (".mid.block_2.", ".mid.2."),
-    (".proj_out.", ".out."),
-    (".nin_shortcut.", ".skip."),
-]
-OLD_FOLDER_VAE = [  # the attention's names in diffusers' older files -> its newer ones
-    (".query.", ".to_q."),
-    (".key.", ".to_k."),
-    (".value.", ".to_v."),
-    (".proj_attn.", ".to_out.0."),
-]
-FOLDER_VAE = [
-    ("post_quant_conv.", "post_quant."),
-    ("quant_conv.", "quant."),
-    (".down_blocks.#.resnets.#.", ".down.#.#."),
-    (".down_blocks.#.downsamplers.0.", ".down.#.downsample."),
-    (".up_blocks.#.resnets.#.", ".up.#.#."),
-    (".up_blocks.#.upsamplers.0.", ".up.#.upsample."),
-    (".mid_block.resnets.0.", ".mid.0."),
-    (".mid_block.resnets.1.", ".mid.2."),
-    (".mid_block.attentions.0.group_norm.", ".mid.1.norm."),
-    (".mid_block.attentions.0.to_q.", ".mid.1.q."),
-    (".mid_block.attentions.0.to_k.", ".mid.1.k."),
-    (".mid_block.attentions.0.to_v.", ".mid.1.v."),
-    (".mid_block.attentions.0.to_out.0.", ".mid.1.out."),
-    (".conv_norm_out.", ".norm_out."),
-    (".conv_shortcut.", ".skip."),
-]
-OPENCLIP_TEXT = [  # ours are the names of transformers' files, "text_model." in front
-    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("token_embedding.", "text_model.embeddings.token_embedding."),
-    ("ln_final.", "text_model.final_layer_norm."),
-    ("transformer.resblocks.", "text_model.encoder.layers."),
-    (".ln_#.", ".layer_norm#."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-    (".attn.", ".self_attn."),
-]
-FOLDER_TEXT = [  # transformers 5.6 and later leave "text_model." out
-    (f"{part}.", f"text_model.{part}.") for part in ("embeddings", "encoder", "final_layer_norm")
-]
-FOLDER_CLIP = [
-    ("text_model.", "text.text_model."),
-    ("text_projection.", "text.text_projection."),
-    ("vision_model.", "vision."),
-    ("visual_projection.", "projection."),
-    ("logit_scale", "log_scale"),
-]
+
+def table(text: str) -> list[tuple[str, str]]:
+    """[(theirs, ours)] of a text of rows, several a line."""
+    return re.findall(r"(\S+) > (\S+)", text)
+
+
+TRANSFORMER = table("""
+    .transformer_blocks. > .blocks.     .ff.net.0.proj. > .ff.proj.     .ff.net.2. > .ff.out.
+    .to_q. > .q.        .to_k. > .k.        .to_v. > .v.        .to_out.0. > .out.
+""")
+ORIGINAL_UNET = (
+    table("""
+    time_embed. > time.             label_emb.0. > vector.      input_blocks.0.0. > conv_in.
+    input_blocks.#. > down.#-1.     middle_block. > mid.        output_blocks. > up.
+    out.0. > norm_out.              out.2. > conv_out.          .op. > .conv.
+    .in_layers.0. > .norm1.         .in_layers.2. > .conv1.     .emb_layers.1. > .time.
+    .out_layers.0. > .norm2.        .out_layers.3. > .conv2.    .skip_connection. > .skip.
+""")
+    + TRANSFORMER
+)
+FOLDER_UNET = TRANSFORMER + table("""
+    .time_emb_proj. > .time.        .conv_shortcut. > .skip.
+""")  # inside a block of diffusers; where the blocks lie, see `folder_unet_rows`
+ORIGINAL_VAE = table("""
+    post_quant_conv. > post_quant.  .down.#.block.#. > .down.#.#.   .mid.block_1. > .mid.0.
+    quant_conv. > quant.            .up.#.block.#. > .up.#.#.       .mid.attn_1. > .mid.1.
+    .nin_shortcut. > .skip.         .proj_out. > .out.              .mid.block_2. > .mid.2.
+""")
+FOLDER_VAE = table("""
+    post_quant_conv. > post_quant.                  quant_conv. > quant.
+    .down_blocks.#.resnets.#. > .down.#.#.          .up_blocks.#.resnets.#. > .up.#.#.
+    .down_blocks.#.downsamplers.0. > .down.#.downsample.
+    .up_blocks.#.upsamplers.0. > .up.#.upsample.
+    .mid_block.resnets.0. > .mid.0.                 .mid_block.resnets.1. > .mid.2.
+    .mid_block.attentions.0.group_norm. > .mid.1.norm.
+    .mid_block.attentions.0.to_q. > .mid.1.q.       .mid_block.attentions.0.to_k. > .mid.1.k.
+    .mid_block.attentions.0.to_v. > .mid.1.v.
+    .mid_block.attentions.0.to_out.0. > .mid.1.out.
+    .conv_norm_out. > .norm_out.                    .conv_shortcut. > .skip.
+""")
+OLD_FOLDER_VAE = table("""
+    .query. > .to_q.    .key. > .to_k.      .value. > .to_v.    .proj_attn. > .to_out.0.
+""")  # the attention's names in diffusers' older files -> its newer ones
+OPENCLIP_TEXT = table("""
+    positional_embedding > text_model.embeddings.position_embedding.weight
+    token_embedding. > text_model.embeddings.token_embedding.
+    ln_final. > text_model.final_layer_norm.
+    transformer.resblocks. > text_model.encoder.layers.         .ln_#. > .layer_norm#.
+    .mlp.c_fc. > .mlp.fc1.      .mlp.c_proj. > .mlp.fc2.        .attn. > .self_attn.
+""")  # ours are the names of transformers' files, "text_model." in front
+FOLDER_TEXT = table("""
+    embeddings. > text_model.embeddings.    encoder. > text_model.encoder.
+    final_layer_norm. > text_model.final_layer_norm.
+""")  # transformers 5.6 and later leave "text_model." out
+FOLDER_CLIP = table("""
+    text_model. > text.text_model.          text_projection. > text.text_projection.
+    vision_model. > vision.                 visual_projection. > projection.
+    logit_scale > log_scale
+""")
 
 
 def rename(state: dict, rows: list[tuple[str, str]]) -> dict:
@@ -115,8 +88,7 @@ def rename(state: dict, rows: list[tuple[str, str]]) -> dict:
         for pattern, put in inner:
             key = pattern.sub(put, key)
         out[key] = value
-    if len(out) < len(state):
-        twice = len(state) - len(out)
+    if twice := len(state) - len(out):
         raise CheckpointError(f"{twice} tensors are there under two names, one of each layout")
     return out
 
@@ -136,94 +108,80 @@ def folder_unet_rows(levels: int, blocks: int, attention: list[bool], middle: bo
 
     attention: whether transformers follow the ResBlocks of a level, from the finest; middle: there.
     """
-    rows = [
-        ("conv_norm_out.", "norm_out."),
-        ("time_embedding.linear_1.", "time.0."),
-        ("time_embedding.linear_2.", "time.2."),
-        ("add_embedding.linear_1.", "vector.0."),
-        ("add_embedding.linear_2.", "vector.2."),
-        ("mid_block.resnets.0.", "mid.0."),
-        ("mid_block.resnets.1.", f"mid.{1 + middle}."),
-        ("mid_block.attentions.0.", "mid.1."),
-    ]
+    rows = table(f"""
+        conv_norm_out. > norm_out.              mid_block.resnets.0. > mid.0.
+        mid_block.attentions.0. > mid.1.        mid_block.resnets.1. > mid.{1 + middle}.
+        time_embedding.linear_1. > time.0.      time_embedding.linear_2. > time.2.
+        add_embedding.linear_1. > vector.0.     add_embedding.linear_2. > vector.2.
+    """)
     for level in range(levels):
         for side, k, count in (("down", level, blocks), ("up", levels - 1 - level, blocks + 1)):
             first = k * (blocks + 1)  # on the way down, the Downsample counts as one more
             for j in range(count):
                 rows.append((f"{side}_blocks.{k}.resnets.{j}.", f"{side}.{first + j}.0."))
                 rows.append((f"{side}_blocks.{k}.attentions.{j}.", f"{side}.{first + j}.1."))
-            last = 0 if side == "down" else 1 + attention[level]
-            rows.append(
-                (f"{side}_blocks.{k}.{side}samplers.0.", f"{side}.{first + blocks}.{last}.")
-            )
+            last = f"{first + blocks}.{0 if side == 'down' else 1 + attention[level]}"
+            rows.append((f"{side}_blocks.{k}.{side}samplers.0.", f"{side}.{last}."))
     return rows
 
 
-def _folder_unet(state):
+def _folder_unet(names):
     """How many levels and blocks there are, and where attention is, the names tell."""
-    found = lambda start: {m[1] for k in state if (m := re.match(start + r"(\d{1,9})\.", k))}
-    last = lambda start: 1 + max(map(int, found(start)), default=0)
-    levels = min(last(r"down_blocks\."), 64)
-    blocks = min(last(r"down_blocks\.0\.resnets\."), 64)
-    has = lambda start: any(k.startswith(start) for k in state)
-    attention = [has(f"down_blocks.{level}.attentions.") for level in range(levels)]
-    rows = folder_unet_rows(levels, blocks, attention, has("mid_block.attentions."))
-    return _matrices(rename(state, rows + FOLDER_UNET), ".proj_in.", ".proj_out.")
+    text = "\n".join(names)
+    numbers = lambda start: map(int, re.findall(rf"^{start}\.([1-5]?\d)\.", text, re.M))
+    last = lambda start: max(numbers(start), default=0)
+    has = lambda part: f"\n{part}.attentions." in text or text.startswith(f"{part}.attentions.")
+    levels, blocks = 1 + last("down_blocks"), 1 + last(r"down_blocks\.0\.resnets")
+    attention = [has(f"down_blocks.{level}") for level in range(levels)]
+    return folder_unet_rows(levels, blocks, attention, has("mid_block")) + FOLDER_UNET
 
 
-def _original_vae(state):
+def _original_vae(names):
     """The original counts the decoder's levels from the finest, we in the order of running."""
-    levels = len({key.split(".")[2] for key in state if key.startswith("decoder.up.")})
+    levels = len({name.split(".")[2] for name in names if name.startswith("decoder.up.")})
     turn = [(f"decoder.up.{k}.", f"decoder.up.{levels - 1 - k}.") for k in range(levels)]
-    return _matrices(rename(state, turn + ORIGINAL_VAE), ".mid.1.")
+    return turn + ORIGINAL_VAE
 
 
-def _original_text(state):
-    """OpenCLIP holds Q, K and V in one matrix (3C, C), here three (C, C), and multiplies by
-    text_projection from the other side."""
-    out = {}
-    for key, value in rename(state, OPENCLIP_TEXT).items():
-        if m := re.fullmatch(r"(.*\.self_attn\.)in_proj_(weight|bias)", key):
-            out |= {f"{m[1]}{name}_proj.{m[2]}": w for name, w in zip("qkv", value.chunk(3))}
-        elif key == "text_projection":
-            out["text_projection.weight"] = value.T.contiguous()
-        else:
-            out[key] = value
-    return out
-
-
-def _matrices(state, *inside):
-    """1x1 convolutions (O, I, 1, 1) as the matrices (O, I) that they are here."""
-    return {
-        k: v.flatten(1) if v.ndim == 4 and any(i in k for i in inside) else v
-        for k, v in state.items()
-    }
-
-
-READ = {
-    ("unet", "original"): lambda s: _matrices(rename(s, ORIGINAL_UNET), ".proj_in.", ".proj_out."),
+ROWS = {  # (part, layout): the rows for these names
+    ("unet", "original"): lambda names: ORIGINAL_UNET,
     ("unet", "folder"): _folder_unet,
-    ("unet", "ours"): lambda s: _matrices(s, ".proj_in.", ".proj_out."),
     ("vae", "original"): _original_vae,
-    ("vae", "folder"): lambda s: _matrices(rename(s, OLD_FOLDER_VAE + FOLDER_VAE), ".mid.1."),
-    ("text", "original"): _original_text,
-    ("text", "folder"): lambda s: rename(s, FOLDER_TEXT),
+    ("vae", "folder"): lambda names: OLD_FOLDER_VAE + FOLDER_VAE,
+    ("text", "original"): lambda names: OPENCLIP_TEXT,
+    ("text", "folder"): lambda names: FOLDER_TEXT,
+    ("clip", "folder"): lambda names: FOLDER_CLIP,
 }
+MATRICES = re.compile(r"\.proj_(in|out)\.|\.mid\.1\.")  # 1x1 convolutions in other layouts
 
 
 def to_ours(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names of any layout -> ours: original (with its prefix or not, or a whole single file),
-    folder, or ours already. kind: "unet", "vae" or "text". What is HARMLESS is left out; a name
-    that is in no table stays as it is."""
+    folder, or ours already. kind: "unet", "vae", "text" or "clip". What is HARMLESS is left out;
+    a name that is in no table stays as it is."""
     found = parts_in(state)
     if kind == "text" and {"text", "text_2"} <= found:
         raise CheckpointError("these are two text encoders: take one, see split_single_file")
     if found:
         parts = split_single_file(state)
         state = next((part for name, part in parts.items() if name.startswith(kind)), state)
-    state = {without_prefix(k): v for k, v in state.items() if not HARMLESS.search(k)}
-    read = READ.get(layout := layout_of(state))
-    return read(state) if read and layout[0] == kind else state
+    needed = "logit_scale" if kind == "clip" else None
+    state = {
+        without_prefix(k): v for k, v in state.items() if k == needed or not HARMLESS.search(k)
+    }
+    layout = layout_of(state)
+    if layout is None or layout[0] != kind:
+        return state
+    out = {}
+    for key, w in rename(state, ROWS[layout](state) if layout in ROWS else []).items():
+        if m := re.fullmatch(r"(.*\.self_attn\.)in_proj_(weight|bias)", key):
+            # OpenCLIP holds Q, K and V in one matrix (3C, C), here three (C, C)
+            out |= {f"{m[1]}{name}_proj.{m[2]}": part for name, part in zip("qkv", w.chunk(3))}
+        elif key == "text_projection":  # which it multiplies from the other side
+            out["text_projection.weight"] = w.T.contiguous()
+        else:
+            out[key] = w.flatten(1) if w.ndim == 4 and MATRICES.search(key) else w
+    return out
 
 
 # ---------------------------------------------------------------- single files
@@ -269,40 +227,35 @@ def split_single_file(state: dict[str, Tensor], ema: bool = True) -> dict[str, d
     """
     parts, averages, unknown = {}, {}, []
     for key, value in state.items():
-        part = next((part for prefix, part in PREFIXES.items() if key.startswith(prefix)), None)
         if HARMLESS.search(key) or key in MARKS:
             continue
-        if part:
+        if part := next(iter(parts_in([key])), None):
             parts.setdefault(part, {})[without_prefix(key)] = value
         elif key.startswith("model_ema."):
             averages[key] = value
         else:
             unknown.append(key)
     if not parts or strange(state):
-        raise CheckpointError(
-            f"no single file of Stable Diffusion: it looks like {looks_like(state)}; "
-            "pass a file of the whole system, or the folder of its parts"
-        )
+        cause = f"no single file of Stable Diffusion: it looks like {looks_like(state)}"
+        raise CheckpointError(f"{cause}; pass a file of a whole system, or the folder of its parts")
     if averages:
         names = {k: "model_ema.diffusion_model" + k.replace(".", "") for k in parts.get("unet", {})}
         unknown += averages.keys() - names.values()
         if ema and (missing := names.values() - averages.keys()):
-            raise CheckpointError(
-                f"{count(missing)} of the averages are missing: pass ema=False for the others"
-            )
+            lack = f"{count(missing)} of the averages are missing"
+            raise CheckpointError(f"{lack}: pass ema=False for the others")
         if ema and names:
             parts["unet"] = {k: averages[name] for k, name in names.items()}
     if unknown:
-        raise CheckpointError(
-            f"{count(unknown)} unexpected, of no part of Stable Diffusion; "
-            f"otherwise it looks like {looks_like(state)}"
-        )
+        seems = f"otherwise it looks like {looks_like(state)}"
+        raise CheckpointError(f"{count(unknown)} unexpected, of no part of a system; {seems}")
     return parts
 
 
 # ---------------------------------------------------------------- what it looks like
 
 SIGNS = {  # (part, layout): a name that says so, once the prefix is off
+    ("clip", "folder"): r"^vision_model\.",
     ("unet", "original"): r"^(input_blocks|output_blocks|middle_block)\.",
     ("unet", "folder"): r"^(down_blocks|up_blocks|mid_block)\.",
     ("unet", "ours"): r"^(down|up|mid)\.\d",
@@ -312,6 +265,7 @@ SIGNS = {  # (part, layout): a name that says so, once the prefix is off
     ("text", "original"): r"^transformer\.resblocks\.",
     ("text", "folder"): r"^(text_model\.)?encoder\.layers\.\d+\.\w+\.",  # ours too: the same names
 }
+EMBEDDING = "a textual inversion (an embedding): a new word, not a model"
 STRANGERS = {  # what it is: a name somewhere
     "a LoRA: small changes to a model, not a model": r"lora_(up|down|A|B|a|b|linear)\b"
     r"|[._]lora\.|^lora_|\.hada_w|\.lokr_|\.oft_|\.dora_scale$|lora_linear_layer",
@@ -322,8 +276,7 @@ STRANGERS = {  # what it is: a name somewhere
     "SD 3, another kind of model": r"^(model\.diffusion_model\.)?joint_blocks\.|\.add_q_proj\.",
     "FLUX, another kind of model": r"^(model\.diffusion_model\.)?(double|single)"
     r"_(transformer_)?blocks\.",
-    "a textual inversion (an embedding): a new word, not a model": r"^emb_params$"
-    r"|^string_to_|^clip_[lg]$",
+    EMBEDDING: r"^emb_params$|^string_to_|^clip_[lg]$",
     "a whole CLIP model, pictures and text": r"^(visual|vision_model)\.",
     "a training checkpoint of this course": r"^random\.generator$",
     "a model of this course (load reads it)": r"^schedule\.beta$",
@@ -337,78 +290,67 @@ TEXTS = {
 }
 
 
+def _named(names, signs: dict):
+    """What the first sign that some name bears stands for, or None."""
+    text = "\n".join(names)
+    return next((what for what, sign in signs.items() if re.search(sign, text, re.M)), None)
+
+
 def layout_of(names) -> tuple[str, str] | None:
     """(part, layout) of names without prefix, as in SIGNS, or None."""
-    text = "\n".join(names)
-    return next((what for what, sign in SIGNS.items() if re.search(sign, text, re.MULTILINE)), None)
+    return _named(names, SIGNS)
 
 
-def count(names) -> str:
-    """How many, and the first five: "6 (a, b, c, d, e, ...)"."""
-    names = sorted(names)
-    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+def count(names, kind="") -> str:
+    """How many, of which kind, and the first five: "6 missing (a, b, c, d, e, ...)"."""
+    first = ", ".join(sorted(names)[:5]) + ", ..." * (len(names) > 5)
+    return " ".join(filter(None, (str(len(names)), kind, f"({first})")))
 
 
-def strange(keys) -> str:
-    """What a set of names is that is no model of ours, in words; "" if nothing known."""
-    text = "\n".join(keys)
-    found = (w for w, sign in STRANGERS.items() if re.search(sign, text, re.MULTILINE))
-    if (words := next(found, None)) is None and isinstance(keys, dict) and 0 < len(keys) <= 2:
-        shapes = [tuple(getattr(v, "shape", v)) for v in keys.values()]
-        if all(len(s) in (1, 2) and s[-1] in TEXTS for s in shapes):  # {"<my-cat>": (768,)}
-            return next(words for words in STRANGERS if words.startswith("a textual inversion"))
-    return words or ""
+def strange(state: dict) -> str:
+    """What {name: tensor or shape} is that is no model of ours, in words; "" if nothing known."""
+    shapes = [tuple(getattr(v, "shape", v)) for v in state.values()]
+    words = len(shapes) in (1, 2) and all(len(s) in (1, 2) and s[-1] in TEXTS for s in shapes)
+    return _named(state, STRANGERS) or EMBEDDING * words  # {"<my-cat>": (768,)}
 
 
-def looks_like(keys) -> str:
-    """What a set of names is: "SDXL base (a single file)", "the UNet of SD 1.5 (folder names)", ...
-
-    keys: {name: tensor or shape}, or names alone; then what only shapes can tell is left open.
-    """
-    if words := strange(keys):
-        return words
-    if not keys:
-        return "nothing: it is empty"
-    shapes = keys if isinstance(keys, dict) else dict.fromkeys(keys, ())
-    found = parts_in(shapes)
-    if found:  # names of one part only, for the signs
+def looks_like(state: dict) -> str:
+    """What {name: tensor or shape} is: "SDXL base (a single file)", "the UNet of SD 1.5 (folder
+    names)", ..."""
+    if not state or strange(state):
+        return strange(state) or "nothing: it is empty"
+    if found := parts_in(state):  # names of one part only, for the signs
         part = next(part for part in ("unet", "vae", "text", "text_2") if part in found)
         starts = tuple(prefix for prefix, its in PREFIXES.items() if its == part)
-        shapes = {k: v for k, v in shapes.items() if k.startswith(starts)}
-    shapes = {without_prefix(k): tuple(getattr(v, "shape", v)) for k, v in shapes.items()}
+    shapes = {
+        without_prefix(k): tuple(getattr(v, "shape", v))
+        for k, v in state.items()
+        if not found or k.startswith(starts)
+    }
     part, layout = layout_of(shapes) or (None, None)
     names = "(names of this course)" if layout == "ours" else f"({layout} names)"
     if part == "unet":
-        model = _which_unet(shapes, "\n".join(keys))
+        model = _which_unet(shapes)
         return f"{model} (a single file)" if len(found) > 1 else f"the UNet of {model} {names}"
     if part == "vae":
         return f"the VAE of SD or SDXL {names}"  # they differ in their numbers only
     if part == "text":
         width = _size(shapes, r"(token|position|positional)_embedding", -1)
-        other = f"of width {width}" if width else "of some model"
-        return f"the text encoder {TEXTS.get(width, other)} {names}"
-    return f"nothing known here (first names: {', '.join(list(keys)[:3])})"
+        return f"the text encoder {TEXTS.get(width, f'of width {width}')} {names}"
+    return f"nothing known here (first names: {', '.join(list(state)[:3])})"
 
 
 def _size(shapes, name, dim, default=None):
     """shape[dim] of the first tensor of such a name."""
-    sizes = (
-        s[dim] for k, s in shapes.items() if len(s) > abs(dim) - (dim < 0) and re.search(name, k)
-    )
+    sizes = (s[dim] for k, s in shapes.items() if re.search(name, k) and len(s) > max(0, dim))
     return next(sizes, default)
 
 
-def _which_unet(shapes, text):
+def _which_unet(shapes):
     width = _size(shapes, r"attn2\.(to_)?k\.weight$", 1)
-    if width is None and any(shapes.values()):
-        return "a model without text"
-    if width is None:  # names alone
-        if re.search(r"(label_emb|add_embedding|^vector)\.", text, re.MULTILINE):
-            return "SDXL base" if re.search(r"blocks\.9\.attn1\.", text) else "the SDXL refiner"
-        if "cond_stage_model." in text:
-            return "SD 2" if "cond_stage_model.model." in text else "SD 1.5"
-        return "SD 1.5 or 2"
     inputs = _size(shapes, r"^(input_blocks\.0\.0|conv_in)\.weight$", 1, 4)
+    if width is None:
+        return "a model without text"
+    kind = {8: " (InstructPix2Pix)", 9: " (inpainting)"}.get(inputs, "")
     model = UNETS.get(width, f"no known model, context {width} wide")
-    kind = {4: "", 8: " (InstructPix2Pix)", 9: " (inpainting)"}.get(inputs, "")
-    return model + (f" with {inputs} input channels{kind}" if inputs != 4 else "")
+    return model + f" with {inputs} input channels{kind}" * (inputs != 4)

@@ -34,13 +34,10 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
     Whoever is interrupted, by an error or by kill -9, finds the previous file whole.
     Raises OptionError for meta, CheckpointError if the file cannot be written.
     """
-    if not isinstance(meta, dict | None):
-        raise OptionError(f"meta = {meta!r:.80}: pass a dict, or nothing")
-    path = Path(path)
     try:
-        text = json.dumps(meta or {})
+        text = json.dumps(dict(meta or {}))
     except (TypeError, ValueError, RecursionError) as e:
-        raise OptionError(f"meta for {path} is no JSON ({e}): pass texts, numbers, lists, dicts")
+        raise OptionError(f"meta is no JSON ({e}): pass a dict of texts, numbers, lists, dicts")
     cpu, seen = {}, set()
     for name, t in tensors.items():
         t = t.detach().to("cpu").contiguous()
@@ -48,13 +45,12 @@ def save_tensors(path, tensors: dict[str, Tensor], meta: dict | None = None) -> 
         cpu[name] = t.clone() if tied else t
         seen.add(cpu[name].untyped_storage().data_ptr())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             save_file(cpu, part, metadata={"ddpm_edu": text})
     except (OSError, ValueError, SafetensorError) as e:
-        raise CheckpointError(
-            f"{path}: could not be written ({e}): is the folder writable and the disk not full?"
-        ) from e
+        remedy = "is the folder writable and the disk not full?"
+        raise CheckpointError(f"{path}: could not be written ({e}): {remedy}") from e
 
 
 def load_tensors(path, dtype: torch.dtype | None = None, names=None):
@@ -64,7 +60,9 @@ def load_tensors(path, dtype: torch.dtype | None = None, names=None):
     dtype: convert floating numbers, without holding both versions. Raises CheckpointError.
     """
     with reading(path):
-        meta = _meta(header(path))
+        meta = json.loads(header(path).get("__metadata__", {}).get("ddpm_edu", "{}"))
+        if not isinstance(meta, dict):
+            raise ValueError("the metadata is no JSON object")
         with safe_open(path, framework="pt") as f:
             tensors = {name: f.get_tensor(name) for name in (f.keys() if names is None else names)}
         if dtype and any(t.is_floating_point() and t.dtype != dtype for t in tensors.values()):
@@ -88,6 +86,12 @@ def _convert(path, sizes, dtype):
 def header(path) -> dict:
     """{name: {"dtype", "shape", "data_offsets"}}, and "__metadata__". ValueError for what
     safetensors itself lets pass or reads at length: long headers, a name that stands twice."""
+
+    def once(pairs):
+        if len(entries := dict(pairs)) < len(pairs):
+            raise ValueError("a name stands twice in it")
+        return entries
+
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         if length > MOST_HEADER:
@@ -95,24 +99,10 @@ def header(path) -> dict:
         text = f.read(length)
     if (names := text.count(b'"shape"')) > MOST_NAMES:  # counted in no time, parsed in seconds
         raise ValueError(f"{names:,} names, at most {MOST_NAMES:,} are read")
-    entries = json.loads(text, object_pairs_hook=_once)
+    entries = json.loads(text, object_pairs_hook=once)
     if not isinstance(entries, dict):
         raise ValueError("the header is no JSON object")
     return entries
-
-
-def _once(pairs):
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        raise ValueError("a name stands twice in it")
-    return out
-
-
-def _meta(entries):
-    meta = json.loads(entries.get("__metadata__", {}).get("ddpm_edu", "{}"))
-    if not isinstance(meta, dict):
-        raise ValueError("the metadata is no JSON object")
-    return meta
 
 
 # ---------------------------------------------------------------- 8 bits
@@ -149,24 +139,17 @@ def unpack(state: dict[str, Tensor], source="the state") -> dict[str, Tensor]:
     out = {}
     for name, w in state.items():
         if w.dtype == torch.int8:
-            out[name] = _whole(name, w, state.get(f"{name}.scale"), source)
+            scale = state.get(f"{name}.scale", w)
+            if w.ndim < 2 or scale.shape != w.shape[:1] or not scale.is_floating_point():
+                cause = f"{name} is int8 {tuple(w.shape)}, {name}.scale not one float a row"
+                raise CheckpointError(f"{source}: {cause}: damaged, get it again")
+            if not (scale.isfinite() & (scale >= 0)).all():
+                cause = f"{name}.scale holds NaN, infinity or negative numbers"
+                raise CheckpointError(f"{source}: {cause}: it diverged or is damaged, use another")
+            out[name] = w.float().mul_(_rows(scale.float(), w))
         elif name not in scales:
             out[name] = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
     return out
-
-
-def _whole(name, q, scale, source):
-    if scale is None or not scale.is_floating_point() or scale.shape != q.shape[:1] or q.ndim < 2:
-        raise CheckpointError(
-            f"{source}: {name} is int8 of shape {tuple(q.shape)} and needs one float a row in "
-            f"{name}.scale: the file is damaged, get it again"
-        )
-    if not (scale.isfinite() & (scale >= 0)).all():
-        raise CheckpointError(
-            f"{source}: {name}.scale holds NaN, infinity or negative numbers: "
-            "the training diverged or the file is damaged, use another one"
-        )
-    return q.float().mul_(_rows(scale.float(), q))
 
 
 def _rows(scale, w):
@@ -176,27 +159,7 @@ def _rows(scale, w):
 
 # ---------------------------------------------------------------- wrong files
 
-
-@contextmanager
-def reading(path):
-    """Whatever a file that cannot be read leads to, as one CheckpointError that says what it is."""
-    if not os.path.isfile(path):
-        there = "; a folder, or a pipe, is there" if os.path.exists(path) else ""
-        raise CheckpointError(
-            f"{path}: no such file; expected weights in safetensors format{there}"
-        )
-    try:
-        yield
-    except PermissionError as e:
-        raise CheckpointError(f"{path}: may not be read ({e}); change its permissions") from e
-    except (SafetensorError, OSError, ValueError, RecursionError, AttributeError, TypeError) as e:
-        if "allocate memory" in str(e):
-            raise MemoryError(str(e)) from e
-        raise CheckpointError(f"{path}: {what_is_wrong(path, e)}") from e
-
-
-AGAIN = "fetch or save it again"
-ITSELF = "fetch the weights themselves"
+AGAIN, ITSELF = "fetch or save it again", "fetch the weights themselves"
 OTHER = "use the .safetensors file of the same model"
 PICKLE = "a pickle (.ckpt, .pt, .bin), which can run any code when it is read, and is refused"
 CONVERT = (
@@ -225,6 +188,22 @@ SIGNATURES = [  # how a file begins, what it then looks like, what to do
 ]
 
 
+@contextmanager
+def reading(path):
+    """Whatever a file that cannot be read leads to, as one CheckpointError that says what it is."""
+    if not os.path.isfile(path):
+        there = "; a folder, or a pipe, is there" if os.path.exists(path) else ""
+        raise CheckpointError(f"{path}: no such file; expected safetensors weights{there}")
+    try:
+        yield
+    except PermissionError as e:
+        raise CheckpointError(f"{path}: may not be read ({e}); change its permissions") from e
+    except (SafetensorError, OSError, ValueError, RecursionError, AttributeError, TypeError) as e:
+        if "allocate memory" in str(e):
+            raise MemoryError(str(e)) from e
+        raise CheckpointError(f"{path}: {what_is_wrong(path, e)}") from e
+
+
 def what_is_wrong(path, reason="") -> str:
     """What a file that is no sound safetensors file seems to be, and what to do about it."""
     size = os.path.getsize(path)
@@ -232,20 +211,18 @@ def what_is_wrong(path, reason="") -> str:
         head = f.read(1024)
     if size == 0:
         return f"the file is empty; {AGAIN}"
-    length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and 8 < length <= MOST_HEADER:
+    length, starts = int.from_bytes(head[:8], "little"), head[8:9] == b"{"
+    if starts and 8 < length <= MOST_HEADER:
         expected = _expected_size(path, length, size)
-        if expected and size < expected:
+        if size < expected:
             return f"the file is cut short: {size:,} of {expected:,} bytes; {AGAIN}"
-        if expected and size > expected:
-            many = f"{size - expected:,} bytes too many follow the {expected:,} of the header"
-            return f"{many} (damaged file); {AGAIN}"
+        if size > expected > 0:
+            more = f"{size - expected:,} bytes too many follow the {expected:,} of the header"
+            return f"{more} (damaged file); {AGAIN}"
         return f"the safetensors header is no sound one (damaged: {str(reason)[:200]}); {AGAIN}"
-    if head[8:9] == b"{" and not re.match(rb"[ -~]{8}", head):
-        return (
-            f"its header would be {length:,} bytes long, far more than any model's "
-            f"(at most {MOST_HEADER:,} are read): damaged, or made to do harm"
-        )
+    if starts and not re.match(rb"[ -~]{8}", head):
+        harm = f"far more than any model's (at most {MOST_HEADER:,}): damaged, or made to do harm"
+        return f"its header would be {length:,} bytes long, {harm}"
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head.decode("utf-16", "ignore").encode()
     head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -253,13 +230,12 @@ def what_is_wrong(path, reason="") -> str:
     return f"this is not a safetensors file: it looks like {what}; {remedy}"
 
 
-def _expected_size(path, length, size):
-    """Bytes the header promises, or None if it says no such thing."""
+def _expected_size(path, length, size) -> int:
+    """Bytes the header promises, or 0 if it says no such thing."""
     if size < 8 + length:
         return 8 + length
     try:
-        entries = header(path)
-        ends = [e["data_offsets"][1] for k, e in entries.items() if k != "__metadata__"]
+        ends = [e["data_offsets"][1] for k, e in header(path).items() if k != "__metadata__"]
         return 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 0

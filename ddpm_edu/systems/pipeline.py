@@ -487,16 +487,18 @@ def _loaded(sd, name="sd") -> StableDiffusion:
     if not isinstance(sd, StableDiffusion):
         it = f"{sd!r:.80}".partition("\n")[0]
         raise OptionError(f'{name} = {it}: pass a StableDiffusion, such as load("sd15")')
+    if gone := [part for part in ("unet", "vae", "text") if getattr(sd, part) is None]:
+        raise OptionError(f"{name}.{gone[0]} is None: load or build the whole system")
     if _weight(sd.unet).is_meta:
-        raise OptionError(
-            f"{name} is on the meta device, where it has no weights: load or build it on the CPU"
-        )
+        raise OptionError(f"{name} is on the meta device, without weights: load it on the CPU")
     return sd
 
 
 def _holds(name, x, shape, whose) -> None:
     """ShapeError unless the tensor x has this shape and, off the meta device, numbers."""
     fits(name, x, shape, whose)
+    if x.layout != torch.strided:
+        raise ShapeError(f"{name} is {x.layout}: {whose} dense ones, pass {name}.to_dense()")
     if x.is_meta:
         raise ShapeError(f"{name} is on the meta device, where it has no numbers: {whose} them")
 

@@ -73,6 +73,12 @@ class SystemConfig:
                 f"channels, but the VAE's latents have {self.vae.latent}"
             )
 
+    def parts(self) -> dict[str, UNetConfig | VAEConfig | TextConfig]:
+        """The plans by the names of their folders; a refiner's encoder counts as the second."""
+        names = ("text_encoder", "text_encoder_2")
+        texts = zip(names[-len(self.text) :] if self.vector else names, self.text)
+        return {"unet": self.unet, "vae": self.vae, **dict(texts)}
+
 
 SD15 = SystemConfig("SD 1.5", SD15_UNET, SD_VAE, (CLIP_L,), sampler="pndm", end=0)
 SD21 = SystemConfig(
@@ -127,10 +133,8 @@ class StableDiffusion(nn.Module):
         return self.config.predict
 
     def parts(self) -> dict[str, nn.Module]:
-        """The networks by the names of their folders; a refiner's encoder counts as the second."""
-        names = ("text_encoder", "text_encoder_2")
-        names = names[-len(self.text.encoders) :] if self.config.vector else names
-        return {"unet": self.unet, "vae": self.vae, **dict(zip(names, self.text.encoders))}
+        """The networks by the names of their folders."""
+        return dict(zip(self.config.parts(), (self.unet, self.vae, *self.text.encoders)))
 
 
 def build(

@@ -23,7 +23,7 @@ from ..errors import (
     TrainingError,
     memory_ended,
 )
-from ..files.load import check_finite, check_state, describe
+from ..files.load import check_finite, check_state, describe, unwrapped
 from ..files.tensors import load_tensors, save_tensors
 from .optim import EMA, lr_at, new_optimizer
 
@@ -61,7 +61,7 @@ class Run:
             config.batch_size * rank // world, config.batch_size * (rank + 1) // world
         )
         self.step, self.elapsed, self.loss, self.lr = 0, 0.0, math.nan, 0.0
-        self.given, self.weights = model, unwrap(model)
+        self.given, self.weights = model, unwrapped(model)
         self.average = EMA(self.weights, config.ema)
         self.arrange(torch.channels_last)  # the order of numbers that convolutions are quickest in
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -343,17 +343,6 @@ def _held_back(number: int) -> Iterator[list]:
         yield asked
     finally:
         signal.signal(number, usual)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of torch.compile and of parallel training."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
 
 
 def to(device, batch):

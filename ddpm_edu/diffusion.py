@@ -49,13 +49,12 @@ def class_cond(labels, classes: int = 10) -> Cond:
     labels = torch.as_tensor(labels)
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ShapeError(
-            f"labels have shape {tuple(labels.shape)} and type {labels.dtype}: pass whole numbers, "
-            "one a picture, (B,)"
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: pass whole numbers, (B,)"
         )
     if len(labels) and not (-1 <= int(labels.min()) and int(labels.max()) < classes):
         raise DataError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {classes} "
-            f"classes: allowed are 0 to {classes - 1}, and -1 for no class"
+            f"labels run from {labels.min()} to {labels.max()}, but there are {classes} classes: "
+            f"allowed are 0 to {classes - 1}, and -1 for no class"
         )
     return Cond(vector=(labels[:, None] == torch.arange(classes, device=labels.device)).float())
 
@@ -97,8 +96,7 @@ def _check_generator(generator, x):
     several = generator if isinstance(generator, Sequence) else [generator]
     if not all(isinstance(g, torch.Generator) for g in several):
         raise OptionError(
-            f"generator = {generator!r:.80}: pass a torch.Generator, or generators(seeds) for one "
-            "a picture"
+            f"generator = {generator!r:.80}: pass a torch.Generator, or generators(seeds)"
         )
     if len(several) != len(x):
         raise ShapeError(f"{len(several)} generators for a batch of {len(x)}: pass one a picture")
@@ -140,8 +138,7 @@ def loss(
     target = schedule.target(x_0, eps, t, predict)
     if prediction.shape != target.shape:
         raise ShapeError(
-            f"the model returned shape {tuple(prediction.shape)} for x_t of {tuple(x_t.shape)}: "
-            "they must be equal"
+            f"the model returned {tuple(prediction.shape)} for {tuple(x_t.shape)}: make them equal"
         )
     squared = (prediction - target) ** 2
     return squared.mean() if reduction == "mean" else squared.flatten(1).mean(1)
@@ -186,8 +183,7 @@ def karras_timesteps(
     in_range("rho", rho, 1, 100, "1 is even steps in sigma, 7 is usual")
     if schedule.alpha_bar[-1] == 0:
         raise ScheduleError(
-            'spacing = "karras" needs a largest sigma, but this schedule ends in pure noise, where '
-            'sigma is infinite: choose "trailing"'
+            'spacing = "karras": sigma is infinite at the end of this schedule: choose "trailing"'
         )
     high, low = (schedule.sigma_at(t) ** (1 / rho) for t in ends or (schedule.T - 1, 0))
     u = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -211,14 +207,13 @@ def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, f
         )
     if not (times >= 0).all() or not (times <= schedule.T - 1).all():
         raise ScheduleError(
-            f"timesteps run from {times.min():g} to {times.max():g}, outside this schedule: "
-            f"allowed are 0 to {schedule.T - 1}"
+            f"timesteps {times.min():g} to {times.max():g}: allowed are 0 to {schedule.T - 1}"
         )
     path = [*times.tolist(), float(end)]
     if not -1 <= path[-1] or any(a <= b for a, b in zip(path, path[1:])):
         raise OptionError(
-            f"timesteps must fall strictly and stay above end = {end:g}: sampling goes from noise "
-            f"(large t) to picture (got {', '.join(f'{t:g}' for t in path[:4])}, ... {path[-2]:g})"
+            f"timesteps {', '.join(f'{t:g}' for t in path[:4])}, ... {path[-2]:g}, end = {end:g}: "
+            "they must fall strictly, from noise (large t) to picture, and stay above end"
         )
     return list(zip(path, path[1:]))
 
@@ -238,8 +233,7 @@ def begin(
     path = visit(schedule, timesteps, end)
     if x_T.ndim == 0 or not x_T.is_floating_point():
         raise ShapeError(
-            f"x_T has shape {tuple(x_T.shape)} and type {x_T.dtype}: pass a batch of noise as "
-            "floats, (B, ...)"
+            f"x_T is {x_T.dtype} of shape {tuple(x_T.shape)}: pass noise as floats, (B, ...)"
         )
     _check_cond(cond, x_T)
     _same_device(model, x_T)
@@ -270,8 +264,7 @@ def _check_cond(cond, x):
     for name, part in zip(Cond._fields, cond):
         if part is not None and len(part) != len(x):
             raise ShapeError(
-                f"cond.{name} has shape {tuple(part.shape)} for a batch of {len(x)}: pass one row "
-                "a picture"
+                f"cond.{name} has {len(part)} rows for a batch of {len(x)}: pass one a picture"
             )
 
 
@@ -281,8 +274,7 @@ def _same_device(model, x_T):
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     if weight is not None and weight.device != x_T.device:
         raise ShapeError(
-            f"x_T is on {x_T.device}, but the model is on {weight.device}: pass "
-            f'x_T.to("{weight.device}"), or move the model'
+            f"x_T is on {x_T.device}, the model is on {weight.device}: move x_T, or move the model"
         )
 
 
@@ -389,7 +381,7 @@ def guided(
     """
     in_range("guidance scale", scale, 0, 100, "1 is no guidance, 2 to 8 are usual")
     in_range("rescale", rescale, 0, 1, "0 is plain guidance")
-    low, high = _interval(interval)
+    low, high = check_interval(interval, MAX_T)
     if scale == 1:
         return model
     pair = remembered(lambda *parts: Cond(*map(_beside, Cond._fields, parts[:2], parts[2:])))
@@ -410,14 +402,14 @@ def guided(
     return denoise
 
 
-def _interval(interval):
-    """Two times, the lower first."""
+def check_interval(interval, most) -> tuple:
+    """Two times from 0 to `most`, the lower first; None is all of them."""
     if interval is None:
-        return 0, MAX_T
+        return 0, most
     if not isinstance(interval, (tuple, list)) or len(interval) != 2:
         raise OptionError(f"interval = {interval!r:.80}: pass two times t, the lower first")
     for t in interval:
-        in_range("interval", t, 0, MAX_T, "times t, the lower first")
+        in_range("interval", t, 0, most, "times t, the lower first")
     if interval[0] > interval[1]:
         raise OptionError(f"interval = {interval!r} is upside down: pass the lower t first")
     return interval

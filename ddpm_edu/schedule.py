@@ -36,17 +36,15 @@ class Schedule:
         if bad.any():
             t = int(bad.nonzero()[0])
             raise ScheduleError(
-                f"beta[{t}] = {beta[t].item():g} is not between 0 and 1 (both excluded): beta is "
-                "the variance of the noise added in one step, choose a value such as 0.02"
+                f"beta[{t}] = {beta[t].item():g} is not between 0 and 1: choose one such as 0.02"
             )
         object.__setattr__(self, "beta", beta)
         gone = self.alpha_bar < 1e-300  # smaller numbers lose their digits
         gone[-1] &= beta[-1] != 1
         if gone.any():
             raise ScheduleError(
-                f"alpha_bar reaches 0 at t = {int(gone.nonzero()[0])}: beta is so large that "
-                f"nothing of the picture is left long before T = {len(beta)}; choose a smaller "
-                "beta or fewer steps"
+                f"alpha_bar reaches 0 at t = {int(gone.nonzero()[0])}, before T = {len(beta)}: "
+                "choose a smaller beta or fewer steps"
             )
 
     @classmethod
@@ -80,8 +78,7 @@ class Schedule:
             t = int(bad.nonzero()[0])
             raise ScheduleError(
                 f"alpha_bar[{t}] = {alpha_bar[t].item():g} does not decrease from "
-                f"{previous[t].item():g} (or is not above 0): each step adds noise, so alpha_bar "
-                "must fall, from below 1, and stay positive; only the last may be 0"
+                f"{previous[t].item():g}: it must fall from below 1; all but the last are positive"
             )
         return cls(1 - alpha_bar / previous)
 
@@ -132,8 +129,7 @@ class Schedule:
         t = float(t)
         if not -1 <= t <= self.T - 1:
             raise ScheduleError(
-                f"t = {t:g} lies outside this schedule: t runs from 0 to {self.T - 1} "
-                "(and -1 means clean)"
+                f"t = {t:g} lies outside this schedule: pass 0 to {self.T - 1}, or -1 for clean"
             )
         low = math.floor(t)
         if t == low:
@@ -198,8 +194,7 @@ class Schedule:
         else:
             if not float(t_prev) < float(t):
                 raise ScheduleError(
-                    f"t_prev = {t_prev:g} is not earlier than t = {t:g}: the posterior goes from "
-                    "noise to picture, so t_prev < t"
+                    f"t_prev = {t_prev:g} is not earlier than t = {t:g}: pass t_prev < t"
                 )
             now, before = (
                 torch.tensor(self.alpha_bar_at(s), dtype=torch.float64) for s in (t, t_prev)
@@ -240,10 +235,8 @@ class Schedule:
             t = float(torch.as_tensor(t).max())
             if self.alpha_bar_at(t) < NO_SIGNAL:
                 raise ScheduleError(
-                    f'predict = "eps" cannot be used at t = {t:g}: alpha_bar is '
-                    f"{self.alpha_bar_at(t):g} there, nothing of the picture is left, and x_0 "
-                    'would be 0 / 0. Use a model that predicts "v" or "x_0", or start at an '
-                    "earlier t"
+                    f'predict = "eps" cannot be used at t = {t:g}: nothing of the picture is left, '
+                    'use "v" or "x_0", or start at an earlier t'
                 )
 
     def _signal_noise(self, t, x):
@@ -257,8 +250,7 @@ class Schedule:
         times = torch.as_tensor(t, device="cpu")
         if times.is_floating_point() and bool((times != times.floor()).any()):  # NaN too
             raise ScheduleError(
-                f"t = {times.tolist()} is not whole: this formula needs a step of the schedule, "
-                f"0 to {self.T - 1}"
+                f"t = {times.tolist()} is not whole: pass steps of the schedule, 0 to {self.T - 1}"
             )
         if times.numel() and not (times.min() >= 0 and times.max() < self.T):
             raise ScheduleError(
@@ -287,8 +279,7 @@ def _coefficients(predict, s, n):
 def _count(T) -> int:
     if isinstance(T, bool) or not isinstance(T, int) or not 1 <= T <= MAX_T:
         raise ScheduleError(
-            f"T = {T!r:.40} is not a number of steps: pass a whole number from 1 to {MAX_T}, such "
-            "as 1000"
+            f"T = {T!r:.40} is not a number of steps: pass a whole number from 1 to {MAX_T}"
         )
     return T
 
@@ -297,8 +288,7 @@ def _line(T, start, end, power=1.0) -> Tensor:
     """T numbers evenly from start^power to end^power, for betas that begin and end there."""
     if not (0 < start < 1 and 0 < end < 1):
         raise ScheduleError(
-            f"beta from {start:g} to {end:g}: both ends must lie between 0 and 1, such as 0.00085 "
-            "and 0.012"
+            f"beta from {start:g} to {end:g}: both ends must lie between 0 and 1, such as 0.012"
         )
     return torch.linspace(start**power, end**power, _count(T), dtype=torch.float64)
 
@@ -308,8 +298,7 @@ def _row(name, values) -> Tensor:
     values = torch.as_tensor(values)
     if values.ndim != 1 or not 1 <= len(values) <= MAX_T:
         raise ScheduleError(
-            f"{name} has shape {tuple(values.shape)}, but a schedule is one row of 1 to {MAX_T} "
-            "numbers: pass (T,)"
+            f"{name} has shape {tuple(values.shape)}: pass one row of 1 to {MAX_T} numbers, (T,)"
         )
     return values.detach().to("cpu", torch.float64).clone()
 
@@ -322,5 +311,5 @@ def _same_shape(name_a, a, name_b, b):
         )
     if not a.is_floating_point():  # sqrt(alpha_bar) as a whole number is 0
         raise ShapeError(
-            f"{name_a} holds whole numbers ({a.dtype}): scale pictures to floats in [-1, 1] first"
+            f"{name_a} holds whole numbers ({a.dtype}): scale pictures to floats in [-1, 1]"
         )

@@ -51,7 +51,7 @@ def test_class_cond_is_one_hot_and_minus_one_is_nothing():
         ([-2], DataError, ("-2", "allowed")),
         ([0.5], ShapeError, ("whole numbers",)),
         ([[1]], ShapeError, (r"\(1, 1\)", r"\(B,\)")),
-        (3, ShapeError, ("one a picture",)),
+        (3, ShapeError, (r"\(B,\)",)),
         ([True], ShapeError, ("bool",)),
     ],
 )
@@ -189,7 +189,7 @@ def test_bad_loss_arguments():
         loss(zero, SD, x, t=torch.tensor([1, 2, 3]))
     with refuses(ScheduleError, "1000", "0 to 999"):
         loss(zero, SD, x, t=torch.tensor([0, 1000]))
-    with refuses(ShapeError, r"cond.vector has shape \(3, 10\)", "batch of 2"):
+    with refuses(ShapeError, r"cond.vector has 3 rows", "batch of 2"):
         loss(zero, SD, x, class_cond([1, 2, 3]))
     with refuses(OptionError, "cond is a Tensor", "class_cond"):
         loss(zero, SD, x, torch.tensor([1, 2]))

@@ -84,8 +84,7 @@ def emoji() -> Emoji:
         sheet = Image.open(sheet, formats=["WEBP"]).convert("RGB")
     except (OSError, KeyError) as error:
         raise DataError(
-            f"this Pillow cannot read WebP, the format of the emoji sheet ({error}): install one "
-            "from python-pillow.org, whose builds can"
+            f"this Pillow cannot read WebP, as the emoji sheet is ({error}): install a newer one"
         ) from None
     tiles = np.asarray(sheet).reshape(-1, PIXELS, COLUMNS, PIXELS, 3)
     tiles = tiles.transpose(0, 2, 4, 1, 3).reshape(-1, 3, PIXELS, PIXELS)

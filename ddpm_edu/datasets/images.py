@@ -127,8 +127,8 @@ class ImageDataset:
                 array = np.moveaxis(np.atleast_3d(array), 2, 0)
             if images and array.shape != images[0].shape:
                 raise ShapeError(
-                    f"pairs[{i}] has a picture of shape {array.shape}, the first one has "
-                    f"{images[0].shape}: resize them, or read their files with folder(path, size)"
+                    f"pairs[{i}] has a picture of shape {array.shape}, not {images[0].shape}: "
+                    "resize them, or read their files with folder(path, size)"
                 )
             images.append(array)
             labels.append(pair[1])
@@ -156,8 +156,7 @@ def _check_labels(labels: Tensor, n: int, classes: int) -> None:
     wrong = ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
     if wrong:
         raise DataError(
-            f"labels[{wrong[0]}] = {labels[wrong[0]]} ({len(wrong)} such): with classes = {classes}"
-            f" they must lie in 0..{classes - 1}"
+            f"labels[{wrong[0]}] = {labels[wrong[0]]}: pass 0..{classes - 1}, or more classes"
         )
 
 
@@ -195,15 +194,14 @@ def folder(
     if classes and loose:
         raise DataError(
             f"{path} holds {len(loose)} pictures ({_some(loose)}) beside the sub-folders "
-            f"{', '.join(classes[:5])}: move them into one, or all pictures into {path} itself"
+            f"{', '.join(classes[:5])}: move them into one, or all into {path}"
         )
     try:
         images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
     except RuntimeError:
         need = len(files) * channels * size**2 / 1e9
         raise ResourceError(
-            f"{len(files):,} pictures of size = {size} need {need:,.1f} GB of memory: choose a "
-            "smaller size, or fewer pictures"
+            f"{len(files):,} pictures of size = {size} need {need:,.1f} GB: choose fewer or smaller"
         ) from None
     kept, broken = [], {}
     for file in files:
@@ -408,8 +406,7 @@ def _download(url: str, path: Path, md5: str) -> None:
                     raise TimeoutError(f"not done after {LONGEST} seconds")
         if digest.hexdigest() != md5:
             raise OSError(
-                f"{url} gave {os.path.getsize(part):,} bytes of something else, or part of it: "
-                f"md5 {digest.hexdigest()}, expected {md5}"
+                f"{url} gave {os.path.getsize(part):,} other bytes (md5 {digest.hexdigest()})"
             )
 
 

@@ -72,11 +72,9 @@ def speed_up(
         twin.unet = FastUNet(model.unet, changes, mode, cross)
         twin.vae = _fast_vae(model.vae, changes, mode)
         return twin
-    return (
-        FastUNet(model, changes, mode, cross)
-        if isinstance(model, UNet)
-        else _fast_vae(model, changes, mode)
-    )
+    if isinstance(model, VAE):
+        return _fast_vae(model, changes, mode)
+    return FastUNet(model, changes, mode, cross)
 
 
 def _check(model, compile, changes, cross):
@@ -92,8 +90,7 @@ def _check(model, compile, changes, cross):
         raise OptionError(f'cross = {cross!r} is not known: pass None, "flash" or "cudnn"')
     if not isinstance(model, (StableDiffusion, UNet, VAE)):
         raise OptionError(
-            f"model is a {type(model).__name__}, which cannot be sped up: "
-            "pass a StableDiffusion, a UNet or a VAE"
+            f"model is a {type(model).__name__}: pass a StableDiffusion, a UNet or a VAE"
         )
     if isinstance(getattr(model, "unet", model), FastUNet):
         raise OptionError("model is a fast twin already: pass the model that it came from")

@@ -37,10 +37,7 @@ def fp8(model, *, compile: bool | str = True, emulate: bool = False):
 
 def _check(model, unet, emulate):
     if not isinstance(unet, FastUNet):
-        raise OptionError(
-            f"model is a {type(model).__name__}, which has no transformer blocks: "
-            "pass a StableDiffusion or a UNet"
-        )
+        raise OptionError(f"model is a {type(model).__name__}: pass a StableDiffusion or a UNet")
     weight = unet.conv_in.weight
     if emulate:
         return
@@ -60,8 +57,7 @@ class Float8Linear(nn.Module):
         super().__init__()
         if weight.shape[0] % 16 or weight.shape[1] % 16:
             raise OptionError(
-                f"weight of a linear layer is {tuple(weight.shape)}: fp8 needs multiples of 16, "
-                "use speed_up for this model"
+                f"weight is {tuple(weight.shape)}: fp8 needs multiples of 16, use speed_up"
             )
         w8, scale = to_float8(weight.detach())
         self.register_buffer("weight", w8, persistent=False)  # (N, K)

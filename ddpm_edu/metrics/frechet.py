@@ -80,8 +80,7 @@ def _checked(features: Tensor, more_than: int) -> Tensor:
         )
     if len(features) <= more_than:
         raise DataError(
-            f"features of {len(features)} pictures are too few: "
-            f"use at least {more_than + 1}, better 1,000"
+            f"features of {len(features)} pictures are too few: use at least {more_than + 1}"
         )
     if not torch.isfinite(features).all():
         raise DataError("features hold NaN or infinity: look for it in the pictures")
@@ -125,8 +124,7 @@ def frechet_to_real(classifier: Classifier, x: Tensor, split: str = "train") -> 
     real = getattr(classifier, f"real_{one_of('split', split, ('train', 'test'))}")
     if not real.cov.any():
         raise OptionError(
-            f"classifier holds no moments of real {split} pictures: "
-            "load one that ships, or compare features with frechet"
+            f"classifier holds no moments of {split} pictures: load one that ships, or use frechet"
         )
     return frechet_distance(*moments(features(classifier, x)), real.mean, real.cov)
 

@@ -117,13 +117,11 @@ class GaussianPrior(nn.Module):
         fits("cond.vector", cond.vector, shape, "this GaussianPrior takes", "zeros for no class")
         if t.shape != (b,) or not ((t >= 0) & (t <= T - 1)).all():
             raise ScheduleError(
-                f"t = {t.flatten()[:3].tolist()}... of shape {tuple(t.shape)}: pass {b} times from "
-                f"0 to {T - 1}"
+                f"t = {t.flatten()[:3].tolist()}..., {tuple(t.shape)}: pass {b} from 0 to {T - 1}"
             )
         if not ((cond.vector >= 0) & cond.vector.isfinite()).all():
             raise DataError(
-                "cond.vector holds NaN, infinity or a negative share of a class: pass one-hot "
-                "rows, zeros for no class"
+                "cond.vector holds NaN, infinity or a share below 0: pass one-hot rows, or zeros"
             )
 
     def _mean_of(self, x: Tensor, s: Tensor, n: Tensor, classes: Tensor, parts: slice) -> Tensor:

@@ -30,8 +30,7 @@ class Tokenizer:
         trained = self.bpe.get_vocab_size(with_added_tokens=False)  # new words may come after
         if None in self.special.values() or self.end < trained - 1:
             raise OptionError(
-                f"this tokenizer must know {start!r} and {end!r}, and {end!r} must have its "
-                "highest id, by which encoders find it: add them last"
+                f"{start!r} and {end!r} must be tokens, {end!r} with the highest id: add them last"
             )
 
     def __call__(self, prompts: list[str], pad: str = "eot") -> Tensor:
@@ -223,6 +222,5 @@ def read_bpe(bpe):
         return Tokenizer.from_str(bpe) if is_json else Tokenizer.from_file(str(bpe))
     except Exception as e:  # the package raises nothing more specific
         raise DataError(
-            f"{str(bpe)[:200]}: not a file of the `tokenizers` package ({e}); write one with its "
-            "save()"
+            f"{str(bpe)[:200]}: not a file of the `tokenizers` package ({e}): use its save()"
         ) from e

@@ -265,8 +265,7 @@ class UNet(nn.Module):
             fits("cond.context", cond.context, shape, "this UNet takes")
         elif cond.context is not None:
             raise ShapeError(
-                f"cond.context has shape {tuple(cond.context.shape)}, but this UNet reads no text "
-                "(context = 0): pass none, or build it with context"
+                f"cond.context is {tuple(cond.context.shape)}: this UNet reads no text, pass none"
             )
 
 
@@ -299,9 +298,6 @@ class SpaceToDepth(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         f = self.factor
-        if x_t.ndim != 4 or x_t.shape[2] % f or x_t.shape[3] % f:
-            raise ShapeError(
-                f"x_t has shape {tuple(x_t.shape)}: SpaceToDepth({f}) takes (B, C, H, W), H and W "
-                f"multiples of {f}"
-            )
+        shape, whose = ("B", "C", "H", "W"), f"SpaceToDepth({f}) takes"
+        fits("x_t", x_t, shape, whose, f"H and W multiples of {f}", of=(1, 1, f, f))
         return F.pixel_shuffle(self.model(F.pixel_unshuffle(x_t, f), t, cond), f)

@@ -72,8 +72,7 @@ def recording(unet: nn.Module):
             ]
     if not handles:
         raise OptionError(
-            f"this {type(unet).__name__} has no cross-attention to record: pass a UNet that reads "
-            "text (context above 0)"
+            f"this {type(unet).__name__} has no cross-attention: pass a UNet that reads text"
         )
     try:
         yield maps

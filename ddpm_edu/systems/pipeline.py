@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..diffusion import Cond, Denoiser, Step, generators, guided, last, randn_like
+from ..diffusion import Cond, Denoiser, Step, check_interval, generators, guided, last, randn_like
 from ..errors import (
     OptionError,
     SamplingError,
@@ -180,7 +180,8 @@ def prompted(
     c, size = sd.config, _size(sd, size)
     guidance = in_range("guidance", c.guidance if guidance is None else guidance, 0, 100)
     in_range("rescale", rescale, 0, 1, "0 is plain guidance")
-    interval = _interval(sd, c.interval if interval is None else interval)
+    interval = c.interval if interval is None else interval
+    check_interval(interval, sd.schedule.T - 1)
     scores = _pair("aesthetic", aesthetic, in_range, 0, 10)
     told = {
         "original_size": size if original_size is None else original_size,
@@ -230,8 +231,8 @@ def condition(
         takes, width = getattr(c.unet, name), 0 if part is None else part.shape[-1]
         if width != takes:
             raise ShapeError(
-                f"{c.name}: the text gives cond.{name} {width} numbers wide, but its UNet takes "
-                f"{takes}: the text encoders belong to another system"
+                f"{c.name}: the text makes cond.{name} {width} wide, its UNet takes {takes}: "
+                "the text encoders belong to another system"
             )
     return Cond(context, vector).map(lambda part: part.to(_weight(sd.unet)))
 
@@ -348,9 +349,8 @@ def decode(sd: StableDiffusion, z: Tensor, tiled: bool | None = None) -> Tensor:
     for i, (low, high) in enumerate(zip(levels.amin(1).tolist(), levels.amax(1).tolist())):
         if not low < high:  # NaN too
             raise SamplingError(
-                f"picture {i} holds {'NaN' if low != low else 'one colour only'}, so it is not "
-                "returned: the weights are broken or overflow in their type; load the system in "
-                "float32 or bfloat16"
+                f"picture {i} holds {'NaN' if low != low else 'one colour only'}: the weights are "
+                "broken or overflow; load the system in float32 or bfloat16"
             )
     return x
 
@@ -400,8 +400,7 @@ def one_each(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]]
     for name, rows in (("negative prompts", negative), ("seeds", many)):
         if len(rows) != len(prompts):
             raise OptionError(
-                f"{len(rows)} {name} for {len(prompts)} prompts: pass one for all of them, or one "
-                "a picture"
+                f"{len(rows)} {name} for {len(prompts)} prompts: pass one for all, or one a picture"
             )
     for seed in many:
         whole("seeds", seed, 0, 2**63 - 1, "one a picture")
@@ -422,17 +421,14 @@ def spelt_out(sd: StableDiffusion, prompt: str) -> str:
         prompt = re.sub(longest_first, lambda match: f" {names[match[0]]} ", plain).strip()
         if prompt != plain:
             warn(f"{sd.config.name} saw words in training, no emoji: {plain!r} is read {prompt!r}")
-    new = [word for word in unseen(prompt, frozenset(words)) if _means_something(word)]
+    means = lambda word: unicodedata.category(word[0]).startswith(("L", "N", "So"))
+    new = [word for word in unseen(prompt, frozenset(words)) if means(word)]
     if new:
         warn(
             f"{sd.config.name} never saw {', '.join(map(repr, new))} in training: what it draws "
             "for it is a guess"
         )
     return prompt
-
-
-def _means_something(word):
-    return unicodedata.category(word[0])[0] in "LN" or unicodedata.category(word[0]) == "So"
 
 
 @functools.cache
@@ -474,14 +470,6 @@ def _pair(name, value, check, *limits):
     return value
 
 
-def _interval(sd, interval):
-    if interval is not None:
-        low, high = _pair("interval", interval, in_range, 0, sd.schedule.T - 1)
-        if low > high:
-            raise OptionError(f"interval = {interval!r} is upside down: pass the lower t first")
-    return interval
-
-
 def _loaded(sd, name="sd") -> StableDiffusion:
     """sd, after a look whether it is one and has weights."""
     if not isinstance(sd, StableDiffusion):
@@ -517,8 +505,7 @@ def _system(sd, name="sd", begins=False) -> StableDiffusion:
         )
     if begins and sd.config.vector == "refiner":
         raise OptionError(
-            f"{name} = {sd.config.name} is a refiner, which cannot begin from noise: draw with a "
-            "base and pass this as refiner, or use image_to_image"
+            f"{name} = {sd.config.name} is a refiner: draw with a base first, or use image_to_image"
         )
     return sd
 
@@ -527,8 +514,7 @@ def _same_latents(sd, refiner):
     a, b = ((s.config.vae.latent, s.config.vae.scale) for s in (sd, refiner))
     if a != b:
         raise OptionError(
-            f"{refiner.config.name} cannot go on from {sd.config.name}: their latents differ "
-            "(channels or scale)"
+            f"{refiner.config.name} cannot go on from {sd.config.name}: their latents differ"
         )
 
 

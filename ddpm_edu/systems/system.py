@@ -57,20 +57,18 @@ class SystemConfig:
         width = sum(c.width for c in self.text)
         if width != self.unet.context:
             raise OptionError(
-                f"{self.name}: the text encoders are {width} wide together, "
-                f"but the UNet takes context = {self.unet.context}"
+                f"{self.name}: text encoders {width} wide, but unet.context = {self.unet.context}"
             )
         pooled = self.text[-1].projection or self.text[-1].width
         width = NUMBERS[self.vector] * self.number_dim + (pooled if self.vector else 0)
         if self.unet.vector != width:
             raise OptionError(
-                f"{self.name}: vector = {self.vector!r} makes {width} numbers, "
-                f"but the UNet takes vector = {self.unet.vector}"
+                f"{self.name}: vector = {self.vector!r} is {width} wide, not {self.unet.vector}"
             )
-        if (self.unet.out_channels or self.unet.in_channels) != self.vae.latent:
+        channels = self.unet.out_channels or self.unet.in_channels
+        if channels != self.vae.latent:
             raise OptionError(
-                f"{self.name}: the UNet returns {self.unet.out_channels or self.unet.in_channels} "
-                f"channels, but the VAE's latents have {self.vae.latent}"
+                f"{self.name}: the UNet returns {channels} channels, latents have {self.vae.latent}"
             )
 
     def parts(self) -> dict[str, UNetConfig | VAEConfig | TextConfig]:

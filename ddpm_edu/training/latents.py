@@ -49,8 +49,7 @@ def encode(sd: StableDiffusion, dataset, n: int | None = None, batch: int = 250)
         x_0, captions = dataset[part]
         if not isinstance(captions, (list, tuple)) or len(captions) != len(x_0):
             raise ShapeError(
-                f"the dataset gave {len(x_0)} pictures with {captions!r:.60} as captions: "
-                "one text a picture is needed"
+                f"{len(x_0)} pictures with {captions!r:.60} as captions: pass one text a picture"
             )
         z.append(sd.vae.to_latent(x_0.to(device)))
         row += [known.setdefault(caption, len(known)) for caption in captions]

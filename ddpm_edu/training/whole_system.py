@@ -148,8 +148,7 @@ def train_system(
     """
     if seconds is not None and folder is not None:
         raise OptionError(
-            "seconds and folder: a run by the clock cannot go on from a checkpoint, "
-            "leave one of them out"
+            "seconds and folder: a run by the clock cannot go on: leave one of them out"
         )
     started, threads = time.perf_counter(), torch.get_num_threads()
     if seconds is not None:
@@ -351,8 +350,7 @@ def follow(
     clip = check_writable(out.with_stem(f"{out.stem}_clip"))
     if steps is not None:
         raise OptionError(
-            "--steps: a whole system is three runs, each with its own number; "
-            "pass --seconds for all of them together"
+            "--steps: a whole system is three runs: pass --seconds for all of them together"
         )
     trained = train_system(recipe, seconds, checkpoint, device)
     card = {"train": trained.record}

@@ -265,7 +265,8 @@ class UNet(nn.Module):
             fits("cond.context", cond.context, shape, "this UNet takes")
         elif cond.context is not None:
             raise ShapeError(
-                f"cond.context is {tuple(cond.context.shape)}: this UNet reads no text, pass none"
+                f"cond.context has shape {tuple(cond.context.shape)}, but this UNet reads no text "
+                "(context = 0): pass none, or build it with context"
             )
 
 

@@ -1,11 +1,14 @@
-"""A whole Stable Diffusion from random weights in a given wall time, and how often it draws what it is told.
+"""A whole Stable Diffusion from random weights, and how often it draws what the prompt says.
 
-    python benchmarks/stable_diffusion_from_nothing.py --seconds 300 --save FILE.npz
-    python benchmarks/stable_diffusion_from_nothing.py --seconds 0          # the shipped one, not trained here
+    python benchmarks/stable_diffusion_from_nothing.py --seconds 300 --save RUN.npz --weights W.safetensors
+    python benchmarks/stable_diffusion_from_nothing.py --seconds 300 --busy  # beside a busy process
+    python benchmarks/stable_diffusion_from_nothing.py --plan                # by updates, no clock
+    python benchmarks/stable_diffusion_from_nothing.py --seconds 0           # the one that ships
 
-VAE, CLIP and UNet are trained by `train_system` on painted digits; the clock runs from the start of this process. Then
-`--prompts` random captions of combinations seen in training and as many of held-out ones are drawn, and the oracle counts.
-FILE.npz holds images (N, 32, 32, 3) uint8, prompts and seeds, those seen in training first.
+VAE, CLIP and UNet are trained by `train_system` on painted digits; the clock runs from the start of
+this process. Then `--prompts` random captions of combinations seen in training and as many of
+held-out ones are drawn, and counted. RUN.npz holds what notebook 09 shows: the loss curves, 12
+pictures after some of the UNet's updates, 24 held-out ones at the end, and all figures as JSON.
 """
 
 import time
@@ -13,8 +16,13 @@ import time
 STARTED = time.perf_counter()
 
 import argparse
+import copy
+import datetime
 import json
 import platform
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +49,8 @@ def main() -> None:
         default=300,
         help="wall time for all three parts; 0: the shipped system (default: 300)",
     )
+    p.add_argument("--plan", action="store_true", help="the plan's own updates, however long")
+    p.add_argument("--busy", action="store_true", help="one core spins for another process")
     p.add_argument("--prompts", type=int, default=500)
     p.add_argument("--seed", type=int, default=0, help="of the prompts")
     p.add_argument("--guidance", type=float, help="(default: the plan's)")
@@ -50,57 +60,92 @@ def main() -> None:
     args = p.parse_args()
 
     result = {
-        "seconds": args.seconds,
+        "command": " ".join(["python", *sys.argv]),
+        "seconds": None if args.plan else args.seconds,
+        "busy": args.busy,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
     }
-    if args.seconds:
-        trained = train_system(FIVE_MINUTES, args.seconds - (time.perf_counter() - STARTED))
-        sd, clip = trained.sd, trained.clip
+    sheet, curves = Sheet(), {}
+    if args.seconds or args.plan:
+        with busy(args.busy):
+            left = None if args.plan else args.seconds - (time.perf_counter() - STARTED)
+            trained = train_system(FIVE_MINUTES, left, watch=sheet)
+        sd, clip, record = trained
+        curves = {k: part.pop("loss") for k, part in record.items() if isinstance(part, dict)}
         result |= {
             "wall": round(time.perf_counter() - STARTED, 1),
-            "updates": {part: trained.record[part]["updates"] for part in ("vae", "clip", "unet")},
+            "updates": {part: record[part]["updates"] for part in curves},
         }
         if args.weights:
-            save(args.weights, sd, {**sd.meta, "train": trained.record}, dtype=torch.int8)
+            save(args.weights, sd, {**sd.meta, "train": record}, dtype=torch.int8)
     else:
         sd, clip = load("painted"), load("painted_clip")
     result |= parts(sd, clip)
-    options = {
-        name: getattr(args, name)
-        for name in ("guidance", "steps")
-        if getattr(args, name) is not None
-    }
-    drawn = {}
+    options = {k: v for k, v in (("guidance", args.guidance), ("steps", args.steps)) if v}
     for name, held in (("seen", False), ("held_out", True)):
         texts, seeds = prompts(args.prompts, args.seed, held), list(range(args.prompts))
         started = time.perf_counter()
-        drawn[name] = (
-            torch.cat(
-                [
-                    draw(
-                        sd, texts[k : k + 100], seeds=seeds[k : k + 100], progress=False, **options
-                    )
-                    for k in range(0, len(texts), 100)
-                ]
-            ),
-            texts,
-            seeds,
+        drawn = torch.cat(
+            [
+                draw(sd, texts[k : k + 100], seeds=seeds[k : k + 100], progress=False, **options)
+                for k in range(0, len(texts), 100)
+            ]
         )
         result[f"{name}_seconds"] = round(time.perf_counter() - started, 1)
-        result[name] = {
-            word: round(share, 4) for word, share in fidelity(drawn[name][0], texts).items()
-        }
+        result[name] = {word: round(share, 4) for word, share in fidelity(drawn, texts).items()}
     if args.save:
-        images, texts, seeds = (sum((list(d[i]) for d in drawn.values()), []) for i in range(3))
+        sheet.draw(sd, "end")
         np.savez_compressed(
             args.save,
-            images=to_uint8(torch.stack(images)).permute(0, 2, 3, 1).numpy(),
-            prompts=np.array(texts),
-            seeds=np.array(seeds),
+            **{f"loss_{part}": np.array(curve, np.float32) for part, curve in curves.items()},
+            sheet=as_bytes(torch.stack(sheet.pictures)),
+            sheet_at=np.array(sheet.at),
+            sheet_prompts=np.array(sheet.prompts),
+            held_out=as_bytes(drawn[:24]),
+            held_out_prompts=np.array(texts[:24]),
+            result=json.dumps(result),
         )
     print(json.dumps(result))
+
+
+class Sheet:
+    """The same prompts and noise after some of the UNet's updates; `at`: updates and seconds."""
+
+    UPDATES = (100, 300, 1000)
+
+    def __init__(self):
+        self.prompts, self.pictures, self.at, self.probe = prompts(12, 5), [], [], None
+
+    def __call__(self, sd, step) -> None:
+        if step.step in self.UPDATES:
+            self.probe = self.probe or copy.deepcopy(sd)
+            self.probe.unet.load_state_dict(step.ema.state_dict())
+            self.draw(self.probe, step.step)
+
+    def draw(self, sd, name) -> None:
+        seconds = time.perf_counter() - STARTED
+        self.pictures.append(draw(sd, self.prompts, seeds=10, progress=False))
+        self.at.append(f"{name} {seconds:.0f}")
+
+
+def as_bytes(x: torch.Tensor) -> np.ndarray:
+    """(..., 3, 32, 32) -> (..., 32, 32, 3) uint8."""
+    return to_uint8(x).movedim(-3, -1).numpy()
+
+
+@contextmanager
+def busy(wanted: bool):
+    """Beside a process that spins on one core."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
+    try:
+        yield
+    finally:
+        if process:
+            process.kill()
+            process.wait()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from ddpm_edu.networks.vae import (
     VAEConfig,
     decode_tiled,
     kl,
+    start_linear,
 )
 
 KEYS = read_json("vae_keys.json.gz")
@@ -292,6 +294,55 @@ def test_kl_against_torch():
     assert kl(torch.zeros(2, 4), torch.zeros(2, 4)).tolist() == [0, 0]
     with refuses(ShapeError, "mean", "logvar", r"\(2, 1\)"):
         kl(torch.zeros(2, 4), torch.zeros(2, 1))
+
+
+LINEAR = VAEConfig(channels=16, mult=(1, 2), blocks=1, latent=3, groups=8, patch=2, linear=True)
+
+
+def smooth_pictures(n=300, size=16):
+    """Neighbouring pixels resemble each other: a few numbers hold most of a patch."""
+    x = torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(x, size, mode="bicubic").clamp(-1, 1)
+
+
+def test_patches_and_a_linear_path_keep_the_shapes():
+    vae, x = VAE(LINEAR), torch.randn(2, 3, 16, 24)
+    mean, logvar = vae.encode(x)
+    assert vae.factor == 4 and mean.shape == logvar.shape == (2, 3, 4, 6)
+    assert vae.decode(mean).shape == x.shape
+    with refuses(ShapeError, "multiples of 4"):
+        vae.encode(torch.randn(1, 3, 6, 8))
+    with refuses(OptionError, "linear = False"):
+        start_linear(VAE(SMALL), x)
+
+
+def test_no_linear_autoencoder_is_better_than_the_one_it_starts_with():
+    """Against the singular values of the patches in numpy, and against other linear maps."""
+    x = smooth_pictures()
+    vae = start_linear(VAE(LINEAR), x)
+    with torch.no_grad():
+        z = vae.linear_in(x)
+        error = (vae.linear_out(z) - x).square().mean().item()
+        mean, logvar = vae.encode(x)
+    patches = F.pixel_unshuffle(x, 4).permute(0, 2, 3, 1).reshape(-1, 48).double().numpy()
+    values = np.linalg.svd(patches - patches.mean(0), compute_uv=False) ** 2
+    best = values[3:].sum() / patches.size
+    assert best <= error + 1e-6 and error == pytest.approx(best, rel=0.02)
+    assert error < 0.5 * x.var().item()
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-3)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(3), rtol=0, atol=1e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        q = np.linalg.qr(rng.normal(size=(48, 3)))[0]
+        rest = patches - patches.mean(0)
+        assert ((rest - rest @ q @ q.T) ** 2).mean() > error
+    # The network adds nothing to the picture yet, and next to nothing to the latents.
+    assert torch.equal(vae.decode(z), vae.linear_out(z)) and (mean - z).abs().max() < 0.5
+    assert (logvar + 4).abs().max() < 0.5
+    frozen = {name for name, p in vae.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        f"linear_{end}.{part}" for end in ("in", "out") for part in ("weight", "bias")
+    }
 
 
 def test_every_parameter_learns():

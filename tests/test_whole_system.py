@@ -16,7 +16,7 @@ import torch
 from folder_writer import save_folder
 from helpers import refuses
 from test_devices import Mps
-from tiny_recipe import CAPTIONS, TINY, Dots
+from tiny_recipe import CAPTIONS, LINEAR, TINY, Dots
 from train_run import numbers, same
 
 from ddpm_edu.cli import main
@@ -229,6 +229,57 @@ def test_by_the_clock():
     record = train_system(dataclasses.replace(TINY, shares=(0.1, 0.05), **runs), seconds=2).record
     assert record["seconds"] >= 2 and all(record[part]["updates"] >= 1 for part in PARTS)
     assert all(1 <= len(record[part]["loss"]) <= 200 for part in PARTS)  # thinned
+
+
+@pytest.mark.slow
+def test_a_decoder_that_goes_on_beside_the_unet(tmp_path, monkeypatch):
+    """Its encoder stays, so latents and UNet do; a stop in the middle changes nothing."""
+    whole = train_system(LINEAR)
+    assert whole.record["decoder"]["updates"] == len(whole.record["decoder"]["loss"]) == 7
+    vae, before = whole.sd.vae, train_vae(LINEAR)
+    for part in ("encoder", "quant", "linear_in", "linear_out"):
+        assert same(numbers(getattr(vae, part)), numbers(getattr(before, part))), part
+    for part in ("decoder", "post_quant"):
+        assert not same(numbers(getattr(vae, part)), numbers(getattr(before, part))), part
+    real = module.progress
+
+    def stopping(steps, total, desc):
+        for step in real(steps, total, desc=desc):
+            yield step
+            if desc == "UNet" and step.step == 6:
+                raise Stop
+
+    monkeypatch.setattr(module, "progress", stopping)
+    with pytest.raises(Stop):
+        train_system(LINEAR, folder=tmp_path)
+    monkeypatch.setattr(module, "progress", real)
+    again = train_system(LINEAR, folder=tmp_path)
+    assert (tmp_path / "decoder.safetensors").exists()
+    assert same(numbers(again.sd), numbers(whole.sd))
+    save(tmp_path / "whole.safetensors", whole.sd, whole.sd.meta)
+    assert load(tmp_path / "whole.safetensors").config == whole.sd.config
+
+
+@pytest.mark.slow
+def test_a_decoder_by_the_clock():
+    started = time.perf_counter()
+    record = train_system(dataclasses.replace(LINEAR, shares=(0.1, 0.05)), seconds=2).record
+    assert record["seconds"] >= 2 and record["decoder"]["updates"] >= 1
+    assert time.perf_counter() - started < 60
+
+
+def test_the_time_is_estimated_from_the_pace():
+    plan, clock = (dataclasses.replace(TINY.train_vae, steps=900, seconds=s) for s in (0, 60))
+    said = module.estimate("VAE", plan, 0.1, share=0.25)
+    assert said == "VAE: 900 updates, about 90 s here; all parts together about 6 minutes"
+    assert module.estimate("UNet", plan, 0.2) == "UNet: 900 updates, about 3 minutes here"
+    assert module.estimate("VAE", clock, 0.1) == "VAE: 60 s, about 600 updates here"
+
+
+def test_the_estimate_is_said_once(monkeypatch, capsys):
+    monkeypatch.setattr(module, "LISTEN", 0.0)
+    train_vae(TINY, log=module._logged("VAE", TINY.train_vae, {}, share=0.5))
+    assert capsys.readouterr().err.count("VAE: 6 updates, about 0 s here; all parts") == 1
 
 
 # ---------------------------------------------------------------- the second process

@@ -2,6 +2,8 @@
 
 For test_latents.py and test_whole_system.py; the process that trains the CLIP imports it."""
 
+import dataclasses
+
 import torch
 
 from ddpm_edu.networks.text import TextConfig
@@ -67,4 +69,11 @@ TINY = Recipe(
     text=TextConfig(width=16, layers=1, heads=2, hidden=32, projection=12, length=12),
     vision=dict(patch=4, width=16, layers=1, heads=2, hidden=32),
     train_clip=TrainConfig(steps=5, **MUON),
+)
+# And one whose VAE starts linear on patches, and whose decoder goes on beside the UNet.
+LINEAR = dataclasses.replace(
+    TINY,
+    name="linear",
+    vae=VAEConfig(channels=8, mult=(1,), blocks=1, latent=2, groups=4, patch=2, linear=True),
+    train_decoder=TrainConfig(steps=7, **MUON),
 )

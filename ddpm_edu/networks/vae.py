@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion import randn_like
-from ..errors import ShapeError, fits, floats, multiple, numbers, sizes, whole
+from ..errors import OptionError, ShapeError, fits, floats, multiple, numbers, sizes, whole
+
+QUIET = -4.0  # the first logvar of a VAE that starts linear: noise of 0.14 in latents of 1
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class VAEConfig:
     latent: int = 4  # channels of z
     groups: int = 32  # of every GroupNorm
     scale: float = 0.18215  # scale * z has a standard deviation near 1, as diffusion wants it
+    patch: int = 1  # side of the squares of pixels that are folded into channels at both ends
+    linear: bool = False  # a linear autoencoder runs beside the network, see `start_linear`
 
     def __post_init__(self):
         sizes(self, in_channels=(1, 4096), channels=(1, 4096), mult=(1, 64), blocks=(1, 8))
-        sizes(self, latent=(1, 4096), groups=(1, 1024))
+        sizes(self, latent=(1, 4096), groups=(1, 1024), patch=(1, 64))
         numbers(self, scale=(1e-6, 1e6))
         for level, m in enumerate(self.mult):
             multiple(f"width of level {level}", self.channels * m, "groups", self.groups)
@@ -110,7 +114,8 @@ class Encoder(nn.Module):
     def __init__(self, c: VAEConfig):
         super().__init__()
         width = c.channels
-        self.conv_in = nn.Conv2d(c.in_channels, width, 3, padding=1)
+        self.patch = c.patch
+        self.conv_in = nn.Conv2d(c.in_channels * c.patch**2, width, 3, padding=1)
         self.down = nn.Sequential()  # the finest level first
         for i, m in enumerate(c.mult):
             self.down.append(_level(width, c.channels * m, c.blocks, c.groups))
@@ -122,7 +127,8 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, 2 * c.latent, 3, padding=1)
 
     def forward(self, x):
-        h = self.mid(self.down(self.conv_in(x)))
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, channels, H/patch, W/patch)
+        h = self.mid(self.down(h))
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -131,7 +137,7 @@ class Decoder(nn.Module):
 
     def __init__(self, c: VAEConfig):
         super().__init__()
-        width = c.channels * c.mult[-1]
+        self.patch, width = c.patch, c.channels * c.mult[-1]
         self.conv_in = nn.Conv2d(c.latent, width, 3, padding=1)
         self.mid = _middle(width, c.groups)
         self.up = nn.Sequential()  # the coarsest level first
@@ -141,11 +147,11 @@ class Decoder(nn.Module):
             if i < len(c.mult) - 1:
                 self.up[-1].add_module("upsample", Upsample(width))
         self.norm_out = nn.GroupNorm(c.groups, width, eps=1e-6)
-        self.conv_out = nn.Conv2d(width, c.in_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, c.in_channels * c.patch**2, 3, padding=1)
 
     def forward(self, z):
         h = self.up(self.mid(self.conv_in(z)))
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
 
 
 class VAE(nn.Module):
@@ -162,11 +168,15 @@ class VAE(nn.Module):
         self.encoder, self.decoder = Encoder(c), Decoder(c)
         self.quant = nn.Conv2d(2 * c.latent, 2 * c.latent, 1)
         self.post_quant = nn.Conv2d(c.latent, c.latent, 1)
+        if c.linear:
+            f = self.factor
+            self.linear_in = nn.Conv2d(c.in_channels, c.latent, f, stride=f)
+            self.linear_out = nn.ConvTranspose2d(c.latent, c.in_channels, f, stride=f)
 
     @property
     def factor(self) -> int:
         """Pixels a latent pixel, along one side: 8 for Stable Diffusion."""
-        return 2 ** (len(self.config.mult) - 1)
+        return self.config.patch * 2 ** (len(self.config.mult) - 1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x -> (mean, logvar), both (B, latent, H/factor, W/factor); logvar within [-30, 20]."""
@@ -175,12 +185,14 @@ class VAE(nn.Module):
         fits("x", x, shape, "this VAE encodes", hint, of=(1, 1, self.factor, self.factor))
         floats("x", x)
         mean, logvar = self.quant(self.encoder(x)).chunk(2, dim=1)
+        mean = mean + self.linear_in(x) if self.config.linear else mean
         return mean, logvar.clamp(-30, 20)
 
     def decode(self, z: Tensor) -> Tensor:
         """z -> x (B, in_channels, factor h, factor w), near [-1, 1] and not clamped."""
         fits("z", z, ("B", self.config.latent, "h", "w"), "this VAE decodes")
-        return self.decoder(self.post_quant(z))
+        x = self.decoder(self.post_quant(z))
+        return x + self.linear_out(z) if self.config.linear else x
 
     def to_latent(self, x: Tensor, generator=None) -> Tensor:
         """x -> scale * (mean + std * noise), what diffusion runs on; the mean without a generator.
@@ -195,6 +207,39 @@ class VAE(nn.Module):
     def from_latent(self, z: Tensor) -> Tensor:
         """decode(z / scale): the picture of what diffusion made."""
         return self.decode(z / self.config.scale)
+
+
+@torch.no_grad()
+def start_linear(vae: VAE, x: Tensor) -> VAE:
+    """The same VAE, whose linear paths are the best that there are, and whose network adds nothing.
+
+    Of all linear maps of patches p, f x f pixels, to k numbers and back, none has a smaller mean
+    square error than the projection on the k leading eigenvectors w_i of their covariance (Eckart
+    and Young 1936; principal components):
+
+        z_i = w_i . (p - m) / sqrt(lambda_i)          p' = m + sum_i sqrt(lambda_i) z_i w_i
+
+    It needs no training: these weights are fixed, and the network learns what lines cannot. x:
+    pictures (B, in_channels, H, W), a thousand will do. OptionError without config.linear.
+    """
+    c, f = vae.config, vae.factor
+    if not c.linear:
+        raise OptionError(f"config.linear = False: {c} has no linear path, build it with one")
+    p = F.pixel_unshuffle(x, f).transpose(0, 1).flatten(1)  # (in_channels f^2, patches)
+    mean, value, w = p.mean(1), *torch.linalg.eigh(torch.cov(p))
+    std, w = value[-c.latent :].flip(0).clamp(min=1e-8).sqrt(), w[:, -c.latent :].flip(1)
+    down, up = (w / std).T, (w * std).T
+    for layer, weight in ((vae.linear_in, down), (vae.linear_out, up)):
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        layer.requires_grad_(False)
+    vae.linear_in.bias.copy_(-down @ mean)
+    # One bias a channel cannot hold the mean of every pixel of a patch: their mean over it.
+    vae.linear_out.bias.copy_(mean.view(c.in_channels, -1).mean(1))
+    vae.quant.weight.mul_(0.1)
+    vae.quant.bias.copy_(torch.tensor([0.0, QUIET]).repeat_interleave(c.latent))
+    nn.init.zeros_(vae.decoder.conv_out.weight)
+    nn.init.zeros_(vae.decoder.conv_out.bias)
+    return vae
 
 
 def kl(mean: Tensor, logvar: Tensor) -> Tensor:

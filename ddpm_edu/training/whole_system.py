@@ -3,6 +3,7 @@
 1. VAE: pictures to small latents and back                               (autoencoder.py)
 2. CLIP: a tokenizer, and a text encoder that knows what captions mean   (beside 1)
 3. UNet: denoises latents, reading the text                              (latents.py, train.py)
+4. the VAE's decoder goes on, where the recipe says so                   (beside 3)
 """
 
 import dataclasses
@@ -14,10 +15,12 @@ import os
 import pickle
 import platform
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +41,7 @@ from ..files.tensors import load_tensors
 from ..networks import clip as clip_module
 from ..networks.clip import CLIP, CLIPConfig
 from ..networks.tokenizer import known_words, train_tokenizer
-from ..networks.vae import VAE
+from ..networks.vae import VAE, start_linear
 from ..paths import replacing
 from ..systems.system import NUMBERS, StableDiffusion, SystemConfig, build
 from . import autoencoder
@@ -49,6 +52,8 @@ from .train import TrainConfig, fit, progress, train
 
 # ---------------------------------------------------------------- the three parts
 
+LISTEN = 3.0  # seconds of a part from which its pace is told
+
 # log: what runs the generator of steps, such as `progress`.
 
 
@@ -56,11 +61,29 @@ def train_vae(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu
     """Part 1: the averaged VAE, with the scale of its latents."""
     config = recipe.train_vae
     torch.manual_seed(config.seed)
-    pictures = recipe.dataset()
-    model = Autoencoder(VAE(recipe.vae), recipe.losses).to(device)
-    steps = fit(model, pictures, config, autoencoder.objective, checkpoint=checkpoint)
-    vae = _last(log(steps)).ema.vae
+    pictures, vae = recipe.dataset(), VAE(recipe.vae)
+    if recipe.vae.linear:
+        start_linear(vae, pictures[torch.linspace(0, len(pictures) - 1, 1000).long()][0])
+    vae = _fit_vae(vae, recipe, config, pictures, checkpoint, log, device)
     return with_scale(vae, measure_scale(vae, pictures))
+
+
+def train_decoder(
+    recipe: Recipe, vae: VAE, checkpoint=None, log: Callable = iter, device="cpu"
+) -> VAE:
+    """Part 4: the same VAE with a better decoder; its latents stay what they are."""
+    for part in (vae.encoder, vae.quant):
+        part.requires_grad_(False)
+    for part in (vae.decoder, vae.post_quant):
+        part.requires_grad_(True)
+    config = recipe.train_decoder
+    return _fit_vae(vae, recipe, config, recipe.dataset(), checkpoint, log, device)
+
+
+def _fit_vae(vae, recipe, config, pictures, checkpoint, log, device) -> VAE:
+    model = Autoencoder(vae, recipe.losses).to(device)
+    steps = fit(model, pictures, config, autoencoder.objective, checkpoint=checkpoint)
+    return _last(log(steps)).ema.vae
 
 
 def train_clip(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu") -> CLIP:
@@ -138,11 +161,20 @@ class Trained(NamedTuple):
 
 
 def train_system(
-    recipe: Recipe, seconds: float | None = None, folder=None, device: str = "cpu"
+    recipe: Recipe,
+    seconds: float | None = None,
+    folder=None,
+    device: str = "cpu",
+    watch: Callable = lambda sd, step: None,
 ) -> Trained:
-    """All three parts, the first two at once, CLIP in a process of its own on one core.
+    """All parts: CLIP beside the VAE, the decoder beside the UNet, each a process on one core.
 
-    seconds: wall time for everything, shared out as the recipe says; None: its own updates.
+    Two processes of one thread each wait for nobody: a neighbour that wants a core costs them its
+    fair share, where two threads of one process would wait for each other after every layer.
+    seconds: wall time for everything, shared out as the recipe says; then the number of updates is
+    what the measured speed allows, and every learning rate falls to 0 in time. None: the recipe's
+    own updates, however long they take here.
+    watch: called with the system and the TrainStep after every update of the UNet.
     folder: checkpoints go there, and a run that stopped goes on from them. Raises CheckpointError
     if they are of another recipe, OptionError if the folder cannot be written to.
     """
@@ -150,34 +182,34 @@ def train_system(
         raise OptionError(
             "seconds and folder: a run by the clock cannot go on: leave one of them out"
         )
-    started, threads = time.perf_counter(), torch.get_num_threads()
+    started = time.perf_counter()
     if seconds is not None:
-        in_range("seconds", seconds, 0.1, 10**7, "wall time for all three parts")
+        in_range("seconds", seconds, 0.1, 10**7, "wall time for all parts")
         for run, share in zip(("train_vae", "train_clip"), recipe.shares):
             config = dataclasses.replace(getattr(recipe, run), seconds=share * seconds)
             recipe = dataclasses.replace(recipe, **{run: config})
-    files, record = _checkpoints(recipe, folder), {"vae": {}, "unet": {}}
+    files, record = _checkpoints(recipe, folder), {"vae": {}, "clip": {}, "unet": {}}
+
     with Beside(_train_clip, recipe, files["clip"], device) as other:
-
-        def attend():
-            if other.done() and seconds is not None:
-                # Its core helps now. Not without a clock: other threads mean other last bits.
-                torch.set_num_threads(threads)
-
-        torch.set_num_threads(max(1, threads - 1))
-        try:
-            log = _logged("VAE", recipe.train_vae, record["vae"], attend)
-            vae = train_vae(recipe, files["vae"], log, device)
-            clip, record["clip"] = other.result()
-        finally:
-            torch.set_num_threads(threads)
+        log = _logged("VAE", recipe.train_vae, record["vae"], other.attend, recipe.shares[0])
+        vae = train_vae(recipe, files["vae"], log, device)
+        clip, record["clip"] = other.result()
     sd = assemble(recipe, vae.cpu(), clip).to(device)
-    latents, config = encode(sd, recipe.dataset(), recipe.latents or None), recipe.train_unet
-    if seconds is not None:
-        left = seconds - (time.perf_counter() - started)
-        config = dataclasses.replace(config, seconds=max(1.0, left))
-    log = _logged("UNet", config, record["unet"])
-    sd = train_unet(sd, latents, config, files["unet"], log).cpu()
+    latents = encode(sd, recipe.dataset(), recipe.latents or None)
+    for run in ("train_unet", "train_decoder") if seconds is not None else ():
+        left = max(1.0, seconds - (time.perf_counter() - started))
+        config = getattr(recipe, run) and dataclasses.replace(getattr(recipe, run), seconds=left)
+        recipe = dataclasses.replace(recipe, **{run: config})
+    decoder = recipe.train_decoder and Beside(
+        _train_decoder, recipe, vae, files["decoder"], device, time.time()
+    )
+    with decoder or nullcontext():
+        each = lambda step: (decoder and decoder.attend(), watch(sd, step))
+        log = _logged("UNet", recipe.train_unet, record["unet"], each)
+        sd = train_unet(sd, latents, recipe.train_unet, files["unet"], log).cpu()
+        if decoder:
+            vae, record["decoder"] = decoder.result()
+    sd.vae.load_state_dict(vae.state_dict())
     sd.meta = {"words": sorted(known_words(recipe.captions()))}
     scale = {"scale": round(vae.config.scale, 5)}
     return Trained(sd, clip, {**record, **scale, **_machine(recipe, started, device)})
@@ -190,20 +222,61 @@ def _train_clip(recipe, checkpoint, device):
     return train_clip(recipe, checkpoint, log, device).cpu(), record
 
 
+def _train_decoder(recipe, vae, checkpoint, device, asked):
+    torch.set_num_threads(1)
+    if left := recipe.train_decoder.seconds:  # counted from when it was asked for
+        config = dataclasses.replace(
+            recipe.train_decoder, seconds=max(1.0, left - (time.time() - asked))
+        )
+        recipe = dataclasses.replace(recipe, train_decoder=config)
+    record = {}
+    log = _logged("decoder", recipe.train_decoder, record)
+    return train_decoder(recipe, vae, checkpoint, log, device).cpu(), record
+
+
 def _logged(
-    name: str, config: TrainConfig, record: dict, each: Callable = lambda: None
+    name: str,
+    config: TrainConfig,
+    record: dict,
+    each: Callable = lambda step: None,
+    share: float = 1.0,
 ) -> Callable:
-    """Steps behind a progress bar; `each` is called a step, record gets number and losses."""
+    """Steps behind a progress bar; `each` is called with every step, record gets number and losses.
+
+    share: of this part in the time of all. From its speed both are estimated, and said.
+    """
+    from tqdm.auto import tqdm
 
     def log(steps):
         losses, total = [], None if config.seconds else config.steps
+        first = said = None
         for step in progress(steps, total, desc=name):
-            each()
+            each(step)
+            first = first or (time.perf_counter(), step.step)  # that one waited for the data
+            took, updates = time.perf_counter() - first[0], step.step - first[1]
+            if not said and updates and took > LISTEN:
+                pace = took / updates
+                said = estimate(name, config, pace, share)
+                tqdm.write(said, file=sys.stderr)
             losses += [step.loss] if math.isfinite(step.loss) else []  # NaN: nothing was left
             yield step
         record.update(updates=step.step, loss=thin(losses))
 
     return log
+
+
+def estimate(name: str, config: TrainConfig, pace: float, share: float = 1.0) -> str:
+    """What a part will take, or get done, at `pace` seconds an update; share: as in `_logged`."""
+    if config.seconds:
+        updates = config.seconds / pace
+        return f"{name}: {config.seconds:.0f} s, about {updates:,.0f} updates here"
+    took = config.steps * pace
+    whole = f"; all parts together about {_minutes(took / share)}" if share < 1 else ""
+    return f"{name}: {config.steps:,} updates, about {_minutes(took)} here{whole}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} minutes"
 
 
 def thin(losses: list[float], points: int = 200) -> list[float]:
@@ -228,7 +301,7 @@ def _machine(recipe: Recipe, started: float, device: str) -> dict:
 
 def _checkpoints(recipe: Recipe, folder) -> dict:
     """{part: its checkpoint}, None without a folder; there the recipe is kept, too."""
-    parts = ("vae", "clip", "unet")
+    parts = ("vae", "clip", "unet", *(("decoder",) if recipe.train_decoder else ()))
     if folder is None:
         return dict.fromkeys(parts)
     folder = Path(folder)
@@ -267,7 +340,9 @@ def _plan(recipe: Recipe) -> dict:
 
 
 class Beside:
-    """function(*args) in a process of its own that ends when this block, or this process, does."""
+    """function(*args) in a process of its own that ends when this block, or this process, does.
+
+    Inside the block this process has one thread less."""
 
     def __init__(self, function: Callable, *args):
         context = multiprocessing.get_context("spawn")
@@ -275,22 +350,23 @@ class Beside:
         self.process = context.Process(target=_run, args=(there, function, args), daemon=True)
         self.process.start()
         there.close()
-        self.answer = None
+        self.answer, self.threads = None, torch.get_num_threads()
 
     def __enter__(self):
+        torch.set_num_threads(max(1, self.threads - 1))
         return self
 
     def __exit__(self, *_):
+        torch.set_num_threads(self.threads)
         if self.process.is_alive():
             os.kill(self.process.pid, signal.SIGINT)  # it saves its checkpoint
             self.process.join(20)
             self.process.kill()
 
-    def done(self) -> bool:
+    def attend(self, step=None) -> None:
         """Raises what the function raised: no need to wait for anything else."""
         if self.answer is None and self.pipe.poll():
             self.result()
-        return self.answer is not None
 
     def result(self):
         """What the function returned, once it does."""

@@ -19,6 +19,7 @@ import argparse
 import copy
 import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def main() -> None:
         curves = {k: part.pop("loss") for k, part in record.items() if isinstance(part, dict)}
         result |= {
             "wall": round(time.perf_counter() - STARTED, 1),
+            "cpu": round(sum(os.times()[:4]), 1),  # seconds of all cores and processes together
             "updates": {part: record[part]["updates"] for part in curves},
         }
         if args.weights:

@@ -213,7 +213,9 @@ FIVE_MINUTES = dataclasses.replace(
     unet=dataclasses.replace(PAINTED.unet, channels=32, depth=(0, 0), vector=64 + 6 * 2),
     train_vae=dataclasses.replace(PAINTED.train_vae, steps=800, ema=0.98),
     train_clip=dataclasses.replace(PAINTED.train_clip, steps=800),
-    train_unet=dataclasses.replace(PAINTED.train_unet, steps=2300, lr=6e-3, ema=0.995, t_mean=1.2),
+    train_unet=dataclasses.replace(
+        PAINTED.train_unet, steps=2300, lr=1.2e-2, ema=0.995, t_mean=1.2
+    ),
     train_decoder=dataclasses.replace(PAINTED.train_vae, steps=4000, lr=5e-3, ema=0.99),
     latents=12000,
     interval=(300, 999),

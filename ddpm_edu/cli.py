@@ -341,15 +341,13 @@ def _bare(file: Path) -> bytes:
         notebook = json.loads(file.read_text(encoding="utf-8"))
         cells = notebook["cells"]
         cells = [cell for cell in cells if "solution" not in cell["metadata"].get("tags", [])]
-        notebook["cells"] = list(map(bare, cells))
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                cell |= {"outputs": [], "execution_count": None}
+        notebook["cells"] = cells
         return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise OptionError(f"{file}: not a notebook that can be read ({error})") from error
-
-
-def bare(cell: dict) -> dict:
-    """A cell without outputs and execution count."""
-    return {**cell, "outputs": [], "execution_count": None} if cell["cell_type"] == "code" else cell
 
 
 if __name__ == "__main__":

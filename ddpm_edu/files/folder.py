@@ -24,7 +24,14 @@ from ..schedule import Schedule
 from ..systems.system import REFINER, SD15, SD21, SDXL, SystemConfig
 
 LAYOUT = "model_index.json, scheduler, unet, vae, text_encoder and tokenizer"
+VECTOR = "projection_class_embeddings_input_dim"
 MOST_JSON = 30_000_000  # bytes; the largest tokenizers take 20 MB
+
+
+def variants(dtype, ema: bool = True) -> list[str]:
+    """What stands in the names of weights, the most wanted first."""
+    half = ["", ".fp16"] if dtype == torch.float32 else [".fp16", ""]
+    return half if ema else [".non_ema", *half]
 
 
 class Folder:
@@ -79,8 +86,7 @@ class Folder:
     def weights(self, part, dtype=torch.float32, ema: bool = True) -> list[Path]:
         """The files with the weights of a part: one, or the shards of an index; half precision
         prefers `.fp16`. CheckpointError for none, or a missing shard."""
-        variants = ["", ".fp16"] if dtype == torch.float32 else [".fp16", ""]
-        for variant in ([] if ema else [".non_ema"]) + variants:
+        for variant in variants(dtype, ema):
             for stem in ("diffusion_pytorch_model", "model"):
                 if self.has(index := f"{part}/{stem}.safetensors.index{variant}.json"):
                     return self._shards(index)
@@ -148,10 +154,16 @@ SOLVERS = {  # class of a scheduler: our sampler, and what a missing timestep_sp
     "HeunDiscreteScheduler": ("heun", "linspace"),
     "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace"),
 }
+CURVES = {
+    "linear": Schedule.linear,
+    "scaled_linear": Schedule.sqrt_linear,
+    "squaredcos_cap_v2": lambda T, *ends: Schedule.cosine(T),
+}
+PREDICT = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 SCHEDULER_ENTRIES = {
     "_class_name": tuple(SOLVERS),
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "beta_schedule": tuple(CURVES),
+    "prediction_type": tuple(PREDICT),
     "use_karras_sigmas": (False, None, True),
     "thresholding use_exponential_sigmas use_beta_sigmas use_lu_lambdas": (False, None),
     "use_flow_sigmas use_dynamic_shifting euler_at_final": (False, None),
@@ -164,7 +176,6 @@ SCHEDULER_ENTRIES = {
     "solver_type": ("midpoint",),
     "variance_type": (None, "fixed_small", "fixed_small_log"),
 }
-PREDICT = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 
 
 class _Unable(Exception):
@@ -188,27 +199,31 @@ def plan_of(source):
         raise CheckpointError(f"{source}: no plan of a model that can be built ({cause})") from e
 
 
+def _need(ok, name, value, possible):
+    if not ok:
+        raise _Unable(name, value, possible)
+
+
 def _possible(entries, table):
     for names, values in table.items():
         for name in names.split():
-            if (value := entries.get(name, values[0])) not in values:
-                raise _Unable(name, value, " or ".join(map(repr, values)))
+            value = entries.get(name, values[0])
+            _need(value in values, name, value, " or ".join(map(repr, values)))
 
 
 def _levels(entries, name, default, levels, same=False) -> list[int]:
     """One number a level; an entry may be one for all. same: they must be equal."""
     value = entries.get(name, default)
     value = [value] * levels if isinstance(value, int) else value
-    if not isinstance(value, list) or [type(v) for v in value] != [int] * levels:
-        raise _Unable(name, value, f"one number, or {levels}, one a level")
-    if same and len(set(value)) > 1:
-        raise _Unable(name, value, "one number for all levels")
+    each = isinstance(value, list) and [type(v) for v in value] == [int] * levels
+    _need(each, name, value, f"one number, or {levels}, one a level")
+    _need(not same or len(set(value)) == 1, name, value, "one number for all levels")
     return value
 
 
 def _mult(widths):
-    if any(w % widths[0] for w in widths):
-        raise _Unable("block_out_channels", widths, "whole multiples of the first")
+    multiples = not any(w % widths[0] for w in widths)
+    _need(multiples, "block_out_channels", widths, "whole multiples of the first")
     return tuple(w // widths[0] for w in widths)
 
 
@@ -224,15 +239,14 @@ def unet_config(entries: dict, source="unet/config.json") -> UNetConfig:
         down = get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
         up = get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
         attends = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
-        if len(down) != n or any(b not in attends for b in down):
-            raise _Unable("down_block_types", down, f"{n} of {' or '.join(attends)}")
-        if up != [b.replace("Down", "Up") for b in reversed(down)]:
-            raise _Unable("up_block_types", up, "the down blocks in reverse")
+        known = len(down) == n and all(b in attends for b in down)
+        _need(known, "down_block_types", down, f"{n} of {' or '.join(attends)}")
+        mirrored = [b.replace("Down", "Up") for b in reversed(down)]
+        _need(up == mirrored, "up_block_types", up, "the down blocks in reverse")
         layers = _levels(entries, "transformer_layers_per_block", 1, n)
         heads = _levels(entries, "attention_head_dim", 8, n)
-        vector = get("projection_class_embeddings_input_dim")
-        if (adds := get("addition_embed_type")) and vector is None:
-            raise _Unable("projection_class_embeddings_input_dim", None, "a number")
+        vector, adds = get(VECTOR), get("addition_embed_type")
+        _need(vector is not None or not adds, VECTOR, None, "a number")
         inputs, outputs = get("in_channels", 4), get("out_channels", 4)
         return UNetConfig(
             in_channels=inputs,
@@ -257,15 +271,13 @@ def vae_config(entries: dict, source="vae/config.json", scale: float | None = No
         _possible(entries, VAE_ENTRIES)
         get, widths = entries.get, entries.get("block_out_channels", [64])
         channels, scale = get("in_channels", 3), get("scaling_factor", scale)
-        if get("out_channels", 3) != channels:
-            raise _Unable("out_channels", get("out_channels"), f"{channels}, as in_channels")
+        outputs = get("out_channels", 3)
+        _need(outputs == channels, "out_channels", outputs, f"{channels}, as in_channels")
         for side, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
             name, wanted = f"{side}_block_types", [block] * len(widths)
-            if get(name, wanted) != wanted:
-                raise _Unable(name, get(name), wanted)
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-            possible = "a number such as 0.13025; a wrong one gives grey pictures"
-            raise _Unable("scaling_factor", scale, possible)
+            _need(get(name, wanted) == wanted, name, get(name), wanted)
+        possible = "a number such as 0.13025; a wrong one gives grey pictures"
+        _need(type(scale) in (int, float), "scaling_factor", scale, possible)
         return VAEConfig(
             in_channels=channels,
             channels=widths[0],
@@ -328,16 +340,15 @@ def schedule_config(
         # linspace: the steps of ddim and pndm miss the times that they visit next
         spacings = ("leading", "trailing", "linspace")[: 2 if deterministic else 3]
         cosine = get("beta_schedule") == "squaredcos_cap_v2"
-        for name, wrong, possible in (
-            ("timestep_spacing", spacing not in spacings, " or ".join(spacings)),
-            ("steps_offset", nowhere, "1, or set_alpha_to_one"),  # the last step leads nowhere
-            ("clip_sample", clips and not sd, "False"),
-            ("skip_prk_steps", sampler == "pndm" and not get("skip_prk_steps"), "True"),
-            ("prediction_type", sampler == "pndm" and predict != "eps", "epsilon in PNDM"),
-            ("use_karras_sigmas", karras and sampler == "dpmpp_2m" and cosine, "False"),
+        for name, fits, possible in (
+            ("timestep_spacing", spacing in spacings, " or ".join(spacings)),
+            ("steps_offset", not nowhere, "1, or set_alpha_to_one"),  # else the last leads nowhere
+            ("clip_sample", sd or not clips, "False"),
+            ("skip_prk_steps", sampler != "pndm" or get("skip_prk_steps"), "True"),
+            ("prediction_type", sampler != "pndm" or predict == "eps", "epsilon in PNDM"),
+            ("use_karras_sigmas", not (karras and cosine and sampler == "dpmpp_2m"), "False"),
         ):
-            if wrong:
-                raise _Unable(name, get(name), possible)
+            _need(fits, name, get(name), possible)
         if karras:
             spacing = "karras" if spacing == "linspace" else f"{spacing} karras"
         how = {"predict": predict, "sampler": sampler, "spacing": spacing}
@@ -346,15 +357,12 @@ def schedule_config(
 
 
 def _schedule(get, sampler) -> Schedule:
-    T, kind = get("num_train_timesteps", 1000), get("beta_schedule", "linear")
     start, end = (0.00085, 0.012) if sampler == "heun" else (0.0001, 0.02)
-    ends = get("beta_start", start), get("beta_end", end)
-    if get("trained_betas") is not None:
-        schedule = Schedule(torch.tensor(get("trained_betas"), dtype=torch.float64))
-    elif kind == "squaredcos_cap_v2":
-        schedule = Schedule.cosine(T)
+    T, *ends = get("num_train_timesteps", 1000), get("beta_start", start), get("beta_end", end)
+    if (betas := get("trained_betas")) is not None:
+        schedule = Schedule(torch.tensor(betas, dtype=torch.float64))
     else:
-        schedule = (Schedule.linear if kind == "linear" else Schedule.sqrt_linear)(T, *ends)
+        schedule = CURVES[get("beta_schedule", "linear")](T, *ends)
     if get("rescale_betas_zero_snr"):
         schedule = schedule.zero_terminal_snr()
         if sampler not in ("ddim", "ddpm"):  # solvers in sigma stop short of infinity
@@ -369,9 +377,9 @@ def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
 
     def kind(part, *classes):
         found = index.get(part) or [None, None]
-        if not isinstance(found, list) or found[-1] not in classes:
-            possible = f"{' or '.join(map(str, classes))}. Is it another kind of model"
-            raise _Unable(part, index.get(part), f"{possible} ({index.get('_class_name')!r:.80})?")
+        known = isinstance(found, list) and found[-1] in classes
+        other = f"Is it another kind of model ({index.get('_class_name')!r:.80})?"
+        _need(known, part, index.get(part), f"{' or '.join(map(str, classes))}. {other}")
         return found[-1]
 
     def read(part, file="config.json"):
@@ -395,9 +403,9 @@ def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
     with plan_of(unet_source):
         dim, pooled = entries.get("addition_time_embed_dim") or 256, texts[-1].projection
         numbers = (unet.vector - pooled) / dim if unet.vector else 0
-        if (vector := {0: "", 6: "sdxl", 5: "refiner"}.get(numbers)) is None:
-            possible = f"{pooled} + 6 * {dim} (SDXL) or + 5 * {dim} (its refiner)"
-            raise _Unable("projection_class_embeddings_input_dim", unet.vector, possible)
+        vector = {0: "", 6: "sdxl", 5: "refiner"}.get(numbers)
+        possible = f"{pooled} + 6 * {dim} (SDXL) or + 5 * {dim} (its refiner)"
+        _need(vector is not None, VECTOR, unet.vector, possible)
     # SD 1.5's own config is older than the entry scaling_factor
     vae = vae_config(*read("vae"), scale=None if vector else SD_VAE.scale)
     schedule, how = schedule_config(*read("scheduler", "scheduler_config.json"), sd=not vector)
@@ -433,8 +441,8 @@ def clip_config(folder: Folder) -> CLIPConfig:
         text = text_config(own, source, projects=True, pad=pad(folder, "."))
         _possible(vision, {"layer_norm_eps": (1e-5,), "hidden_act": (text.act,)})
         end = own.get("eos_token_id", text.vocab - 1)
-        if end not in (2, text.vocab - 1):  # 2: what old files say, and do not mean
-            raise _Unable("eos_token_id", end, f"{text.vocab - 1}, the highest id")
+        known = end in (2, text.vocab - 1)  # 2: what old files say, and do not mean
+        _need(known, "eos_token_id", end, f"{text.vocab - 1}, the highest id")
         return CLIPConfig(
             text,
             size=vision.get("image_size", 224),

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
-from .folder import Folder
+from ..systems.system import part_dtype
+from .folder import Folder, variants
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -81,17 +82,10 @@ def needed(names: list[str], dtype, ema: bool) -> list[str]:
     small = r"model_index\.json|(scheduler|tokenizer|tokenizer_2)/[^/]*\.(json|txt)"
     keep = [name for name in names if re.fullmatch(small, name)]
     for part in PARTS:
-        there = [n for n in names if re.fullmatch(rf"{part}/[^/]*\.safetensors(\.[^/]*json)?", n)]
-        half = dtype != torch.float32 and not (part == "vae" and dtype == torch.float16)
-        for variant in ([] if ema else ["non_ema"]) + (["fp16", ""] if half else ["", "fp16"]):
-            if files := [n for n in there if _variant(n) == variant]:
+        for variant in map(re.escape, variants(part_dtype(part, dtype), ema)):
+            whole = rf"{variant}(-\d{{5}}-of-\d{{5}})?\.safetensors"  # or a shard, or their index
+            file = re.compile(rf"{part}/\w+({whole}|\.safetensors\.index{variant}\.json)")
+            if files := [name for name in names if file.fullmatch(name)]:
                 keep += [*files, f"{part}/config.json"]
                 break
     return keep
-
-
-def _variant(name: str) -> str:
-    """ "fp16" of model.fp16.safetensors, model.fp16-00001-of-00002.safetensors and
-    model.safetensors.index.fp16.json; "" where there is none."""
-    file = re.sub(r"-\d{5}-of-\d{5}|\.safetensors(\.index)?|\.json$", "", name.rpartition("/")[2])
-    return file.partition(".")[2]

@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 from dataclasses import asdict, is_dataclass, replace
+from inspect import signature
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,6 @@ from ..networks.classifier import Classifier, ClassifierConfig
 from ..networks.clip import CLIP, CLIPConfig
 from ..networks.gaussian import GaussianPrior
 from ..networks.mlp import MLP
-from ..networks.text import TextConfig
 from ..networks.tokenizer import Tokenizer, tokenize
 from ..networks.unet import SpaceToDepth, UNet, UNetConfig
 from ..networks.unet_classic import ClassicUNet
@@ -239,7 +239,7 @@ def _folder(folder, dtype, ema):
         _bounded(len(_read(files[name])), folder.root / name, part)
     sd = build(config, schedule, device="meta", dtype=dtype)
     own = "tokenizer_2" if config.vector else "tokenizer"
-    sd.text.tokenizer = folders.tokenizer(folder, own, config.text[-1]) or sd.text.tokenizer
+    sd.text.tokenizer = folders.tokenizer(folder, own, config.text[-1]) or sd.tokenizer
     return sd, {k: Part(net, folder.root / k, files[k]) for k, net in sd.parts().items()}
 
 
@@ -494,15 +494,16 @@ KINDS = {kind.__name__: kind for kind in (*CONFIGS, *SETTINGS)}
 def describe(model: nn.Module) -> dict:
     """The plan of a model as JSON: {class, config}, and model, the plan of what it wraps."""
     model = unwrapped(model)
-    plan = {"class": type(model).__name__}
+    kind = type(model)
+    plan = {"class": kind.__name__}
     if is_dataclass(getattr(model, "config", None)):
         plan["config"] = asdict(model.config)
-    elif type(model) in SETTINGS:
-        plan["config"] = SETTINGS[type(model)](model)
-    if isinstance(model, (CLIP, StableDiffusion)):
-        tokenizer = model.tokenizer if isinstance(model, CLIP) else model.text.tokenizer
-        plan["tokenizer"] = _describe_tokenizer(tokenizer)
-    if isinstance(model, (SpaceToDepth, GaussianPrior)):
+    elif kind in SETTINGS:
+        plan["config"] = SETTINGS[kind](model)
+    takes = signature(kind).parameters if kind.__name__ in KINDS else ()
+    if "tokenizer" in takes:
+        plan["tokenizer"] = _describe_tokenizer(model.tokenizer)
+    if "model" in takes:
         plan["model"] = describe(model.model)
     return plan
 
@@ -512,24 +513,20 @@ def construct(plan: dict, schedule, names: int, source) -> nn.Module:
 
     names: of the tensors that are there to fill it; a plan of more blocks is refused, not built.
     """
-    kind, c = KINDS[plan["class"]], plan["config"]
-    config = CONFIGS.get(kind, SimpleNamespace)(**c)
+    kind, own = KINDS[plan["class"]], dict(plan["config"])
+    config = CONFIGS.get(kind, SimpleNamespace)(**own)
     _bounded(names, source, config)
-    if kind is StableDiffusion:
+    given, takes = {"config": config} if kind in CONFIGS else own, signature(kind).parameters
+    if "schedule" in takes:
         if schedule is None:
             raise KeyError("schedule.beta")
-        sd = build(config, schedule, device="meta")
-        sd.text.tokenizer = _tokenizer(plan, config.text[0], source) or sd.text.tokenizer
-        return sd
+        given["schedule"] = schedule
+    if "tokenizer" in takes:
+        given["tokenizer"] = _tokenizer(plan["tokenizer"], config.text, source)
+    if "model" in takes:
+        given["model"] = construct(plan["model"], schedule, names, source)
     with torch.device("meta"):
-        if kind is CLIP:
-            return CLIP(config, _tokenizer(plan, config.text, source))
-        if kind in CONFIGS:
-            return kind(config)
-        inner = construct(plan["model"], schedule, names, source) if "model" in plan else None
-        if kind is SpaceToDepth:
-            return SpaceToDepth(inner, whole("factor", config.factor, 1, 64))
-        return GaussianPrior(inner, schedule, **c) if kind is GaussianPrior else kind(**c)
+        return kind(**given)
 
 
 def _bounded(names: int, source, config) -> None:
@@ -558,8 +555,9 @@ def _describe_tokenizer(tokenizer):
     return {"json": tokenizer.bpe.to_str(), "start": start, "end": end, "length": tokenizer.length}
 
 
-def _tokenizer(plan, config: TextConfig, source) -> Tokenizer | None:
-    if (entry := plan["tokenizer"]) is None:
+def _tokenizer(entry, text, source) -> Tokenizer | None:
+    config = text[0] if isinstance(text, tuple) else text
+    if entry is None:
         return None
     if not isinstance(entry, dict) or not str(entry["json"]).startswith("{"):
         raise ValueError("its tokenizer is no JSON")  # a path would be opened
@@ -589,4 +587,4 @@ def config_of(source) -> SystemConfig:
         remedy = "`ddpm-edu sample` draws with denoisers"
         raise CheckpointError(f"{source}: a {meta['class']!r:.80}, no whole system; {remedy}")
     with folders.plan_of(place):
-        return construct(meta, Schedule.linear(2), len(views), place).config
+        return SystemConfig(**meta["config"])

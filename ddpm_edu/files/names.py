@@ -169,7 +169,7 @@ def to_ours(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     state = {
         without_prefix(k): v for k, v in state.items() if k == needed or not HARMLESS.search(k)
     }
-    layout = layout_of(state)
+    layout = signed(state, SIGNS)
     if layout is None or layout[0] != kind:
         return state
     out = {}
@@ -290,15 +290,10 @@ TEXTS = {
 }
 
 
-def _named(names, signs: dict):
-    """What the first sign that some name bears stands for, or None."""
+def signed(names, signs: dict):
+    """What the first sign that some name bears stands for, or None: (part, layout) by SIGNS."""
     text = "\n".join(names)
     return next((what for what, sign in signs.items() if re.search(sign, text, re.M)), None)
-
-
-def layout_of(names) -> tuple[str, str] | None:
-    """(part, layout) of names without prefix, as in SIGNS, or None."""
-    return _named(names, SIGNS)
 
 
 def count(names, kind="") -> str:
@@ -311,7 +306,7 @@ def strange(state: dict) -> str:
     """What {name: tensor or shape} is that is no model of ours, in words; "" if nothing known."""
     shapes = [tuple(getattr(v, "shape", v)) for v in state.values()]
     words = len(shapes) in (1, 2) and all(len(s) in (1, 2) and s[-1] in TEXTS for s in shapes)
-    return _named(state, STRANGERS) or EMBEDDING * words  # {"<my-cat>": (768,)}
+    return signed(state, STRANGERS) or EMBEDDING * words  # {"<my-cat>": (768,)}
 
 
 def looks_like(state: dict) -> str:
@@ -327,7 +322,7 @@ def looks_like(state: dict) -> str:
         for k, v in state.items()
         if not found or k.startswith(starts)
     }
-    part, layout = layout_of(shapes) or (None, None)
+    part, layout = signed(shapes, SIGNS) or (None, None)
     names = "(names of this course)" if layout == "ours" else f"({layout} names)"
     if part == "unet":
         model = _which_unet(shapes)

@@ -295,7 +295,7 @@ class SpaceToDepth(nn.Module):
 
     def __init__(self, model: nn.Module, factor: int):
         super().__init__()
-        self.model, self.factor = model, factor
+        self.model, self.factor = model, whole("factor", factor, 1, 64)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
         f = self.factor

@@ -115,15 +115,22 @@ PLANS = {"sd15": SD15, "sd2-base": SD2_BASE, "sd21": SD21, "sdxl": SDXL, "sdxl-r
 
 
 class StableDiffusion(nn.Module):
-    """.unet, .vae and .text of a `config`, and its .schedule, sqrt-linear unless given."""
+    """.unet, .vae and .text of a `config`, and its .schedule, sqrt-linear unless given.
 
-    def __init__(self, config: SystemConfig, schedule: Schedule | None = None):
+    tokenizer: of the text encoders, CLIP's own unless given; see `Text`.
+    """
+
+    def __init__(self, config: SystemConfig, schedule: Schedule | None = None, tokenizer=None):
         super().__init__()
         with torch.device("cpu"):  # a schedule holds numbers even where weights are on meta
             self.config, self.schedule = config, schedule or Schedule.sqrt_linear()
         self.meta: dict = {}  # what its file says beside: figures, known words
         self.unet, self.vae = UNet(config.unet), VAE(config.vae)
-        self.text = Text(config.text, config.layer)
+        self.text = Text(config.text, config.layer, tokenizer)
+
+    @property
+    def tokenizer(self):
+        return self.text.tokenizer
 
     @property
     def predict(self) -> str:

@@ -171,7 +171,7 @@ def open_and_run(page, url: str, name: str, seconds: float = 120) -> None:
     assert errors == [], f"cells of {name} failed: {errors}"
 
 
-PIXELS = """root => { const p = root.querySelector('.ddpm-picture, .ddpm-pixels'), c = document.createElement('canvas');
+PIXELS = """root => { const p = root.querySelector('.ddpm-picture, .ddpm-pixels, .ddpm-points'), c = document.createElement('canvas');
     c.width = p.naturalWidth || p.width; c.height = p.naturalHeight || p.height; c.getContext('2d').drawImage(p, 0, 0);
     let h = 2166136261; for (const v of c.getContext('2d').getImageData(0, 0, c.width, c.height).data) h = Math.imul(h ^ v, 16777619);
     return `${c.width}x${c.height}:${h >>> 0}`; }"""

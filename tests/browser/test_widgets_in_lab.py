@@ -376,3 +376,70 @@ def test_a_film_needs_no_kernel(page):
     root.get_by_role("slider").focus()
     assert after(root, lambda: page.keyboard.press("End")) != first
     assert film_rate(root, 1) > 20
+
+
+def standing(page, widget, names: str, frames: bytes = b"", **given):
+    """The widget's page code on a stand-in for the saved state; its root."""
+    state = {name: getattr(widget, name) for name in f"caption error alt {names}".split()}
+    page.goto("about:blank")
+    encoded = base64.b64encode(frames).decode()
+    page.evaluate(STATIC, [widget._esm, state | given, encoded])
+    return page.locator(".ddpm-widget")
+
+
+def test_a_point_film_plays_once_when_first_seen(page):
+    from ddpm_edu.show.widgets import PointFilm
+
+    points = np.linspace([-2, -2], [2, 2], 40)[:, None] + np.random.default_rng(0).normal(
+        size=(1, 50, 2), scale=0.3
+    )
+    film = PointFilm({"a": points, "b": -points}, values=range(50), label="up", caption="Up.")
+    names = "shape captions label index fps loop autoplay titles colors groups side trail"
+    root = standing(page, film, names + " trail_every", film.frames)
+    page.wait_for_function("root => +root.dataset.index == 39", arg=root.element_handle())
+    last = picture(root)  # it has played to the end by itself, and stands there
+    assert root.get_by_role("button", name="Play: up").is_visible()
+    slider = root.get_by_role("slider")
+    slider.focus()
+    assert after(root, lambda: page.keyboard.press("Home")) != last
+    speed = root.locator(".ddpm-speed")
+    speed.click()
+    assert speed.inner_text() == "0.5×"
+
+
+def test_a_film_waits_when_the_reader_wants_no_motion(browser):
+    from ddpm_edu.show.widgets import Film
+
+    film = Film(np.arange(40, dtype=np.uint8)[:, None, None] + np.zeros((1, 8, 8), np.uint8),
+                label="l", caption="c")  # fmt: skip
+    with new_page(browser, reduced_motion="reduce") as page:
+        names = "shape captions label index fps scale loop autoplay"
+        root = standing(page, film, names, film.frames)
+        page.wait_for_timeout(600)
+        assert root.get_attribute("data-index") == "20"
+
+
+def test_a_block_of_a_unet_is_touched_by_mouse_and_by_key(page):
+    import torch
+
+    from ddpm_edu.networks.unet import UNet, UNetConfig
+    from ddpm_edu.show.unet import follow
+    from ddpm_edu.show.widgets import UNetView
+
+    config = UNetConfig(1, channels=8, mult=(1, 2), depth=(0, 1), heads=(1, 1), groups=4)
+    blocks = follow(UNet(config), torch.zeros(1, 1, 8, 8), torch.zeros(1))
+    view = UNetView({"one": blocks, "two": blocks[:8]}, caption="Touch it.")
+    root = standing(page, view, "networks shown block colors")
+    words, plane = root.locator(".ddpm-legend"), root.locator(".ddpm-unet")
+    assert words.inner_text().startswith("first (1 of 14)")
+    shown = picture(root)
+    assert after(root, lambda: plane.locator("g").nth(4).locator("path").last.hover()) != shown
+    assert words.inner_text().startswith(blocks[4].name)
+    page.mouse.move(0, 0)
+    plane.focus()
+    after(root, lambda: page.keyboard.press("ArrowRight"))
+    assert words.inner_text().startswith(blocks[5].name)
+    after(root, lambda: page.keyboard.press("End"))
+    assert plane.get_attribute("aria-valuenow") == "14"
+    after(root, lambda: root.locator("select").select_option(index=1))
+    assert words.inner_text().startswith("first (1 of 8)") and plane.locator("g").count() == 8

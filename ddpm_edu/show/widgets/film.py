@@ -113,7 +113,7 @@ class Film(_Player):
         """A strip of frames from first to last, as a PNG."""
         n, h, w, channels = self.shape
         frames = np.frombuffer(self.frames, np.uint8).reshape(n, h, w, channels)
-        count = max(1, min(n, count, 860 // w))
+        count = max(min(2, n), min(n, count, 860 // (w * min(self.scale, 3))))
         zoom = max(1, min(self.scale, 860 // (count * w)))
         gap = np.full((h * zoom, 4, channels), 255, np.uint8)
         strip = [
@@ -220,10 +220,14 @@ class PointFilm(_Player):
             8.4, (size + 0.25) * panels, rows=panels, columns=len(times), squeeze=False
         )
         colors = np.array(self.colors)[self.groups]
-        for row, title, points in zip(axes, self.titles, self._points):
+        for r, (row, title, points) in enumerate(zip(axes, self.titles, self._points)):
             for ax, k in zip(row, times):
                 plot.plane(ax, points[k], limits=self._limits, color=colors, size=2)
                 ax.set(xticks=[], yticks=[])
-                ax.set_title(self.captions[k] if self.captions else "", fontsize=10)
+                if self.captions and r == 0:
+                    ax.set_title(self.captions[k], fontsize=10)
             row[0].set_ylabel(title)
-        return plot.small_png(plot.pixels(fig))
+        return plot.small_png(plot.sharp(fig))
+
+    def still_width(self) -> int:
+        return round(8.4 * plot.DPI)

@@ -46,7 +46,8 @@ function render({ model, el }) {
   function choose(shown, block) {
     const other = shown !== model.get("shown");
     if (!other && block === model.get("block")) return;
-    model.set({ shown, block });
+    model.set("shown", shown);
+    model.set("block", block);
     model.save_changes();
     if (other) build();
     show();

@@ -69,7 +69,10 @@ class UNetView(Widget):
         draw_unet(ax, self._blocks[name], chosen=self.block)
         words = _words(self._blocks[name])[self.block]
         ax.set_title(f"{name}\n{words}", loc="left", fontsize=10)
-        return plot.small_png(plot.pixels(fig))
+        return plot.small_png(plot.sharp(fig))
+
+    def still_width(self) -> int:
+        return round(8.4 * plot.DPI)
 
 
 def _words(blocks) -> list[str]:

@@ -219,6 +219,8 @@ def test_an_answer_appears_after_the_click_only(opened):
     root.get_by_role("button", name="down").focus()
     opened.keyboard.press("Enter")
     answer.wait_for()
+    assert root.get_by_text("From 0 to 1.", exact=True).is_visible()  # the picture's caption
+    assert not root.locator(".ddpm-caption").is_visible()
     assert status.filter(has_text="It is: up. It rises from 0 to 1.").is_visible()
     assert root.get_by_role("button", name="up").get_attribute("data-truth") == "true"
     assert root.get_by_role("button", name="down").get_attribute("aria-pressed") == "true"

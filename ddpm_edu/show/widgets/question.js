@@ -12,7 +12,6 @@ function render({ model, el }) {
   function choose(i, k) {
     model.set("chosen", model.get("chosen").map((old, j) => j === i ? k : old));
     model.save_changes();
-    show();
   }
   function show() {
     const chosen = model.get("chosen"), done = chosen.every(k => k >= 0), right = chosen.filter((k, i) => k === answer[i]).length;
@@ -21,7 +20,7 @@ function render({ model, el }) {
       node.disabled = done;
       node.dataset.truth = done && k === answer[i];
     }));
-    root.querySelector("figcaption").hidden = done;
+    root.querySelector(".ddpm-caption").hidden = done;
     root.dataset.done = done;
     if (done && !truth.hasChildNodes()) {
       const words = items.length > 1 ? `${right} of ${items.length} right.` : right ? "Right." : `It is: ${options[answer[0]]}.`;

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ddpm_edu.show import plot, recorded
@@ -106,3 +107,43 @@ def test_the_tables_know_every_row_that_the_benchmark_has(monkeypatch):
     for task, names in recorded.ROWS.items():
         known = {f"{task}/{name}" for name in names}
         assert {key for key in keys if key.startswith(task + "/")} - extra == known
+
+
+def five_minutes(tmp_path):
+    """Made up."""
+    shares = dict(digit=0.91, ink=0.92, ground=0.93, main=0.9, all=0.894)
+    result = dict(command="python made_up.py", date="2026-11-28", machine="m", torch="9.9")
+    result |= dict(updates=dict(vae=7, unet=9), vae_psnr=30.44, vae_read=0.971, wall=299.6)
+    result |= dict(seen=shares, held_out={**shares, "main": 0.887})
+    file = tmp_path / "five.npz"
+    np.savez(
+        file,
+        sheet=np.zeros((2, 12, 32, 32, 3), np.uint8),
+        sheet_at=np.array(["1000 170", "end 300"]),
+        sheet_prompts=np.array([f"prompt {k}" for k in range(12)]),
+        loss_vae=np.ones(5),
+        loss_unet=np.ones(5),
+        result=json.dumps(result),
+    )
+    return file
+
+
+def test_a_system_from_nothing(tmp_path):
+    pages = recorded.from_nothing(five_minutes(tmp_path))._repr_mimebundle_()
+    page = pages["text/html"]
+    for text in (
+        "made_up.py, 2026-11-28",
+        "torch 9.9",
+        "prompt 7",
+        "30.4 dB",
+        "97%",
+        "after 300 s",
+    ):
+        assert text in page, text
+    assert "90.0%" in pages["text/plain"] and "88.7%" in pages["text/plain"]
+    assert page.count("<img") == 2 and "prompt 8" not in page
+
+
+def test_no_run_from_nothing_yet(tmp_path):
+    text = str(recorded.from_nothing(tmp_path / "none.npz"))
+    assert "NO FIVE-MINUTE RUN" in text and "--seconds 300" in text

@@ -1,9 +1,11 @@
-"""Recorded GPU runs: what benchmarks/gpu_sampling.py wrote, read and drawn. Notebooks 11, 12, 14.
+"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 09, 11, 12, 14.
 
     recorded.times("sdxl", "vae")     a table a machine: seconds, share of the roof, error
     recorded.ladder()                 one guided SDXL step, change by change, as bars
     recorded.profile()                where its milliseconds go, kernel by kernel
+    recorded.from_nothing()           a whole Stable Diffusion trained in minutes, part by part
 
+The first three are of benchmarks/gpu_sampling.py, the last of stable_diffusion_from_nothing.py.
 Each is a `Report`, shown when it ends a cell. What was not recorded, or failed, it says.
 """
 
@@ -11,9 +13,13 @@ import html
 import json
 from pathlib import Path
 
+import numpy as np
+
+from ..paths import data_folder
 from . import plot
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+FIVE_MINUTES = data_folder() / "recorded" / "five_minutes.npz"
 RIVALS = ("diffusers", "diffusers_regional", "diffusers_compiled")
 ROWS = {  # what a full run has, in the order of the tables
     "sdxl": ("plain", "graphed_only", "fast", *RIVALS),
@@ -57,7 +63,7 @@ class Text:
         return {"text/html": f"<pre>{html.escape(self.text)}</pre>", "text/plain": self.text}
 
 
-# ---------------------------------------------------------------- the three reports
+# ---------------------------------------------------------------- on a GPU
 
 
 def times(*tasks: str, folder=RESULTS) -> Report:
@@ -163,3 +169,64 @@ def profile(what: str = "step", most: int = 12, folder=RESULTS) -> Report:
         caption = f"{row['total_ms']:.1f} ms in all kernels. {source(record)}"
         tables.append(plot.Table(["kernel", "ms", "share", "runs"], lines, caption))
     return Report(tables)
+
+
+# ---------------------------------------------------------------- from nothing
+
+PARTS = {"vae": "VAE", "clip": "CLIP", "unet": "UNet", "decoder": "decoder"}
+NO_RUN = (
+    "NO FIVE-MINUTE RUN IS RECORDED YET, so nothing is claimed of it here.\n"
+    "This records one, on a machine that does little else (then run this notebook again):\n"
+    "    python benchmarks/stable_diffusion_from_nothing.py --seconds 300 "
+    "--save data/recorded/five_minutes.npz"
+)
+
+
+def loss_curves(curves: dict, updates: dict, *, caption: str) -> plot.Picture:
+    """The losses of a whole system, {part: losses}, side by side; updates: {part: how many}."""
+    fig, axes = plot.axes(8.2, 2.6, columns=len(curves))
+    for ax, (part, curve) in zip(axes, curves.items()):
+        at = np.linspace(0, updates[part], len(curve) + 1)[1:]
+        ax.plot(at, curve, color=plot.OKABE_ITO["blue"], linewidth=1.4)
+        ax.set(title=PARTS[part], xlabel="update", yscale="log")
+    axes[0].set(ylabel="loss")
+    names = ", ".join(PARTS[part] for part in curves)
+    return plot.figure(fig, alt=f"Loss curves of {names}.", caption=caption)
+
+
+def from_nothing(file=FIVE_MINUTES) -> Report:
+    """Pictures on the way, losses, and how often the end obeys; or how to record a run."""
+    if not Path(file).exists():
+        return Report([Text(NO_RUN)])
+    with np.load(file) as run:
+        result = json.loads(str(run["result"]))
+        sheet, at = run["sheet"][:, :8], [str(x).split() for x in run["sheet_at"]]
+        texts = [str(text) for text in run["sheet_prompts"][:8]]
+        curves = {part: run[f"loss_{part}"] for part in PARTS if f"loss_{part}" in run}
+    rows = [f"{int(u):,} updates, {s} s" if u.isdigit() else f"the end, {s} s" for u, s in at]
+    where = f"{result['command']}, {result['date']}, {result['machine']}, torch {result['torch']}"
+    pictures = plot.image_grid(
+        np.moveaxis(sheet.reshape(-1, *sheet.shape[2:]), -1, 1) / 127.5 - 1,
+        columns=8,
+        row_labels=rows,
+        alt="Rows of eight pictures from the same noise, after more and more updates of the UNet.",
+        caption=f"Recorded by {where}. Rows: updates of the UNet. Prompts: {'; '.join(texts)}.",
+    )
+    losses = loss_curves(
+        curves,
+        result["updates"],
+        caption=f"Losses of the same run. On pictures that are new to it the VAE's copies have "
+        f"{result['vae_psnr']:.1f} dB, and {result['vae_read']:.0%} of them are read right.",
+    )
+    facts = ("digit", "ink", "ground", "main", "all")
+    obeyed = [
+        {"500 prompts": name, **{fact: result[part][fact] for fact in facts}}
+        for name, part in (("seen", "seen"), ("held out", "held_out"))
+    ]
+    table = plot.table(
+        obeyed,
+        formats=dict.fromkeys(facts, ".1%"),
+        caption=f"Obedience at the end, after {result['wall']:.0f} s; "
+        '"main" is digit, ink and ground.',
+    )
+    return Report([pictures, losses, table])

@@ -109,12 +109,19 @@ def test_the_tables_know_every_row_that_the_benchmark_has(monkeypatch):
         assert {key for key in keys if key.startswith(task + "/")} - extra == known
 
 
-def five_minutes(tmp_path):
+def five_minutes(tmp_path, seconds=300):
     """Made up."""
     shares = dict(digit=0.91, ink=0.92, ground=0.93, main=0.9, all=0.894)
     result = dict(command="python made_up.py", date="2026-11-28", machine="m", torch="9.9")
-    result |= dict(updates=dict(vae=7, unet=9), vae_psnr=30.44, vae_read=0.971, wall=299.6)
-    result |= dict(seen=shares, held_out={**shares, "main": 0.887})
+    result |= dict(
+        updates=dict(vae=7, unet=9),
+        vae_psnr=30.44,
+        vae_read=0.971,
+        wall=299.6,
+        cpu=517.2,
+        busy=False,
+    )
+    result |= dict(seconds=seconds, seen=shares, held_out={**shares, "main": 0.887})
     file = tmp_path / "five.npz"
     np.savez(
         file,
@@ -136,12 +143,17 @@ def test_a_system_from_nothing(tmp_path):
         "torch 9.9",
         "prompt 7",
         "30.4 dB",
-        "97%",
+        "read right",
         "after 300 s",
     ):
         assert text in page, text
     assert "90.0%" in pages["text/plain"] and "88.7%" in pages["text/plain"]
     assert page.count("<img") == 2 and "prompt 8" not in page
+
+
+def test_a_plan_without_a_clock_is_told_in_cpu_seconds(tmp_path):
+    pages = recorded.from_nothing(five_minutes(tmp_path, None))._repr_mimebundle_()
+    assert "517 CPU seconds" in pages["text/html"] and "300 s" not in pages["text/html"]
 
 
 def test_no_run_from_nothing_yet(tmp_path):

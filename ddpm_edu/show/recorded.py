@@ -203,7 +203,9 @@ def from_nothing(file=FIVE_MINUTES) -> Report:
         sheet, at = run["sheet"][:, :8], [str(x).split() for x in run["sheet_at"]]
         texts = [str(text) for text in run["sheet_prompts"][:8]]
         curves = {part: run[f"loss_{part}"] for part in PARTS if f"loss_{part}" in run}
-    rows = [f"{int(u):,} updates, {s} s" if u.isdigit() else f"the end, {s} s" for u, s in at]
+    clock = result["seconds"] is not None  # else by updates, and wall time says nothing
+    when = lambda seconds: f", {seconds} s" if clock else ""
+    rows = [(f"{int(u):,} updates" if u.isdigit() else "the end") + when(s) for u, s in at]
     where = f"{result['command']}, {result['date']}, {result['machine']}, torch {result['torch']}"
     pictures = plot.image_grid(
         np.moveaxis(sheet.reshape(-1, *sheet.shape[2:]), -1, 1) / 127.5 - 1,
@@ -218,6 +220,8 @@ def from_nothing(file=FIVE_MINUTES) -> Report:
         caption=f"Losses of the same run. On pictures that are new to it the VAE's copies have "
         f"{result['vae_psnr']:.1f} dB, and {result['vae_read']:.0%} of them are read right.",
     )
+    took = f"{result['wall']:.0f} s" if clock else f"{result['cpu']:.0f} CPU seconds"
+    machine = " One core was busy otherwise." if result["busy"] else ""
     facts = ("digit", "ink", "ground", "main", "all")
     obeyed = [
         {"500 prompts": name, **{fact: result[part][fact] for fact in facts}}
@@ -226,7 +230,7 @@ def from_nothing(file=FIVE_MINUTES) -> Report:
     table = plot.table(
         obeyed,
         formats=dict.fromkeys(facts, ".1%"),
-        caption=f"Obedience at the end, after {result['wall']:.0f} s; "
-        '"main" is digit, ink and ground.',
+        caption=f"Obedience at the end, after {took}.{machine} "
+        'The column "main": digit, ink and ground.',
     )
     return Report([pictures, losses, table])

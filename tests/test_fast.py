@@ -32,7 +32,7 @@ from ddpm_edu.gpu.fast import (
     speed_up,
 )
 from ddpm_edu.gpu.float8 import Float8Linear, fp8, to_float8
-from ddpm_edu.gpu.profile import flops
+from ddpm_edu.gpu.profile import anatomy, flops, kernels
 from ddpm_edu.networks import unet as unet_module
 from ddpm_edu.networks import vae as vae_module
 from ddpm_edu.networks.unet import SD15, SDXL_BASE, SDXL_REFINER, UNet, UNetConfig
@@ -778,10 +778,53 @@ def test_flops_of_known_operations():
     assert flops(F.scaled_dot_product_attention, q, q, q) == 2 * (2 * 3) * (10 * 10 * 16) * 2
 
 
+def on_meta(*shape):
+    return torch.empty(*shape, device="meta", dtype=torch.bfloat16)
+
+
+def test_kernels_of_known_operations():
+    """Name, F and M, 2 bytes a number: a convolution, a norm, a product and its view, an attention."""
+    conv = nn.Conv2d(4, 6, 3, padding=1, device="meta", dtype=torch.bfloat16)
+    (kernel,) = kernels(conv, on_meta(2, 4, 8, 9))
+    read = 2 * 4 * 8 * 9 + 6 * 4 * 9 + 6
+    assert kernel == ("convolution", 2 * (2 * 6 * 8 * 9) * (4 * 9), 2 * (read + 2 * 6 * 8 * 9))
+    norm = nn.GroupNorm(2, 4, device="meta", dtype=torch.bfloat16)
+    (kernel,) = kernels(norm, on_meta(2, 4, 8, 9))
+    statistics = 2 * (2 * 2)  # a mean and a deviation for each picture and group
+    assert kernel[1:] == (0, 2 * (2 * (2 * 4 * 8 * 9) + 2 * 4 + statistics))
+    (kernel,) = kernels(lambda a, b: (a @ b).T.reshape(-1), on_meta(3, 1), on_meta(1, 1))
+    assert kernel == ("mm", 2 * 3, 2 * (3 + 1 + 3))
+    q = on_meta(2, 3, 256, 16)
+    name, work, moved = kernels(F.scaled_dot_product_attention, q, q, q)[0]
+    assert "flash" in name and work == 4 * 6 * 256 * 256 * 16
+    assert 4 * q.nbytes < moved < 4.2 * q.nbytes  # q, k, v and the result, not the scores
+    q = torch.randn(2, 3, 256, 16)
+    assert [kernel.work for kernel in kernels(F.scaled_dot_product_attention, q, q, q)] == [work]
+
+
+def test_kernels_and_flops_count_the_same_work():
+    unet, *rest = call(SDXL_BASE, 1, 64)
+    heard = kernels(unet, *rest)
+    assert sum(kernel.work for kernel in heard) == flops(unet, *rest) > 1e12
+    assert 1000 < len(heard) < 3000 and all(kernel.moved > 0 for kernel in heard)
+
+
 @pytest.mark.parametrize("config, side, tera", [(SDXL_BASE, 128, 13.52)], ids=["sdxl"])
 def test_flops_of_a_guided_step(config, side, tera):
     """SDXL at 1024 x 1024: the published figure."""
     assert flops(*call(config, 2, side)) == pytest.approx(tera * 1e12, rel=0.02)
+
+
+def test_an_anatomy_has_every_parameter_and_operation_once():
+    """Against PyTorch's own counter; and SDXL has no transformer block at its finest level."""
+    unet, *rest = call(SDXL_BASE, 1, 64)
+    rows = anatomy(unet, *rest)
+    parameters, work = map(sum, zip(*rows.values()))
+    assert parameters == sum(p.numel() for p in unet.parameters()) and work == flops(unet, *rest)
+    transformers = {level for level, kind in rows if kind == "transformer blocks"}
+    assert transformers == {1, 2, "middle"}
+    assert {level for level, _ in rows} == {0, 1, 2, "middle", "rest"}
+    assert not any(module._forward_hooks for module in unet.modules())
 
 
 @pytest.mark.slow

@@ -3,5 +3,5 @@
 from ..lazy import lazily
 
 __getattr__, __dir__ = lazily(
-    __name__, {"fast": "speed_up FastUNet", "float8": "fp8", "profile": "flops"}
+    __name__, {"fast": "speed_up FastUNet", "float8": "fp8", "profile": "flops anatomy kernels"}
 )

@@ -76,11 +76,6 @@ def one_of(name, value, choices):
     return value
 
 
-def known_prediction(predict):
-    """One of PREDICTIONS."""
-    return one_of("predict", predict, PREDICTIONS)
-
-
 def multiple(name, value, part, of):
     """A multiple of `of`, which is called `part`: a width of its heads, say."""
     if value % of:

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .errors import ScheduleError, ShapeError, known_prediction
+from .errors import PREDICTIONS, ScheduleError, ShapeError, one_of
 
 MAX_T = 100_000  # steps; a thousand are usual
 NO_SIGNAL = 1e-12  # an alpha_bar below this leaves nothing of the picture that float32 could hold
@@ -230,7 +230,7 @@ class Schedule:
 
     def can_predict(self, predict: str, t) -> None:
         """Raise ScheduleError for "eps" where alpha_bar_t is 0: (x_t - n eps) / s is 0 / 0."""
-        known_prediction(predict)
+        one_of("predict", predict, PREDICTIONS)
         if predict == "eps" and self.alpha_bar[-1] < NO_SIGNAL:
             t = float(torch.as_tensor(t).max())
             if self.alpha_bar_at(t) < NO_SIGNAL:
@@ -272,7 +272,7 @@ class Schedule:
 
 def _coefficients(predict, s, n):
     """(c_0, c_eps): prediction = c_0 x_0 + c_eps eps; the formulations differ by these two only."""
-    known_prediction(predict)
+    one_of("predict", predict, PREDICTIONS)
     return {"eps": (0.0, 1.0), "x_0": (1.0, 0.0), "v": (-n, s)}[predict]
 
 

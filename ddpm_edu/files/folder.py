@@ -50,7 +50,7 @@ class Folder:
                 return path
         except (OSError, RuntimeError):  # a circle of links
             pass
-        raise CheckpointError(f"{path} is a link out of the model's folder: refused, put the file")
+        raise CheckpointError(f"{path}: a link out of the model's folder, refused: copy the file")
 
     def has(self, name) -> bool:
         return os.path.isfile(self.path(name))
@@ -507,4 +507,5 @@ def _words(folder: Folder, name) -> dict[str, int]:
 
 
 def _token(entry):
+    """A special token, however its file writes it."""
     return entry.get("content") if isinstance(entry, dict) else entry

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import (
+    PREDICTIONS,
     CheckpointError,
     OptionError,
     ResourceError,
     check_device,
-    known_prediction,
     memory_ended,
     one_of,
     warn,
@@ -45,7 +45,7 @@ from ..schedule import Schedule
 from ..systems.system import PLANS, StableDiffusion, SystemConfig, build, part_dtype
 from . import folder as folders
 from . import hub
-from .names import MARKS, count, looks_like, split_single_file, strange, to_ours
+from .names import MARKS, count, looks_like, size, split_single_file, strange, to_ours
 from .tensors import PIECE, header, load_tensors, pack, save_tensors, unpack
 
 # The classes that come in several layouts
@@ -167,10 +167,10 @@ def load(source, *, device="cpu", dtype=torch.float32, config=None, ema: bool = 
         if not memory_ended(e):
             raise
         cause = str(e).partition("\n")[0][:120]
-    size = _bytes(place, dtype, ema) / 2**30
+    room = _bytes(place, dtype, ema) / 2**30
     raise ResourceError(  # outside of `except`, whose frames hold on to the tensors
         f"{place}: memory ended while loading ({cause}): in {str(dtype)[6:]} the weights take "
-        f"{size:.2f} GiB. Pass dtype=torch.bfloat16, choose a smaller model, or free memory"
+        f"{room:.2f} GiB. Pass dtype=torch.bfloat16, choose a smaller model, or free memory"
     )
 
 
@@ -259,8 +259,8 @@ def _single(path, views, config, dtype, ema):
     names, parts = {id(x): name for name, x in views.items()}, {}
     for side, (name, part) in zip(("unet", "vae", "text", "text_2"), sd.parts().items()):
         if side not in states:
-            remedy = "use a file of the whole system, or a folder"
-            raise CheckpointError(f"{path}: no weights of {name}, only of {list(states)}; {remedy}")
+            cause = f"no weights of {name}, only of {', '.join(states)}"
+            raise CheckpointError(f"{path}: {cause}: use a file of the whole system, or a folder")
         own = {new: names[id(x)] for new, x in states[side].items()}
         parts[name] = Part(part, f"{path} ({name})", [path], own)
     return sd, parts
@@ -269,12 +269,10 @@ def _single(path, views, config, dtype, ema):
 def _plan(path, views, config=None) -> SystemConfig:
     """The plan of a single file: the one given, or the known system whose UNet's context is as
     wide; with what the file's marks and metadata say."""
-    shape = lambda end, n: next(
-        (x.shape[1] for k, x in views.items() if k.endswith(end) and x.ndim == n), 0
-    )
     said, predict = header(path).get("__metadata__", {}), None
     if config is None:
-        width, inputs = shape("attn2.to_k.weight", 2), shape("input_blocks.0.0.weight", 4) or 4
+        width = size(views, r"attn2\.to_k\.weight$", 1, 0)
+        inputs = size(views, r"input_blocks\.0\.0\.weight$", 1) or 4
         known = [known for known in KNOWN.values() if known.config.unet.context == width]
         if not known:
             raise CheckpointError(
@@ -318,7 +316,7 @@ def _load_ours(path, views, meta, device, dtype):
         _check_meta(beside)
         is_system = isinstance(model, StableDiffusion)
         if predict is not None or schedule is not None and not is_system:
-            known_prediction(predict)
+            one_of("predict", predict, PREDICTIONS)
             if schedule is None:
                 raise KeyError("schedule.beta")
     scales = {f"{name}.scale" for name, w in views.items() if w.dtype == torch.int8}
@@ -344,8 +342,8 @@ def _check_meta(meta):
         raise ValueError("words in its meta are no list of texts")
     if not isinstance(shape, list) or len(shape) != 3:
         raise ValueError(f"shape = {shape!r:.80} in its meta is not [channels, height, width]")
-    for size in shape:
-        whole("shape in its meta", size, 1, 8192)
+    for side in shape:
+        whole("shape in its meta", side, 1, 8192)
 
 
 def _ready(model, device, meta):
@@ -382,7 +380,7 @@ def check_state(model: nn.Module, state: dict[str, Tensor], source) -> dict[str,
         "of another shape": {k for k in own.keys() & ours.keys() if own[k].shape != ours[k].shape},
     }
     if any(problems.values()):
-        found = [f"{count(names, kind)}" for kind, names in problems.items() if names]
+        found = [count(names, kind) for kind, names in problems.items() if names]
         seems = f" This looks like {looks_like(state)}." if part or strange(state) else ""
         fits = f"does not fit this {type(model).__name__}: {'; '.join(found)}.{seems}"
         raise CheckpointError(f"{source} {fits} Is it for another model or config?")
@@ -418,7 +416,7 @@ def check_finite(tensors: dict[str, Tensor], source) -> None:
     numbers = {k: v for k, v in tensors.items() if v.is_floating_point() and not v.is_meta}
     if broken := [k for k, v in numbers.items() if not finite(v)]:
         cause = f"{len(broken)} tensors hold NaN or infinity ({', '.join(broken[:5])})"
-        raise CheckpointError(f"{source}: {cause}: it diverged or is damaged, use another one")
+        raise CheckpointError(f"{source}: {cause}: diverged or damaged, use another file")
 
 
 # ---------------------------------------------------------------- saving
@@ -442,7 +440,7 @@ def save(path, model, meta: dict | None = None, *, schedule=None, predict=None, 
         one_of("class of model", inner["class"], KINDS)
         inner = inner.get("model")
     if not is_system and schedule is not None:
-        known_prediction(predict)
+        one_of("predict", predict, PREDICTIONS)
         plan["predict"] = predict
     if not isinstance(meta, dict | None):
         raise OptionError(f"meta = {meta!r:.80}: pass a dict, or nothing")

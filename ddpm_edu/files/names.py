@@ -330,20 +330,20 @@ def looks_like(state: dict) -> str:
     if part == "vae":
         return f"the VAE of SD or SDXL {names}"  # they differ in their numbers only
     if part == "text":
-        width = _size(shapes, r"(token|position|positional)_embedding", -1)
+        width = size(shapes, r"(token|position|positional)_embedding", -1)
         return f"the text encoder {TEXTS.get(width, f'of width {width}')} {names}"
     return f"nothing known here (first names: {', '.join(list(state)[:3])})"
 
 
-def _size(shapes, name, dim, default=None):
-    """shape[dim] of the first tensor of such a name."""
-    sizes = (s[dim] for k, s in shapes.items() if re.search(name, k) and len(s) > max(0, dim))
-    return next(sizes, default)
+def size(state: dict, name: str, dim: int, default=None):
+    """shape[dim] of the first tensor (or shape) of such a name."""
+    shapes = (getattr(v, "shape", v) for k, v in state.items() if re.search(name, k))
+    return next((shape[dim] for shape in shapes if len(shape) > max(0, dim)), default)
 
 
 def _which_unet(shapes):
-    width = _size(shapes, r"attn2\.(to_)?k\.weight$", 1)
-    inputs = _size(shapes, r"^(input_blocks\.0\.0|conv_in)\.weight$", 1, 4)
+    width = size(shapes, r"attn2\.(to_)?k\.weight$", 1)
+    inputs = size(shapes, r"^(input_blocks\.0\.0|conv_in)\.weight$", 1, 4)
     if width is None:
         return "a model without text"
     kind = {8: " (InstructPix2Pix)", 9: " (inpainting)"}.get(inputs, "")

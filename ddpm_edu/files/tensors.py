@@ -145,7 +145,7 @@ def unpack(state: dict[str, Tensor], source="the state") -> dict[str, Tensor]:
                 raise CheckpointError(f"{source}: {cause}: damaged, get it again")
             if not (scale.isfinite() & (scale >= 0)).all():
                 cause = f"{name}.scale holds NaN, infinity or negative numbers"
-                raise CheckpointError(f"{source}: {cause}: it diverged or is damaged, use another")
+                raise CheckpointError(f"{source}: {cause}: diverged or damaged, use another file")
             out[name] = w.float().mul_(_rows(scale.float(), w))
         elif name not in scales:
             out[name] = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w

@@ -1,5 +1,6 @@
 """The `ddpm-edu` command, run as a person would, on a tiny model."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,9 +12,11 @@ from PIL import Image
 
 from ddpm_edu import Schedule
 from ddpm_edu.cli import grid, main
+from ddpm_edu.datasets.images import mnist
 from ddpm_edu.files.load import save
 from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.networks.unet import UNet, UNetConfig
+from ddpm_edu.training.recipes import RECIPES
 
 
 @pytest.fixture
@@ -434,7 +437,10 @@ def test_a_png_is_written_all_or_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_train_writes_a_model_that_sample_reads(tmp_path, capsys):
+def test_train_writes_a_model_that_sample_reads(tmp_path, monkeypatch, capsys):
+    """The recipe `minute` with fewer digits and Gaussians, as fitting all of them takes seconds."""
+    quick = dataclasses.replace(RECIPES["minute"], dataset=lambda: mnist("test"), parts=3)
+    monkeypatch.setitem(RECIPES, "minute", quick)
     out = tmp_path / "mine.safetensors"
     assert main(["train", "minute", "--seconds", "1", "--out", str(out)]) == 0
     assert (

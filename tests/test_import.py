@@ -43,18 +43,16 @@ PARTS = {
 
 
 def test_import_is_quick_and_light():
-    """Best of three in fresh processes. The 2 s are counted in processor seconds, which busy neighbours do not stretch
-    much; what we add to torch's own import, nearly all of it, is counted by the clock."""
-    lines = subprocess.run(
-        [sys.executable, "benchmarks/import_time.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    result = json.loads(lines[-1])
-    assert result["cpu_seconds"] < 2 and result["seconds_beyond_torch"] < 0.3, result
-    assert result["heavy_modules_loaded"] == []
+    """In a fresh process, or the best of three. The 2 s are counted in processor seconds, which busy neighbours do not
+    stretch much; what we add to torch's own import, nearly all of it, is counted by the clock."""
+    for repeats in ("1", "3"):
+        command = [sys.executable, "benchmarks/import_time.py", repeats]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert result["heavy_modules_loaded"] == []
+        if result["cpu_seconds"] < 2 and result["seconds_beyond_torch"] < 0.3:
+            return
+    raise AssertionError(result)
 
 
 def test_names_that_come_when_first_asked_for():

@@ -125,8 +125,8 @@ print(json.dumps([both(lambda: UNet(wide), call, torch.randn(2, 4, 64, 64), t, c
 
 
 @linux
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.full), "bfloat16"])
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_holds_the_weights_once(tmp_path, dtype):
     """SD 1.5 from one bfloat16 file with averaged weights beside: at most 1.15 times them."""
     sparse(tmp_path / "model.safetensors", SINGLE["sd15"])

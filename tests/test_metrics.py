@@ -264,7 +264,7 @@ def test_the_classifier_refuses(classifier, digits, change, error, message):
 
 def test_pictures_in_0_1_are_warned_about(classifier, digits):
     x_0, _ = digits[:4]
-    with pytest.warns(UserWarning, match="below 0: are they in .0, 1. instead") as caught:
+    with pytest.warns(UserWarning, match="below 0: if in .0, 1. instead") as caught:
         metrics.accuracy(classifier, (x_0 + 1) / 2, digits.labels[:4])
     assert caught[0].filename == __file__
 

@@ -337,24 +337,26 @@ def test_continuous_integration_checks_the_code_and_runs_every_test():
 # ---- the runner of the notebooks
 
 
-def run_one(folder, *cells, name="00_try.ipynb", tags=(), stored=(), limit_mb=3072):
+@pytest.fixture
+def run_one(tmp_path, monkeypatch, capsys):
     """The runner's exit status and what it prints, on a notebook of these code cells."""
-    cells = [nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)}) for source in cells]
-    for cell, text in zip(cells, stored):
-        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / name)
-    code = (
-        "import pathlib, sys, run_notebooks\n"
-        f"run_notebooks.LIMIT_MB = {limit_mb}\n"
-        "sys.exit(run_notebooks.main(['00'], pathlib.Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True)
-    return done.returncode, done.stdout
+    import run_notebooks
+
+    monkeypatch.setenv("IPYTHONDIR", "")  # main sets its own; this one comes back afterwards
+
+    def run(*cells, name="00_try.ipynb", tags=(), stored=(), limit_mb=3072):
+        cells = [nbformat.v4.new_code_cell(text, metadata={"tags": list(tags)}) for text in cells]
+        for cell, text in zip(cells, stored):
+            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / name)
+        monkeypatch.setattr(run_notebooks, "LIMIT_MB", limit_mb)
+        return run_notebooks.main(["00"], tmp_path), capsys.readouterr().out
+
+    return run
 
 
-def test_notebooks_run_in_a_copy_and_are_reported(tmp_path):
-    code, text = run_one(tmp_path, "x = bytearray(300 * 2**20)", "open('left_behind', 'w').close()")
+def test_notebooks_run_in_a_copy_and_are_reported(tmp_path, run_one):
+    code, text = run_one("x = bytearray(300 * 2**20)", "open('left_behind', 'w').close()")
     assert code == 0, text
     assert [path.name for path in tmp_path.iterdir()] == ["00_try.ipynb"]
     seconds, mb = re.search(r"([\d.]+) s +(\d+) MB  00_try.ipynb", text).groups()
@@ -363,24 +365,24 @@ def test_notebooks_run_in_a_copy_and_are_reported(tmp_path):
         assert 300 < int(mb) < 900
 
 
-def test_a_failing_cell_fails_the_run(tmp_path):
-    code, text = run_one(tmp_path, "assert 1 + 1 == 3")
+def test_a_failing_cell_fails_the_run(run_one):
+    code, text = run_one("assert 1 + 1 == 3")
     assert code == 1 and "AssertionError" in text
 
 
-def test_another_result_in_a_tagged_cell_fails_the_run(tmp_path):
+def test_another_result_in_a_tagged_cell_fails_the_run(run_one):
     cell, tag = "import sys; print(2, file=sys.stderr); print(1 + 1)", ["nbval-check-output"]
-    assert run_one(tmp_path, cell, stored=["2"], tags=tag)[0] == 0
-    code, text = run_one(tmp_path, cell, stored=["3"], tags=tag)
+    assert run_one(cell, stored=["2"], tags=tag)[0] == 0
+    code, text = run_one(cell, stored=["3"], tags=tag)
     assert code == 1 and "cell 0 prints\n2\nand the notebook says\n3" in text
-    assert run_one(tmp_path, cell, stored=["3"])[0] == 0, "not tagged: not compared"
+    assert run_one(cell, stored=["3"])[0] == 0, "not tagged: not compared"
 
 
-def test_too_much_memory_fails_the_run(tmp_path):
-    code, text = run_one(tmp_path, "1 + 1", limit_mb=10)
+def test_too_much_memory_fails_the_run(run_one):
+    code, text = run_one("1 + 1", limit_mb=10)
     assert code == 1 and "FAILED: the limit is 10 MB" in text
 
 
-def test_no_notebook_at_all_fails_the_run(tmp_path):
-    code, text = run_one(tmp_path, name="elsewhere.ipynb")
+def test_no_notebook_at_all_fails_the_run(run_one):
+    code, text = run_one(name="elsewhere.ipynb")
     assert code != 0 and "no notebook" in text

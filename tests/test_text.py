@@ -579,12 +579,6 @@ def test_the_first_prompt_is_quick():
         "from ddpm_edu.networks.tokenizer import tokenize\ntokenize(['a cat'])\n"
         "assert 'transformers' not in sys.modules\nprint(time.process_time() - start)"
     )
-    seconds = min(
-        float(
-            subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for _ in range(2)
-    )
-    assert seconds < 0.3
+    command = [sys.executable, "-c", code]
+    once = lambda: float(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert once() < 0.3 or once() < 0.3  # once more, as a neighbour may have been in the way

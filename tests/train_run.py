@@ -65,6 +65,11 @@ def numbers(module):
     return {k: v.clone() for k, v in module.state_dict().items()}
 
 
+def sums(module):
+    """One number a weight."""
+    return [v.double().sum().item() for v in module.state_dict().values()]
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -88,10 +93,7 @@ def main():
     model = new_model(rank, MLP if args.share else Dropping)
     config = dataclasses.replace(CONFIG, seconds=args.seconds)
     steps = run(config, model, stop=args.stop, checkpoint=args.checkpoint, accelerator=accelerator)
-    weights = {
-        name: [v.double().sum().item() for v in m.state_dict().values()]
-        for name, m in (("model", steps[-1].model), ("ema", steps[-1].ema))
-    }
+    weights = {"model": sums(steps[-1].model), "ema": sums(steps[-1].ema)}
     with open(f"{args.out}.{rank}", "w") as f:
         json.dump(
             {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..diffusion import Step
 from ..errors import ResourceError, SamplingError, memory_ended, warn
-from .memory import memory_needed
+from .memory import held, memory_needed
 from .system import StableDiffusion
 
 WAYS_OUT = (
@@ -32,8 +32,7 @@ def make_room(sd: StableDiffusion, x: Tensor) -> None:
     free = free_memory(weight.device)
     if free is None or free > PLENTY * len(x) * size[0] * size[1]:
         return
-    held = sum(p.numel() * p.element_size() for p in sd.parameters())
-    needed = memory_needed(sd.config, weight.dtype, size, len(x)) - held
+    needed = memory_needed(sd.config, weight.dtype, size, len(x)) - held(sd)
     if needed > free and weight.device.type == "cuda":
         sd.text.to("cpu")
         torch.cuda.empty_cache()

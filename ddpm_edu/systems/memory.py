@@ -20,8 +20,12 @@ from .system import SystemConfig, build
 
 def weight_bytes(config: SystemConfig, dtype=torch.float32) -> int:
     """Bytes of all weights, exactly: counted on the meta device."""
-    sd = build(config, device="meta", dtype=dtype)
-    return sum(p.numel() * p.element_size() for p in sd.parameters())
+    return held(build(config, device="meta", dtype=dtype))
+
+
+def held(sd) -> int:
+    """Bytes of the weights of a system that is there."""
+    return sum(p.nbytes for p in sd.parameters())
 
 
 def memory_needed(
@@ -43,7 +47,7 @@ def memory_needed(
 @functools.lru_cache
 def _memory(config, dtype, size, batch):
     sd = build(config, device="meta", dtype=dtype)
-    return weight_bytes(config, dtype) + widest_moment(sd, size, batch)
+    return held(sd) + widest_moment(sd, size, batch)
 
 
 def peak_bytes(run) -> int:

@@ -24,7 +24,7 @@ function render({ model, el }) {
       pen.beginPath(); pen.rect(left, head, side, side); pen.clip();
       members.forEach((of, g) => {
         pen.strokeStyle = pen.fillStyle = colors[g];
-        pen.globalAlpha = 0.35; pen.lineWidth = 1; pen.beginPath();
+        pen.globalAlpha = 0.55; pen.lineWidth = 1.2; pen.beginPath();
         for (const i of of) {
           if (i % every || !tail) continue;
           for (let j = Math.max(0, k - tail); j <= k; j++)

@@ -91,7 +91,8 @@ def move_widgets(page, name: str) -> None:
         MOVES[kind](page, root, where)
         alert = root.get_by_role("alert")
         assert alert.count() == 0, f"{where}: {alert.inner_text()}"
-        assert len(root.locator("figcaption").first.inner_text()) > 10  # an answer may bring its own
+        caption = root.locator("figcaption").first  # an answer may bring a second
+        assert len(caption.inner_text()) > 10
 
 
 def move_panel(page, root, where: str) -> None:

@@ -383,8 +383,12 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     for folder in (tmp_path / "file", tmp_path / "file" / "new", "/proc/new"):
         with refuses(OptionError, "folder", "cannot be made", "name another"):
             train_system(REFUSED, folder=folder)
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with refuses(OptionError, str(tmp_path), "cannot be written to"):
+
+    def refused(**where):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with refuses(OptionError, str(tmp_path), "cannot be written", "Permission denied"):
         train_system(REFUSED, folder=tmp_path)
 
 

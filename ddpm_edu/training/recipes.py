@@ -203,7 +203,7 @@ EMOJI = Recipe(
 )
 # From nothing, on two cores of a laptop (benchmarks/stable_diffusion_from_nothing.py, notebook 09).
 # Its VAE's encoder is done after less than two minutes, the decoder goes on beside the UNet. The
-# UNet is narrow: many cheap updates teach more than few dear ones. It gets the pooled text and sizes
+# UNet is narrow: many cheap updates teach more than few dear ones. It gets pooled text and sizes
 # too, as in SDXL, and so binds words to colours sooner. Its last steps are not guided: so young a
 # UNet drives the ink past its colour there. (A VAE that starts linear, `VAEConfig.linear`, has
 # sharper copies sooner, but keeps the strokes in a corner of its latents, and the UNet learns them

@@ -1,4 +1,4 @@
-"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 09, 11, 12, 14.
+"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09, 11, 12, 14.
 
     recorded.times("sdxl", "vae")     a table a machine: seconds, share of the roof, error
     recorded.ladder()                 one guided SDXL step, change by change, as bars
@@ -7,14 +7,17 @@
 
 The first three are of benchmarks/gpu_sampling.py, the last of stable_diffusion_from_nothing.py.
 Each is a `Report`, shown when it ends a cell. What was not recorded, or failed, it says.
+Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures, .scores().
 """
 
 import html
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import DataError
 from ..paths import data_folder
 from . import plot
 
@@ -234,3 +237,45 @@ def from_nothing(file=FIVE_MINUTES) -> Report:
         'The column "main": digit, ink and ground.',
     )
     return Report([pictures, losses, table])
+
+
+# ---------------------------------------------------------------- trainings
+
+
+class Run(NamedTuple):
+    """One recorded training."""
+
+    card: dict  # command, device, date, versions, train, guidance, evaluations, snapshots
+    losses: np.ndarray  # means of card["every"] updates each
+    pictures: dict  # "ema", perhaps "raw" and "misread" -> (snapshots, N, C, H, W) bytes
+
+    @property
+    def updates(self) -> list[int]:
+        return [shot["updates"] for shot in self.card["snapshots"]]
+
+    @property
+    def minutes(self) -> list[float]:
+        """Of processor time, drawing not counted."""
+        return [shot["seconds"] / 60 for shot in self.card["snapshots"]]
+
+    def scores(self, kind: str = "ema") -> list[tuple[float, float]]:
+        """(share classified right, Frechet distance) at each snapshot."""
+        return [(shot[kind]["right"], shot[kind]["frechet"]) for shot in self.card["snapshots"]]
+
+    def source(self) -> str:
+        """Where it comes from, for a caption."""
+        card = self.card
+        return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
+
+
+def run(name: str, folder=None) -> Run:
+    """The run data/runs/NAME.npz. DataError where it is not there."""
+    path = Path(folder or data_folder() / "runs") / f"{name}.npz"
+    if not path.exists():
+        raise DataError(
+            f"{path} is not there: record it with `python benchmarks/training_runs.py {name}`"
+        )
+    with np.load(path) as file:
+        kinds = set(file.files) - {"card", "losses"}
+        pictures = {kind: file[kind] for kind in sorted(kinds)}
+        return Run(json.loads(str(file["card"])), file["losses"], pictures)

@@ -34,8 +34,9 @@ class Recipe:
     guidance: float  # this and the next two suit the result
     steps: int = 20
     sampler: str = "dpmpp_2m"
-    # Of pixels: the UNet, behind SpaceToDepth(2), learns what Gaussians leave over (gaussian.py).
-    parts: int = 0  # Gaussians a class
+    # Of pixels:
+    patch: int = 1  # the UNet works behind SpaceToDepth(patch)
+    parts: int = 0  # Gaussians a class; above 0 the UNet learns what they leave over (gaussian.py)
     rank: int = 0  # directions of each
     # A whole system: the UNet denoises the latents of a VAE, and reads the text encoder of a CLIP.
     size: int = 0  # side of a picture
@@ -56,11 +57,13 @@ class Recipe:
         return Schedule.cosine()
 
     def model(self, dataset) -> nn.Module:
-        """Of pixels: random weights from the run's seed, and the Gaussians fitted to the data."""
+        """Of pixels: random weights from the run's seed; `dataset` is what Gaussians are fitted to."""
         torch.manual_seed(self.train_unet.seed)
-        unet = start_at_zero(UNet(self.unet))  # at first the answer is the Gaussians' own
+        model = SpaceToDepth(start_at_zero(UNet(self.unet)), self.patch)
+        if not self.parts:
+            return model
         size = {"classes": 10, "parts": self.parts, "rank": self.rank}
-        return GaussianPrior.fit(SpaceToDepth(unet, 2), self.schedule(), dataset, **size)
+        return GaussianPrior.fit(model, self.schedule(), dataset, **size)
 
 
 def start_at_zero(unet: UNet) -> UNet:

@@ -69,9 +69,7 @@ if __name__ == "__main__":
         new_optimizer(
             model, MINUTE.train_unet
         )  # PyTorch's first optimizer takes a second to import, which is part of the time, too
-        left = args.seconds - (
-            time.perf_counter() - started
-        )  # fitting the Gaussians is part of the time
+        left = args.seconds - (time.perf_counter() - started)
         config = dataclasses.replace(MINUTE.train_unet, seconds=left)
         for step in progress(train(model, schedule, dataset, config)):
             pass

@@ -5,7 +5,7 @@
 
 Every run of digits has the network and the batch of recipes.MINUTE. Time is processor time of one
 thread, drawing not counted: a busy neighbour changes nothing. Each run is written to
-data/runs/NAME.npz, read back by ddpm_edu.show.recorded.run; the last line printed is one JSON object.
+data/recorded/NAME.npz, read back by ddpm_edu.show.recorded.run; the last line printed is one JSON object.
 """
 
 import argparse
@@ -19,19 +19,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, load, noise
-from ddpm_edu.datasets.images import cifar10, mnist, to_uint8
-from ddpm_edu.metrics.frechet import accuracy, frechet_to_real
+from ddpm_edu.datasets.images import ImageDataset, cifar10, mnist, to_uint8
+from ddpm_edu.metrics.frechet import accuracy, features, frechet, frechet_to_real
 from ddpm_edu.paths import data_folder
-from ddpm_edu.training.recipes import CIFAR10, MINUTE, MUON, Recipe
+from ddpm_edu.training.recipes import CIFAR10, MINUTE, Recipe
 from ddpm_edu.training.train import TrainConfig, train
 from ddpm_edu.training.whole_system import thin
 
-# Algorithm 1 and 2 of DDPM as they stand: eps, uniform t, the usual optimizer, ancestral sampling.
-PLAIN = TrainConfig(batch_size=64, lr=2e-3, ema=0.99)
-SHORT = 500  # updates of every short run
+# Algorithms 1 and 2 of DDPM: eps, uniform t, the usual optimizer, ancestral sampling. The plain run
+# has its constant rate and its average, too (appendix B).
+PLAIN = TrainConfig(batch_size=32, lr=2e-3, ema=0.99)
+SHORT = 1200  # updates of every short run
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class Plan:
     """One run to record."""
 
     config: TrainConfig
-    marks: tuple  # where pictures are drawn: updates, the last one ends the run
-    seconds: tuple = ()  # or seconds of processor time, before that end
+    marks: tuple  # where pictures are drawn: updates
+    seconds: tuple = ()  # or seconds of processor time; the last mark of all ends the run
     recipe: Recipe = MINUTE
     guidance: float = MINUTE.guidance
     steps: int = 20  # evaluations of a picture
+    half: bool = False  # digits of 14 x 14: a short run gets far
     raw: bool = False  # draw with the raw weights as well
     scale: tuple[float, float] = (1, 0)  # pictures arrive as a x_0 + b
     blind: bool = False  # the UNet always reads t = 0
@@ -59,33 +62,46 @@ def constant(config: TrainConfig) -> TrainConfig:
     return replace(config, steps=10**6)
 
 
-BEST = replace(MINUTE.train_unet, steps=SHORT, seconds=0)
-IDEAS = Plan(replace(PLAIN, steps=SHORT), (SHORT,))
-EMA = Plan(BEST, (SHORT // 4, SHORT // 2, SHORT), raw=True)
-HEALTHY = replace(short(IDEAS, **MUON, t_distribution="logit_normal"), misread="x_0")
-SICK = replace(HEALTHY, misread="")
+BEST = replace(MINUTE.train_unet, steps=SHORT, seconds=0, predict="v")
+IDEAS = Plan(replace(PLAIN, steps=SHORT), (SHORT,), half=True)
+EMA = Plan(BEST, (SHORT // 4, SHORT // 2, SHORT), half=True, raw=True)
+HEALTHY = Plan(replace(BEST, predict="x_0"), (SHORT,), half=True)
 RUNS = {
-    "plain": Plan(replace(PLAIN, steps=8000), (0, 8000), (60, 300), guidance=1.0, steps=100),
+    "plain": Plan(
+        replace(constant(PLAIN), ema=0.999), (0,), (60, 300, 600, 900), guidance=1.0, steps=50
+    ),
     # what each idea buys: the same number of updates, one more idea each
     "adamw": IDEAS,
-    "muon": short(IDEAS, **MUON),
-    "times": HEALTHY,
-    "v": EMA,
+    "v": short(IDEAS, predict="v"),
+    "times": short(IDEAS, predict="v", t_distribution="logit_normal"),
+    "muon": EMA,
     # the same as the last, with a rate that stays high
     "constant": replace(EMA, config=constant(BEST)),
-    # sick runs: "times" with one mistake each
-    "zero_to_one": replace(SICK, scale=(0.5, 0.5)),
-    "zero_to_255": replace(SICK, scale=(127.5, 127.5)),
-    "blind": replace(SICK, blind=True),
-    "fast": short(SICK, lr=30 * BEST.lr),
+    # sick runs: "healthy" with one mistake each
+    "healthy": replace(HEALTHY, misread="eps"),
+    "zero_to_one": replace(HEALTHY, scale=(0.5, 0.5)),
+    "zero_to_255": replace(HEALTHY, scale=(127.5, 127.5)),
+    "blind": replace(HEALTHY, blind=True),
+    "fast": short(HEALTHY, lr=30 * BEST.lr),
     "photos": Plan(
-        replace(CIFAR10.train_unet, steps=1500),
-        (0, 1500),
-        (60, 180),
+        constant(CIFAR10.train_unet),
+        (0,),
+        (60, 180, 360),
         replace(CIFAR10, parts=0, unet=replace(CIFAR10.unet, in_channels=12)),
         guidance=CIFAR10.guidance,
     ),
 }
+
+
+def halved(digits: ImageDataset) -> ImageDataset:
+    """The same digits, 14 x 14."""
+    parts = [F.avg_pool2d(digits[i][0], 2) for i in torch.arange(len(digits)).split(5000)]
+    return ImageDataset(torch.cat(parts), digits.labels)
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """28 x 28 again, as the classifier wants them: (B, 1, 14, 14) -> (B, 1, 28, 28)."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear").clamp(-1, 1)
 
 
 class Rescaled:
@@ -120,6 +136,9 @@ class Scorer:
         self.plan, self.shape, self.labels = plan, shape, torch.arange(n) % 10
         name = "cifar10_classifier" if plan.recipe.name == "cifar10" else "mnist_classifier"
         self.classifier = load(name)
+        if plan.half:
+            some = halved(mnist("train"))[torch.arange(5000)][0]
+            self.real = features(self.classifier, doubled(some))
 
     def __call__(self, model, predict: str = "") -> tuple[np.ndarray, dict]:
         plan, n = self.plan, len(self.labels)
@@ -137,13 +156,30 @@ class Scorer:
         ).nan_to_num()
         pictures = to_uint8(x.clamp(-1, 1))
         shown = pictures.float() / 127.5 - 1
-        right = accuracy(self.classifier, shown, self.labels)
-        distance = frechet_to_real(self.classifier, shown)
-        return pictures[:40].numpy(), {"right": right, "frechet": round(distance, 4)}
+        shown = doubled(shown) if plan.half else shown
+        return pictures[:40].numpy(), self.scores(shown, self.labels)
+
+    def scores(self, shown, labels) -> dict:
+        right = accuracy(self.classifier, shown, labels)
+        if self.plan.half:
+            distance = frechet(features(self.classifier, shown), self.real)
+        else:
+            distance = frechet_to_real(self.classifier, shown)
+        return {"right": right, "frechet": round(distance, 4)}
+
+    def reference(self) -> dict:
+        """The scores of as many real test pictures."""
+        test = cifar10("test") if self.plan.recipe.name == "cifar10" else mnist("test")
+        x, labels = test[torch.arange(len(self.labels))][0], test.labels[: len(self.labels)]
+        if self.plan.half:
+            x = doubled(F.avg_pool2d(x, 2))
+        return self.scores(x, labels)
 
 
 def record(name: str, plan: Plan) -> tuple[dict, dict[str, np.ndarray]]:
+    """Train by the plan. Returns the card and the arrays of the file that `write` makes."""
     dataset = cifar10("train") if plan.recipe.name == "cifar10" else mnist("train")
+    dataset = halved(dataset) if plan.half else dataset
     model = plan.recipe.model(dataset)
     model = Blind(model) if plan.blind else model
     score = Scorer(plan, dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:])
@@ -165,6 +201,12 @@ def record(name: str, plan: Plan) -> tuple[dict, dict[str, np.ndarray]]:
         snapshot(*args)
         return time.process_time() - before
 
+    def finish():
+        return card_of(name, plan, model, losses, snapshots, score), {
+            **{kind: np.stack(kept) for kind, kept in pictures.items() if kept},
+            "losses": np.array(thin(losses), dtype=np.float32),
+        }
+
     started = time.process_time()
     if 0 in plan.marks:
         drawing += timed(0, model, model)
@@ -176,9 +218,14 @@ def record(name: str, plan: Plan) -> tuple[dict, dict[str, np.ndarray]]:
         if step.step in plan.marks or late:
             left = left[1:] if late else left
             drawing += timed(step.step, step.ema, step.model)
-        if step.step == plan.marks[-1]:
+            write(name, *finish())  # a run that is cut off leaves what it has
+        if step.step == plan.marks[-1] or (plan.seconds and not left):
             break
-    card = {
+    return finish()
+
+
+def card_of(name, plan, model, losses, snapshots, score) -> dict:
+    return {
         "command": f"python benchmarks/training_runs.py {name}",
         "device": f"{platform.machine()} CPU, 1 thread",
         "date": datetime.date.today().isoformat(),
@@ -187,15 +234,14 @@ def record(name: str, plan: Plan) -> tuple[dict, dict[str, np.ndarray]]:
         "guidance": plan.guidance,
         "evaluations": plan.steps,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "real": score.reference(),
         "every": max(1, -(-len(losses) // 200)),  # updates between two kept losses
         "snapshots": snapshots,
     }
-    arrays = {kind: np.stack(kept) for kind, kept in pictures.items() if kept}
-    return card, {**arrays, "losses": np.array(thin(losses), dtype=np.float32)}
 
 
 def write(name: str, card: dict, arrays: dict) -> Path:
-    path = data_folder() / "runs" / f"{name}.npz"
+    path = data_folder() / "recorded" / f"{name}.npz"
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, card=json.dumps(card), **arrays)
     return path

@@ -73,7 +73,7 @@ class Lucidrains(nn.Module):
 def contenders(dataset):
     torch.manual_seed(0)
     ours = MINUTE.model(dataset)
-    yield "ddpm_edu", ours, new_optimizer(ours, MINUTE.train_unet), "v"
+    yield "ddpm_edu", ours, new_optimizer(ours, MINUTE.train_unet), MINUTE.train_unet.predict
     for name, rival in (("hf_course_unet2d", HFCourse), ("lucidrains_unet_dim32", Lucidrains)):
         model = rival()
         yield name, model, torch.optim.AdamW(model.parameters(), lr=1e-3), "eps"

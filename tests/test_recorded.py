@@ -4,7 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from helpers import refuses
 
+from ddpm_edu.errors import DataError
+from ddpm_edu.paths import data_folder
 from ddpm_edu.show import plot, recorded
 
 DAY = {"date": "2026-11-28", "command": "made up", "run": "1"}
@@ -159,3 +162,30 @@ def test_a_plan_without_a_clock_is_told_in_cpu_seconds(tmp_path):
 def test_no_run_from_nothing_yet(tmp_path):
     text = str(recorded.from_nothing(tmp_path / "none.npz"))
     assert "NO FIVE-MINUTE RUN" in text and "--seconds 300" in text
+
+
+def test_a_training_is_read_as_it_was_written(tmp_path):
+    shots = [
+        {"updates": u, "seconds": 60.0 * u, "ema": {"right": u / 10, "frechet": 9.0 - u}}
+        for u in (0, 5)
+    ]
+    card = {"command": "made up", "device": "CPU", "date": "today", "versions": "1"}
+    arrays = {"losses": np.arange(3.0), "ema": np.zeros((2, 40, 1, 28, 28), np.uint8)}
+    np.savez(tmp_path / "x.npz", card=json.dumps(card | {"snapshots": shots}), **arrays)
+    run = recorded.run("x", tmp_path)
+    assert run.updates == [0, 5] and run.minutes == [0, 5] and set(run.pictures) == {"ema"}
+    assert run.scores() == [(0, 9), (0.5, 4)] and "made up" in run.source()
+    with refuses(DataError, "y.npz", "benchmarks/training_runs.py y"):
+        recorded.run("y", tmp_path)
+
+
+NAMES = sorted(p.stem for p in (data_folder() / "recorded").glob("*.npz") if "card" in np.load(p))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_trainings_that_ship(name):
+    run = recorded.run(name)
+    assert run.card["command"].endswith(f"training_runs.py {name}")
+    assert np.isfinite(run.losses).all() and len(run.losses) <= 200
+    for kind, pictures in run.pictures.items():
+        assert pictures.dtype == np.uint8 and len(pictures) == len(run.scores(kind))

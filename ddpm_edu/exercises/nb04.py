@@ -161,6 +161,33 @@ EXERCISES = {
         right="With this one function and an optimizer you can train any diffusion model.",
     ),
     "04.2": Exercise(
+        reference=_lr,
+        cases=LR_CASES,
+        mistakes=[
+            (
+                _lr_no_rise,
+                "The fall is right, the warm-up is missing: multiply by min(1, (k + 1) / warmup).",
+            ),
+            (
+                _lr_from_zero,
+                "k counts from 0, so the first update must have (k + 1) / warmup, or it does "
+                "nothing.",
+            ),
+            (_lr_no_half, "Twice too high: (1 + cos) runs from 2 to 0, so divide by 2."),
+            (
+                _lr_whole_turn,
+                "2 pi is a whole turn: your rate comes up again at the end. Half a cosine is "
+                "cos(pi k / K).",
+            ),
+            (_lr_unlimited, "After the warm-up the rise must stop: min(1, ...)."),
+            (
+                _lr_rise_only,
+                "The rise is right; the half cosine that brings it down to 0 is missing.",
+            ),
+        ],
+        right="Feel the ground, run, land softly.",
+    ),
+    "04.3": Exercise(
         reference=_ema(lambda decay, k: min(decay, _rise(k))),
         cases=EMA_CASES,
         mistakes=[
@@ -192,33 +219,6 @@ EXERCISES = {
             ),
         ],
         right="The average moves 1 - d of the way towards the weights.",
-    ),
-    "04.3": Exercise(
-        reference=_lr,
-        cases=LR_CASES,
-        mistakes=[
-            (
-                _lr_no_rise,
-                "The fall is right, the warm-up is missing: multiply by min(1, (k + 1) / warmup).",
-            ),
-            (
-                _lr_from_zero,
-                "k counts from 0, so the first update must have (k + 1) / warmup, or it does "
-                "nothing.",
-            ),
-            (_lr_no_half, "Twice too high: (1 + cos) runs from 2 to 0, so divide by 2."),
-            (
-                _lr_whole_turn,
-                "2 pi is a whole turn: your rate comes up again at the end. Half a cosine is "
-                "cos(pi k / K).",
-            ),
-            (_lr_unlimited, "After the warm-up the rise must stop: min(1, ...)."),
-            (
-                _lr_rise_only,
-                "The rise is right; the half cosine that brings it down to 0 is missing.",
-            ),
-        ],
-        right="Feel the ground, run, land softly.",
     ),
     "04.4": Exercise(
         test=_diagnose, right="You read curves and pictures together. That is the whole art."

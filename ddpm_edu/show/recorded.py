@@ -269,8 +269,8 @@ class Run(NamedTuple):
 
 
 def run(name: str, folder=None) -> Run:
-    """The run data/runs/NAME.npz. DataError where it is not there."""
-    path = Path(folder or data_folder() / "runs") / f"{name}.npz"
+    """The run data/recorded/NAME.npz. DataError where it is not there."""
+    path = Path(folder or data_folder() / "recorded") / f"{name}.npz"
     if not path.exists():
         raise DataError(
             f"{path} is not there: record it with `python benchmarks/training_runs.py {name}`"

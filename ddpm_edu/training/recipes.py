@@ -57,7 +57,7 @@ class Recipe:
         return Schedule.cosine()
 
     def model(self, dataset) -> nn.Module:
-        """Of pixels: random weights from the run's seed; `dataset` is what Gaussians are fitted to."""
+        """Of pixels: random weights from the run's seed, and Gaussians (if any) fitted to data."""
         torch.manual_seed(self.train_unet.seed)
         model = SpaceToDepth(start_at_zero(UNet(self.unet)), self.patch)
         if not self.parts:
@@ -80,10 +80,10 @@ DENOISE = dict(predict="v", t_distribution="logit_normal", **MUON)
 # ---------------------------------------------------------------- pixels
 
 
-def _pixels(channels: int, mult: tuple, depth: tuple, colours: int) -> UNetConfig:
-    """In: x_t and the Gaussians' x0_hat, 2 x 2 patches as channels. Out: v."""
+def _pixels(channels: int, mult: tuple, depth: tuple, colours: int, prior: bool = False):
+    """Of 2 x 2 patches as channels. In: x_t, and with a prior the Gaussians' x0_hat. Out: v."""
     return UNetConfig(
-        in_channels=8 * colours,
+        in_channels=4 * colours * (1 + prior),
         out_channels=4 * colours,
         channels=channels,
         mult=mult,
@@ -99,28 +99,28 @@ def _pixels(channels: int, mult: tuple, depth: tuple, colours: int) -> UNetConfi
 MINUTE = Recipe(
     "minute",
     mnist,
-    _pixels(24, (1, 1), (0, 0), 1),
-    TrainConfig(seconds=60, batch_size=64, ema=0.99, **DENOISE),
-    guidance=1.2,
+    _pixels(16, (1, 1), (0, 0), 1),
+    # by the clock, so many cheap updates: small batches, a high rate
+    TrainConfig(seconds=60, batch_size=32, ema=0.99, **DENOISE | {"lr": 2e-2}),
+    guidance=2.0,
     sampler="ddpm",
-    parts=30,
-    rank=16,
+    patch=2,
 )
 MNIST = Recipe(
     "mnist",
     mnist,
-    _pixels(32, (1, 2), (0, 0), 1),
-    TrainConfig(steps=7000, batch_size=64, ema=0.998, t_mean=0.5, **DENOISE),
-    guidance=1.3,
-    parts=30,
-    rank=16,
+    _pixels(24, (1, 1), (0, 0), 1),
+    TrainConfig(steps=6000, batch_size=64, ema=0.998, **DENOISE),
+    guidance=1.5,
+    patch=2,
 )
 CIFAR10 = Recipe(
     "cifar10",
     cifar10,
-    _pixels(32, (1, 2, 2), (0, 0, 1), 3),
+    _pixels(32, (1, 2, 2), (0, 0, 1), 3, prior=True),
     TrainConfig(steps=6000, batch_size=32, ema=0.998, t_mean=0.5, **DENOISE),
     guidance=1.5,
+    patch=2,
     parts=4,
     rank=16,
 )

@@ -14,10 +14,10 @@ def noisy(x_0, t, eps, alpha_bar):
 
 RIGHT = {
     "04.1": lambda model, x_0, t, eps, ab: F.mse_loss(model(noisy(x_0, t, eps, ab), t), eps),
-    "04.2": lambda average, weights, decay, k: torch.lerp(
+    "04.3": lambda average, weights, decay, k: torch.lerp(
         weights, average, decay if decay * (10 + k) < 1 + k else (1 + k) / (10 + k)
     ),
-    "04.3": lambda k, steps, peak, warmup: (
+    "04.2": lambda k, steps, peak, warmup: (
         peak
         * (1.0 if k + 1 >= warmup else (k + 1) / warmup)
         * math.cos(math.pi * k / steps / 2) ** 2
@@ -84,13 +84,13 @@ WRONG = [
     ("04.1", compared_with_the_picture, "guesses eps"),
     ("04.1", summed, "mean"),
     ("04.1", absolute, "square it"),
-    ("04.2", constant_decay, "starts small"),
-    ("04.2", the_wrong_way_round, "wrong way round"),
-    ("04.2", wrote_into_the_average, "changes its inputs"),
-    ("04.3", no_warm_up, "warm-up is missing"),
-    ("04.3", starts_at_zero, "counts from 0"),
-    ("04.3", whole_turn, "whole turn"),
-    ("04.3", never_falls, "half cosine"),
+    ("04.3", constant_decay, "starts small"),
+    ("04.3", the_wrong_way_round, "wrong way round"),
+    ("04.3", wrote_into_the_average, "changes its inputs"),
+    ("04.2", no_warm_up, "warm-up is missing"),
+    ("04.2", starts_at_zero, "counts from 0"),
+    ("04.2", whole_turn, "whole turn"),
+    ("04.2", never_falls, "half cosine"),
     ("04.4", {"A": "healthy", "B": "0 to 1", "C": "fast", "D": "mix-up"}, "harsher and speckled"),
     ("04.4", {"A": "mix-up", "B": "blind", "C": "fast", "D": "healthy"}, "grey"),
     ("04.4", {"A": "mix-up", "B": "0 to 1", "C": "0 to 255", "D": "healthy"}, "leap"),

@@ -101,11 +101,11 @@ def _lr_rise_only(k, steps, peak, warmup):
 DIAGNOSIS = {"A": "mix-up", "B": "0 to 1", "C": "fast", "D": "healthy"}
 NAMES = ("healthy", "0 to 1", "0 to 255", "blind", "fast", "mix-up")
 CLUES = {
-    "A": "Patient A: its curve is the same as D's, but its strokes are harsher and "
-    "speckled. So training went alike. What comes after training?",
+    "A": "Patient A: its curve is the same as D's, but it draws noise. So training went alike. "
+    "What comes after training?",
     "B": "Patient B: the paper is grey where it should be black, and the loss is the "
     "lowest of all. Which pictures vary less than they should?",
-    "C": "Patient C: the curve climbs at first and stays above the others, the digits are "
+    "C": "Patient C: the curve jumps up and stays above the others, the digits are "
     "foggy. Each update seems to leap too far.",
     "D": "Patient D: look at its digits first. Is anything wrong with them?",
 }

@@ -247,7 +247,7 @@ class Run(NamedTuple):
 
     card: dict  # command, device, date, versions, train, guidance, evaluations, snapshots
     losses: np.ndarray  # means of card["every"] updates each
-    pictures: dict  # "ema", perhaps "raw" and "misread" -> (snapshots, N, C, H, W) bytes
+    pictures: dict  # "ema", perhaps "raw" and "misread" -> (snapshots, N, C, H, W) in [-1, 1]
 
     @property
     def updates(self) -> list[int]:
@@ -277,5 +277,5 @@ def run(name: str, folder=None) -> Run:
         )
     with np.load(path) as file:
         kinds = set(file.files) - {"card", "losses"}
-        pictures = {kind: file[kind] for kind in sorted(kinds)}
+        pictures = {kind: file[kind] / np.float32(127.5) - 1 for kind in sorted(kinds)}
         return Run(json.loads(str(file["card"])), file["losses"], pictures)

@@ -91,7 +91,7 @@ WRONG = [
     ("04.2", starts_at_zero, "counts from 0"),
     ("04.2", whole_turn, "whole turn"),
     ("04.2", never_falls, "half cosine"),
-    ("04.4", {"A": "healthy", "B": "0 to 1", "C": "fast", "D": "mix-up"}, "harsher and speckled"),
+    ("04.4", {"A": "healthy", "B": "0 to 1", "C": "fast", "D": "mix-up"}, "it draws noise"),
     ("04.4", {"A": "mix-up", "B": "blind", "C": "fast", "D": "healthy"}, "grey"),
     ("04.4", {"A": "mix-up", "B": "0 to 1", "C": "0 to 255", "D": "healthy"}, "leap"),
     ("04.4", {"A": "mix-up", "B": "0 to 1", "C": "slow", "D": "healthy"}, "not in the table"),

@@ -8,8 +8,10 @@ import torch
 
 from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.datasets.painted import caption, held_out, parse, scenes
+from ddpm_edu.diffusion import class_cond
 from ddpm_edu.errors import MOST_PROMPTS
 from ddpm_edu.networks.tokenizer import known_words, train_tokenizer
+from ddpm_edu.networks.unet import SpaceToDepth
 from ddpm_edu.training import recipes
 from ddpm_edu.training.recipes import (
     EMOJI,
@@ -118,3 +120,11 @@ def test_the_parts_fit_together(name, side):
         assert clip.image(x).shape == clip.words(ids).shape == (2, text.projection)
     assert z[0].numel() < x[0].numel() / 6  # smaller than the picture
     assert sum(p.numel() for p in sd.parameters()) < 12e6  # a byte each in the file that ships
+
+
+def test_the_minute_has_no_head_start():
+    """Digits from random weights: nothing is fitted to the data before the first update."""
+    model = recipes.MINUTE.model(dataset=None)
+    assert isinstance(model, SpaceToDepth) and recipes.MINUTE.parts == 0
+    x, t = torch.zeros(2, 1, 28, 28), torch.tensor([0, 999])
+    assert torch.equal(model(x, t, class_cond([3, -1])), x)  # its answer to anything is 0

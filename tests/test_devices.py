@@ -128,7 +128,6 @@ class Stop(Exception):
     ],
 )
 def test_txt2img_takes_the_device_that_is_there(there, told, device, dtype, tmp_path, monkeypatch):
-    import ddpm_edu.errors
     import ddpm_edu.files.load
 
     given = []
@@ -139,7 +138,7 @@ def test_txt2img_takes_the_device_that_is_there(there, told, device, dtype, tmp_
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
-    monkeypatch.setattr(ddpm_edu.errors, "check_device", lambda device: device)
+    monkeypatch.setattr(cli, "check_device", lambda device: device)
     monkeypatch.setattr(ddpm_edu.files.load, "load", load)
     with pytest.raises(Stop):
         cli.main(["txt2img", "a dot", "--out", str(tmp_path / "a.png"), *told])

@@ -411,14 +411,14 @@ def png(image: np.ndarray, compress_level: int = 1) -> bytes:
 
 def small_png(image: np.ndarray) -> bytes:
     """PNG for a saved notebook: a 256-colour palette where the eye cannot tell (mean error below
-    half a level), else full colour."""
+    one level of 256), else full colour."""
     if image.ndim == 2:
         return png(image, 9)
     full = Image.fromarray(np.ascontiguousarray(image))
     few = full.quantize(256, dither=Image.Dither.NONE)
     error = np.abs(np.asarray(few.convert("RGB"), dtype=np.int16) - image).mean()
     out = io.BytesIO()
-    (few if error < 0.5 else full).save(out, "PNG", optimize=True)
+    (few if error < 1 else full).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

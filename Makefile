@@ -63,7 +63,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	    echo "'$(PYTHON)' cannot make virtual environments. On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@# kernels whose PyTorch threads soon sleep when they wait: threads that spin stop whatever else runs
-	@$(PY) -m ipykernel install --sys-prefix --env GOMP_SPINCOUNT 2000 > /dev/null
+	@$(PY) -m ipykernel install --sys-prefix --env GOMP_SPINCOUNT 500 > /dev/null
 	@# no pop-up about news, no request for them
 	@$(PY) -m jupyterlab.labextensions disable --log-level=ERROR "@jupyterlab/apputils-extension:announcements"
 	@touch $@

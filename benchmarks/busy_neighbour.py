@@ -2,7 +2,7 @@
 spins on one core.
 
     python benchmarks/busy_neighbour.py                                 # about 3 minutes
-    python benchmarks/busy_neighbour.py --spins default 2000 --threads 2 --rounds 3
+    python benchmarks/busy_neighbour.py --spins default 500 --threads 2 --rounds 3
 
 OpenMP's threads wait for each other at the end of every layer. GOMP_SPINCOUNT says how often a
 waiting one looks again before it sleeps: one that spins stands in the way of the thread it waits
@@ -72,7 +72,7 @@ def main() -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--spins", nargs="+", default=["default", "0", "1000", "2000", "10000"])
+    p.add_argument("--spins", nargs="+", default=["default", "0", "500", "1000", "2000", "10000"])
     p.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     p.add_argument("--rounds", type=int, default=3, help="a quiet and a busy stretch each")
     p.add_argument("--steps", type=int, default=8, help="of one stretch")

@@ -14,7 +14,7 @@ from .paths import data_folder, replacing
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an error is one line on standard error and exit status 2."""
     # Before torch is imported: its waiting threads soon sleep, and do not stop their neighbours.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "500")
     args = parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # for names that this terminal has no letters for
         sys.stdout.reconfigure(errors="backslashreplace")

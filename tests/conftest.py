@@ -3,7 +3,7 @@
 import os
 
 # Set before anything imports torch; programs that a test starts see it too.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that spin stop their neighbours
+os.environ.setdefault("GOMP_SPINCOUNT", "500")  # threads that spin stop their neighbours
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # pytest -n shares the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // int(workers))))
 

@@ -104,7 +104,7 @@ def main(wanted, folder: Path = ROOT / "notebooks", store: bool = False) -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["IPYTHONDIR"] = str(Path(scratch, "ipython"))
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as `make lab` has it
+        os.environ.setdefault("GOMP_SPINCOUNT", "500")  # as `make lab` has it
         copy = shutil.copytree(folder, Path(scratch, "notebooks"), dirs_exist_ok=True)
         for path in names:
             stored, notebook = (nbformat.read(path, as_version=4) for _ in range(2))

@@ -1,16 +1,14 @@
-"""What a reader sees of each notebook's page. tests/page_todo/NN.txt lists the rules that notebook does not keep yet; a rule that
-is kept must leave the list, so the lists only shrink. The navigation line and the folded cells: tests/notebook_page.py."""
+"""What a reader sees of each notebook's page. The navigation line and the folded cells: tests/notebook_page.py."""
 
 import re
 
 import nbformat
 import pytest
-from notebook_page import ROOT, all_notebooks
+from notebook_page import all_notebooks
 
 from ddpm_edu.exercises.check import find
 
 NOTEBOOKS = all_notebooks()
-TODO = ROOT / "tests/page_todo"
 EXERCISES = {"exercise", "check", "solution"}
 
 
@@ -105,23 +103,8 @@ def formulas(notebook) -> list[str]:
 RULES = (hero, setup, columns, cells, predictions, used_exercises, formulas)
 
 
-def open_rules(path) -> set[str]:
-    file = TODO / f"{path.stem[:2]}.txt"
-    return set(file.read_text().split()) if file.exists() else set()
-
-
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
 def test_page(path, rule):
     found = rule(read(path))
-    if rule.__name__ in open_rules(path):
-        assert found, f"kept now: take {rule.__name__!r} out of {TODO.name}/{path.stem[:2]}.txt"
-    else:
-        assert not found, f"{rule.__doc__}\n" + "\n".join(found[:20])
-
-
-def test_the_lists_name_rules_and_notebooks_only():
-    names = {rule.__name__ for rule in RULES}
-    for file in TODO.glob("*"):
-        assert any(path.stem[:2] == file.stem for path in NOTEBOOKS)
-        assert set(file.read_text().split()) <= names, file.name
+    assert not found, f"{rule.__doc__}\n" + "\n".join(found[:20])

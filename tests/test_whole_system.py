@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -131,23 +132,33 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.slow
-def test_a_stop_in_the_middle_changes_nothing(whole, tmp_path, monkeypatch):
-    """Stopped in the UNet's training, and once more with the VAE's set back to its middle: bit for bit the run without a stop."""
+@contextmanager
+def stopped_in_the_unet(monkeypatch, each=lambda desc, step: None):
+    """What is trained inside stops after the UNet's sixth update; `each` sees every step."""
     real = module.progress
 
     def stopping(steps, total, desc):
         for step in real(steps, total, desc=desc):
             yield step
-            if desc == "VAE" and step.step == 4:
-                shutil.copy(tmp_path / "vae.safetensors", tmp_path / "middle")
+            each(desc, step)
             if desc == "UNet" and step.step == 6:
                 raise Stop
 
-    monkeypatch.setattr(module, "progress", stopping)
-    with pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(module, "progress", stopping)
+        yield
+
+
+@pytest.mark.slow
+def test_a_stop_in_the_middle_changes_nothing(whole, tmp_path, monkeypatch):
+    """Stopped in the UNet's training, and once more with the VAE's set back to its middle: bit for bit the run without a stop."""
+
+    def keep(desc, step):
+        if desc == "VAE" and step.step == 4:
+            shutil.copy(tmp_path / "vae.safetensors", tmp_path / "middle")
+
+    with stopped_in_the_unet(monkeypatch, keep):
         train_system(TINY, folder=tmp_path)
-    monkeypatch.setattr(module, "progress", real)
     (tmp_path / "middle").replace(tmp_path / "vae.safetensors")
     assert {part: load_tensors(tmp_path / f"{part}.safetensors")[1]["step"] for part in PARTS} == {
         "vae": 4,
@@ -241,18 +252,8 @@ def test_a_decoder_that_goes_on_beside_the_unet(tmp_path, monkeypatch):
         assert same(numbers(getattr(vae, part)), numbers(getattr(before, part))), part
     for part in ("decoder", "post_quant"):
         assert not same(numbers(getattr(vae, part)), numbers(getattr(before, part))), part
-    real = module.progress
-
-    def stopping(steps, total, desc):
-        for step in real(steps, total, desc=desc):
-            yield step
-            if desc == "UNet" and step.step == 6:
-                raise Stop
-
-    monkeypatch.setattr(module, "progress", stopping)
-    with pytest.raises(Stop):
+    with stopped_in_the_unet(monkeypatch):
         train_system(LINEAR, folder=tmp_path)
-    monkeypatch.setattr(module, "progress", real)
     again = train_system(LINEAR, folder=tmp_path)
     assert (tmp_path / "decoder.safetensors").exists()
     assert same(numbers(again.sd), numbers(whole.sd))

@@ -7,7 +7,7 @@ latents (Podell et al. 2023, section 2.3 and appendix I). Ours have about 32 x 3
 import torch
 from torch import Tensor
 
-from ..errors import DataError, OptionError, whole
+from ..errors import DataError, in_range, multiple, whole
 
 
 def buckets(side: int, step: int, widest: float) -> list[tuple[int, int]]:
@@ -16,10 +16,8 @@ def buckets(side: int, step: int, widest: float) -> list[tuple[int, int]]:
     Aspects go from 1 : widest to widest : 1. buckets(1024, 64, 4) has (1024, 1024), (960, 1088) ...
     """
     whole("side", side, step, 2**16, f"a multiple of step = {step}")
-    if side % step:
-        raise OptionError(f"side = {side} is no multiple of step = {step}: change one of them")
-    if not 1 <= widest <= 16:
-        raise OptionError(f"widest = {widest!r:.40} is out of range: pass a number from 1 to 16")
+    multiple("side", side, "step", step)
+    in_range("widest", widest, 1, 16)
     widths = range(step, side + 1, step)
     tall = [(side * side // (w * step) * step, w) for w in widths]
     tall = [(h, w) for h, w in tall if h <= widest * w]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..datasets.images import from_uint8
 from ..datasets.originals import parse
 from ..datasets.painted import COLOURS, extent
 from ..errors import ShapeError
@@ -47,7 +48,7 @@ def read_cuts(images: Tensor, classifier: Classifier | None = None) -> Reading:
     height, width = cover.shape[1:]
     inside = (top > 0) & (left > 0) & (bottom < height - 1) & (right < width - 1)
     seen = ink != ground
-    x = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.cpu()
+    x = from_uint8(images) if images.dtype == torch.uint8 else images
     return Reading(
         read_digits(cover, reach / 20, classifier or load("mnist_classifier")),
         ink,
@@ -55,7 +56,7 @@ def read_cuts(images: Tensor, classifier: Classifier | None = None) -> Reading:
         steps.topk(min(_EDGES, steps.shape[1])).values.mean(1),
         (middle - torch.tensor([height - 1, width - 1]) / 2) * seen[:, None],
         inside & seen,
-        x.flatten(1).mean(1),
+        x.flatten(1).mean(1).cpu(),
     )
 
 

@@ -224,9 +224,8 @@ def condition(
     context, vector = cond.context, None
     if c.vector:
         last = target_size if c.vector == "sdxl" else (score,)
-        numbers = timestep_embedding(torch.tensor([*original_size, *crop, *last]), c.number_dim)
-        numbers = numbers.flatten().to(context.device).expand(len(texts), -1)
-        vector = torch.cat([cond.vector, numbers], dim=1)
+        numbers = embed_numbers(torch.tensor([[*original_size, *crop, *last]]), c.number_dim)
+        vector = torch.cat([cond.vector, numbers.to(context.device).expand(len(texts), -1)], dim=1)
     for name, part in (("context", context), ("vector", vector)):
         takes, width = getattr(c.unet, name), 0 if part is None else part.shape[-1]
         if width != takes:
@@ -235,6 +234,11 @@ def condition(
                 "the text encoders belong to another system"
             )
     return Cond(context, vector).map(lambda part: part.to(_weight(sd.unet)))
+
+
+def embed_numbers(numbers: Tensor, dim: int) -> Tensor:
+    """(B, n) -> (B, n dim): `dim` cosines and sines of each number, one number after the other."""
+    return timestep_embedding(numbers.flatten(), dim).reshape(len(numbers), -1)
 
 
 def denoiser(sd: StableDiffusion) -> Denoiser:

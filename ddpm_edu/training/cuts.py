@@ -15,7 +15,7 @@ from ..datasets.originals import Cut, Originals, caption, excess
 from ..datasets.painted import random_bits
 from ..diffusion import Cond
 from ..errors import DataError
-from ..networks.unet import timestep_embedding
+from ..systems.pipeline import embed_numbers
 from ..systems.system import StableDiffusion
 
 
@@ -102,8 +102,8 @@ class CutLatents:
         return bucket_order(self.bucket, batch_size, generator)
 
     def _with_numbers(self, text: Cond, index) -> Cond:
-        numbers = timestep_embedding(self.numbers[index].flatten(), self.number_dim)
-        return Cond(text.context, torch.cat([text.vector, numbers.reshape(len(index), -1)], 1))
+        numbers = embed_numbers(self.numbers[index], self.number_dim)
+        return Cond(text.context, torch.cat([text.vector, numbers], 1))
 
 
 @torch.no_grad()

@@ -219,9 +219,9 @@ def test_an_answer_appears_after_the_click_only(opened):
     root.get_by_role("button", name="down").focus()
     opened.keyboard.press("Enter")
     answer.wait_for()
-    assert root.get_by_text("From 0 to 1.", exact=True).is_visible()  # the picture's caption
+    root.get_by_text("From 0 to 1.", exact=True).wait_for()  # the picture's caption
     assert not root.locator(".ddpm-caption").is_visible()
-    assert status.filter(has_text="It is: up. It rises from 0 to 1.").is_visible()
+    status.filter(has_text="It is: up. It rises from 0 to 1.").wait_for()
     assert root.get_by_role("button", name="up").get_attribute("data-truth") == "true"
     assert root.get_by_role("button", name="down").get_attribute("aria-pressed") == "true"
     assert all(node.is_disabled() for node in root.get_by_role("button").all())
@@ -232,7 +232,7 @@ def test_a_quiz_answers_when_every_row_has_a_click(opened):
     for name in "123":
         assert root.get_attribute("data-done") == "false"
         root.get_by_role("group", name=name).get_by_role("button", name="prime", exact=True).click()
-    assert root.get_by_role("status").filter(has_text="2 of 3 right. 1 is none.").is_visible()
+    root.get_by_role("status").filter(has_text="2 of 3 right. 1 is none.").wait_for()
 
 
 def test_a_film_by_keyboard_mouse_and_play(opened):
@@ -399,8 +399,8 @@ def test_a_point_film_plays_once_when_first_seen(page):
     names = "shape captions label index fps loop autoplay titles colors groups side trail"
     root = standing(page, film, names + " trail_every", film.frames)
     page.wait_for_function("root => +root.dataset.index == 39", arg=root.element_handle())
+    root.get_by_role("button", name="Play: up").wait_for()
     last = picture(root)  # it has played to the end by itself, and stands there
-    assert root.get_by_role("button", name="Play: up").is_visible()
     slider = root.get_by_role("slider")
     slider.focus()
     assert after(root, lambda: page.keyboard.press("Home")) != last

@@ -279,7 +279,7 @@ def test_the_time_is_estimated_from_the_pace():
 
 def test_the_estimate_is_said_once(monkeypatch, capsys):
     monkeypatch.setattr(module, "LISTEN", 0.0)
-    train_vae(TINY, log=module._logged("VAE", TINY.train_vae, {}, share=0.5))
+    train_vae(TINY, log=module.logged("VAE", TINY.train_vae, {}, share=0.5))
     assert capsys.readouterr().err.count("VAE: 6 updates, about 0 s here; all parts") == 1
 
 
@@ -409,7 +409,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
 )
 def test_another_plan_is_refused_at_once(change, words, tmp_path, monkeypatch):
     """And nothing there is lost; the same plan goes on, also with other wishes for sampling."""
-    file = module._checkpoints(TINY, tmp_path)["vae"]
+    file = module.checkpoints(TINY, tmp_path, ("vae", "clip", "unet"))["vae"]
     train_vae(TINY, file)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"plan.json", "vae.safetensors"}
@@ -417,8 +417,10 @@ def test_another_plan_is_refused_at_once(change, words, tmp_path, monkeypatch):
         train_system(dataclasses.replace(TINY, **change), folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert (
-        module._checkpoints(
-            dataclasses.replace(TINY, steps=20, guidance=1.0, shares=(0.5, 0.4)), tmp_path
+        module.checkpoints(
+            dataclasses.replace(TINY, steps=20, guidance=1.0, shares=(0.5, 0.4)),
+            tmp_path,
+            ("vae", "clip", "unet"),
         )["vae"]
         == file
     )

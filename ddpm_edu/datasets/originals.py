@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..errors import OptionError, one_of, whole
 from .images import from_uint8, mnist
-from .painted import COLOURS, DIGITS, pairs_of, random_bits
+from .painted import COLOURS, DIGITS, pairs_of, random_bits, scenes
 
 SIDES = (12, 96)  # shortest and longest side of an original
 WIDEST = 2.7  # its longer side by its shorter one
@@ -49,6 +49,12 @@ class Cut(NamedTuple):
 def caption(original: Original) -> str:
     """Original(7, "red", "blue", ...) -> "a red seven on a blue ground"."""
     return f"a {original.ink} {DIGITS[original.digit]} on a {original.ground} ground"
+
+
+def captions(held: bool | None = None) -> list[str]:
+    """Of all originals, or, as in `originals`, of those for training or of those held out."""
+    every = dict.fromkeys(scene[:3] for scene in scenes(held))
+    return [f"a {ink} {DIGITS[digit]} on a {ground} ground" for digit, ink, ground in every]
 
 
 def parse(text: str) -> tuple[int, str, str]:

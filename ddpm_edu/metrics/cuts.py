@@ -42,8 +42,6 @@ def read_cuts(images: Tensor, classifier: Classifier | None = None) -> Reading:
     ink, ground, cover = read_colours(images)
     top, bottom, left, right = extent(cover)
     reach = torch.maximum(bottom - top, right - left) + 1
-    down, across = cover.diff(dim=1).abs().flatten(1), cover.diff(dim=2).abs().flatten(1)
-    steps = torch.cat([down, across], 1)
     middle = torch.stack([top + bottom, left + right], 1) / 2
     height, width = cover.shape[1:]
     inside = (top > 0) & (left > 0) & (bottom < height - 1) & (right < width - 1)
@@ -53,11 +51,26 @@ def read_cuts(images: Tensor, classifier: Classifier | None = None) -> Reading:
         read_digits(cover, reach / 20, classifier or load("mnist_classifier")),
         ink,
         ground,
-        steps.topk(min(_EDGES, steps.shape[1])).values.mean(1),
+        _steepest(cover),
         (middle - torch.tensor([height - 1, width - 1]) / 2) * seen[:, None],
         inside & seen,
         x.flatten(1).mean(1).cpu(),
     )
+
+
+def _steepest(cover):
+    """The mean of the steepest steps from one pixel to the next: (B, H, W) -> (B,)."""
+    steps = torch.cat([cover.diff(dim=d).abs().flatten(1) for d in (1, 2)], 1)
+    return steps.topk(min(_EDGES, steps.shape[1])).values.mean(1)
+
+
+def aesthetic(images: Tensor) -> Tensor:
+    """A score of 0 to 10 for each picture, (B,): how sharp its strokes are.
+
+    LAION's scores, which SDXL's refiner learned, say how much people like a picture
+    (Schuhmann et al. 2022, arXiv 2210.08402). We can measure one thing that they like.
+    """
+    return 10 * _steepest(read_colours(images)[2])
 
 
 def obeyed(images: Tensor, captions: list[str], classifier: Classifier | None = None) -> Tensor:

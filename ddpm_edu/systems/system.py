@@ -111,6 +111,53 @@ REFINER = replace(
     vector="refiner",
     zero_empty=False,
 )
+# The same in small, trained from nothing on two cores (training/sdxl.py).
+SDXL_MINI = SystemConfig(
+    "SDXL mini",
+    UNetConfig(
+        channels=40,
+        mult=(1, 2, 2),
+        depth=(0, 1, 2),
+        middle=2,
+        heads=(4, 4, 4),
+        context=32 + 64,
+        vector=64 + 6 * 16,
+        blocks=1,
+        groups=8,
+    ),
+    VAEConfig(channels=8, mult=(1, 2, 4), blocks=1, latent=4, groups=4, scale=1.0),
+    (
+        TextConfig(32, 2, 4, 64, vocab=572, length=16),
+        TextConfig(64, 3, 4, 128, "gelu", 64, "!", vocab=572, length=16),
+    ),
+    layer="penultimate",
+    predict="v",
+    size=32,
+    vector="sdxl",
+    number_dim=16,
+    zero_empty=True,
+    spacing="trailing",
+    steps=30,
+    guidance=3.0,
+)
+SDXL_MINI_REFINER = replace(
+    SDXL_MINI,
+    name="SDXL mini refiner",
+    unet=UNetConfig(
+        channels=32,
+        mult=(1, 2, 2, 2),
+        depth=(0, 1, 1, 0),
+        middle=1,
+        heads=(4, 4, 4, 4),
+        context=64,
+        vector=64 + 5 * 16,
+        blocks=1,
+        groups=8,
+    ),
+    text=SDXL_MINI.text[1:],
+    vector="refiner",
+    zero_empty=False,
+)
 PLANS = {"sd15": SD15, "sd2-base": SD2_BASE, "sd21": SD21, "sdxl": SDXL, "sdxl-refiner": REFINER}
 
 

@@ -14,7 +14,8 @@ from ..datasets.buckets import bucket_order, nearest_bucket
 from ..datasets.originals import Cut, Originals, caption, excess
 from ..datasets.painted import random_bits
 from ..diffusion import Cond
-from ..errors import DataError
+from ..errors import DataError, in_range
+from ..metrics.cuts import aesthetic
 from ..systems.pipeline import embed_numbers
 from ..systems.system import StableDiffusion
 
@@ -49,9 +50,17 @@ class Cuts:
         return bucket_order(self.bucket, batch_size, generator)
 
 
-def cuts(originals: Originals, shapes: list[tuple[int, int]], seed: int = 0) -> Cuts:
-    """Each original in the bucket nearest to its aspect, cropped at random where it hangs over."""
+def cuts(
+    originals: Originals, shapes: list[tuple[int, int]], seed: int = 0, stray: float = 0.0
+) -> Cuts:
+    """Each original in the bucket nearest to its aspect, cropped at random where it hangs over.
+
+    stray: this share of them, drawn by lot, goes to any bucket, where more is cropped.
+    """
     bucket = nearest_bucket(originals.sizes(), shapes)
+    lot, other = (random_bits(np.arange(len(bucket)), seed, stream) for stream in (9, 10))
+    strays = torch.from_numpy(lot / 2**63 < in_range("stray", stray, 0, 1))
+    bucket = torch.where(strays, torch.from_numpy(other % len(shapes)), bucket)
     targets = torch.tensor(shapes)[bucket].tolist()
     over = [excess(tuple(o), tuple(t)) for o, t in zip(originals.sizes().tolist(), targets)]
     index = np.arange(len(bucket))
@@ -81,7 +90,7 @@ class CutLatents:
     text: Tensor  # (N,) which caption
     captions: Cond  # context (M, L, D) and pooled vector (M, P) of each
     empty: Cond  # the same, (1, ...), of a dropped caption
-    numbers: Tensor  # (N, 6), or zeros for a model that learns no sizes
+    numbers: Tensor  # (N, 6), a refiner's (N, 5), or zeros for a model that learns no sizes
     number_dim: int  # cosines and sines of each
 
     def __len__(self) -> int:
@@ -112,19 +121,27 @@ def encode_cuts(
 ) -> CutLatents:
     """All of `data` through sd's VAE and text encoders, once.
 
+    A refiner learns each picture's aesthetic score in place of the target size.
     sizes: whether the model learns where each picture comes from; if not, it gets zeros.
     """
     z_0, row = [], torch.zeros(len(data), dtype=torch.long)
+    numbers = torch.tensor([[*o, *c, *t] for o, c, t in data.where(torch.arange(len(data)))])
+    score = torch.zeros(len(data))
     for k in range(len(data.shapes)):
-        own = (data.bucket == k).nonzero()[:, 0]
+        own, latents = (data.bucket == k).nonzero()[:, 0], []
         row[own] = torch.arange(len(own))
-        z_0.append(torch.cat([sd.vae.to_latent(data[part][0]) for part in own.split(batch)]))
+        for part in own.split(batch):
+            x_0 = data[part][0]
+            latents.append(sd.vae.to_latent(x_0))
+            score[part] = aesthetic(x_0)
+        z_0.append(torch.cat(latents))
+    if sd.config.vector == "refiner":
+        numbers = torch.cat([numbers[:, :4], score[:, None]], 1)
     names = [caption(data.originals.original(i)) for i in range(len(data))]
     known = {name: k for k, name in enumerate(dict.fromkeys(names))}
     empty = sd.text.encode([""])
     if sd.config.zero_empty:
         empty = empty.map(torch.zeros_like)
-    numbers = torch.tensor([[*o, *c, *t] for o, c, t in data.where(torch.arange(len(data)))])
     return CutLatents(
         z_0,
         data.bucket,

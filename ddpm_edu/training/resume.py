@@ -124,8 +124,9 @@ class Run:
         return torch.randperm(len(self.dataset), generator=generator)
 
     def times(self, T: int) -> Tensor:
-        """t, (B,) on the CPU: uniform, or most often in the middle."""
+        """t, (B,) on the CPU: uniform, or most often in the middle; the first t_share of T only."""
         n, c = self.config.batch_size, self.config
+        T = max(1, round(c.t_share * T))
         if c.t_distribution == "uniform":
             return torch.randint(T, (n,), generator=self.generator)[self.share]
         normal = c.t_mean + torch.randn(n, generator=self.generator)

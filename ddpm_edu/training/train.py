@@ -38,6 +38,7 @@ class TrainConfig:
     # if t_mean > 0 (Esser et al. 2024, arXiv 2403.03206, eq. 19)
     t_distribution: str = "uniform"
     t_mean: float = 0.0
+    t_share: float = 1.0  # of all times, from the least noisy; SDXL's refiner learns 0.2 of them
     # Part of the noise that all pixels of a channel share, for very dark and very bright pictures
     # (Guttenberg 2023; SDXL: 0.05)
     offset_noise: float = 0.0
@@ -50,7 +51,7 @@ class TrainConfig:
         sizes(self, steps=(1, 10**9), batch_size=(1, 10**6), warmup=(0, 10**9), seed=(0, 2**40))
         sizes(self, save_every=(1, 10**9))
         numbers(self, lr=(0, 10), weight_decay=(0, 10), ema=(0, 1), clip_norm=(1e-9, math.inf))
-        numbers(self, p_uncond=(0, 1), t_mean=(-10, 10), offset_noise=(0, 10))
+        numbers(self, p_uncond=(0, 1), t_mean=(-10, 10), t_share=(0, 1), offset_noise=(0, 10))
         numbers(self, seconds=(0, 10**9))
         choices(self, predict=PREDICTIONS, optimizer=("adamw", "muon"))
         choices(self, t_distribution=("uniform", "logit_normal"), dtype=("float32", "bfloat16"))

@@ -45,7 +45,7 @@ from ..networks.vae import VAE, start_linear
 from ..paths import replacing
 from ..systems.system import NUMBERS, StableDiffusion, SystemConfig, build
 from . import autoencoder
-from .autoencoder import Autoencoder, measure_scale, with_scale
+from .autoencoder import Autoencoder, LossWeights, measure_scale, with_scale
 from .latents import Latents, encode
 from .recipes import RECIPES, Recipe, start_at_zero
 from .train import TrainConfig, fit, progress, train
@@ -64,7 +64,7 @@ def train_vae(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu
     pictures, vae = recipe.dataset(), VAE(recipe.vae)
     if recipe.vae.linear:
         start_linear(vae, pictures[torch.linspace(0, len(pictures) - 1, 1000).long()][0])
-    vae = _fit_vae(vae, recipe, config, pictures, checkpoint, log, device)
+    vae = fit_vae(vae, recipe.losses, config, pictures, checkpoint, log, device)
     return with_scale(vae, measure_scale(vae, pictures))
 
 
@@ -77,13 +77,14 @@ def train_decoder(
     for part in (vae.decoder, vae.post_quant):
         part.requires_grad_(True)
     config = recipe.train_decoder
-    return _fit_vae(vae, recipe, config, recipe.dataset(), checkpoint, log, device)
+    return fit_vae(vae, recipe.losses, config, recipe.dataset(), checkpoint, log, device)
 
 
-def _fit_vae(vae, recipe, config, pictures, checkpoint, log, device) -> VAE:
-    model = Autoencoder(vae, recipe.losses).to(device)
+def fit_vae(vae: VAE, losses: LossWeights, config, pictures, checkpoint, log, device) -> VAE:
+    """The averaged VAE."""
+    model = Autoencoder(vae, losses).to(device)
     steps = fit(model, pictures, config, autoencoder.objective, checkpoint=checkpoint)
-    return _last(log(steps)).ema.vae
+    return last(log(steps)).ema.vae
 
 
 def train_clip(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu") -> CLIP:
@@ -94,7 +95,7 @@ def train_clip(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cp
     text = dataclasses.replace(recipe.text, vocab=tokenizer.bpe.get_vocab_size())
     clip = CLIP(CLIPConfig(text, size=recipe.size, **recipe.vision), tokenizer).to(device)
     objective = clip_module.objective(clip)
-    return _last(log(fit(clip, recipe.dataset(), config, objective, checkpoint=checkpoint))).ema
+    return last(log(fit(clip, recipe.dataset(), config, objective, checkpoint=checkpoint))).ema
 
 
 def assemble(recipe: Recipe, vae: VAE, clip: CLIP) -> StableDiffusion:
@@ -140,12 +141,12 @@ def train_unet(
 ) -> StableDiffusion:
     """Part 3: Algorithm 1 on latents; sd then holds the averaged weights."""
     unet = sd.unet.requires_grad_(True)
-    step = _last(log(train(unet, sd.schedule, latents, config, checkpoint=checkpoint)))
+    step = last(log(train(unet, sd.schedule, latents, config, checkpoint=checkpoint)))
     sd.unet.load_state_dict(step.ema.state_dict())
     return sd.eval().requires_grad_(False)
 
 
-def _last(steps):
+def last(steps):
     return deque(steps, maxlen=1)[0]
 
 
@@ -188,10 +189,11 @@ def train_system(
         for run, share in zip(("train_vae", "train_clip"), recipe.shares):
             config = dataclasses.replace(getattr(recipe, run), seconds=share * seconds)
             recipe = dataclasses.replace(recipe, **{run: config})
-    files, record = _checkpoints(recipe, folder), {"vae": {}, "clip": {}, "unet": {}}
+    parts = ("vae", "clip", "unet", *(("decoder",) if recipe.train_decoder else ()))
+    files, record = checkpoints(recipe, folder, parts), {"vae": {}, "clip": {}, "unet": {}}
 
     with Beside(_train_clip, recipe, files["clip"], device) as other:
-        log = _logged("VAE", recipe.train_vae, record["vae"], other.attend, recipe.shares[0])
+        log = logged("VAE", recipe.train_vae, record["vae"], other.attend, recipe.shares[0])
         vae = train_vae(recipe, files["vae"], log, device)
         clip, record["clip"] = other.result()
     sd = assemble(recipe, vae.cpu(), clip).to(device)
@@ -205,20 +207,20 @@ def train_system(
     )
     with decoder or nullcontext():
         each = lambda step: (decoder and decoder.attend(), watch(sd, step))
-        log = _logged("UNet", recipe.train_unet, record["unet"], each)
+        log = logged("UNet", recipe.train_unet, record["unet"], each)
         sd = train_unet(sd, latents, recipe.train_unet, files["unet"], log).cpu()
         if decoder:
             vae, record["decoder"] = decoder.result()
     sd.vae.load_state_dict(vae.state_dict())
     sd.meta = {"words": sorted(known_words(recipe.captions()))}
     scale = {"scale": round(vae.config.scale, 5)}
-    return Trained(sd, clip, {**record, **scale, **_machine(recipe, started, device)})
+    return Trained(sd, clip, {**record, **scale, **machine(recipe, started, device)})
 
 
 def _train_clip(recipe, checkpoint, device):
     torch.set_num_threads(1)
     record = {}
-    log = _logged("CLIP", recipe.train_clip, record)
+    log = logged("CLIP", recipe.train_clip, record)
     return train_clip(recipe, checkpoint, log, device).cpu(), record
 
 
@@ -230,11 +232,11 @@ def _train_decoder(recipe, vae, checkpoint, device, asked):
         )
         recipe = dataclasses.replace(recipe, train_decoder=config)
     record = {}
-    log = _logged("decoder", recipe.train_decoder, record)
+    log = logged("decoder", recipe.train_decoder, record)
     return train_decoder(recipe, vae, checkpoint, log, device).cpu(), record
 
 
-def _logged(
+def logged(
     name: str,
     config: TrainConfig,
     record: dict,
@@ -266,7 +268,7 @@ def _logged(
 
 
 def estimate(name: str, config: TrainConfig, pace: float, share: float = 1.0) -> str:
-    """What a part will take, or get done, at `pace` seconds an update; share: as in `_logged`."""
+    """What a part will take, or get done, at `pace` seconds an update; share: as in `logged`."""
     if config.seconds:
         updates = config.seconds / pace
         return f"{name}: {config.seconds:.0f} s, about {updates:,.0f} updates here"
@@ -286,7 +288,7 @@ def thin(losses: list[float], points: int = 200) -> list[float]:
     return [round(sum(part) / len(part), 5) for part in parts]
 
 
-def _machine(recipe: Recipe, started: float, device: str) -> dict:
+def machine(recipe: Recipe, started: float, device: str) -> dict:
     where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if device != "cpu":
         where = torch.cuda.get_device_name(device) if "cuda" in device else device
@@ -299,9 +301,8 @@ def _machine(recipe: Recipe, started: float, device: str) -> dict:
     }
 
 
-def _checkpoints(recipe: Recipe, folder) -> dict:
+def checkpoints(recipe, folder, parts: tuple[str, ...]) -> dict:
     """{part: its checkpoint}, None without a folder; there the recipe is kept, too."""
-    parts = ("vae", "clip", "unet", *(("decoder",) if recipe.train_decoder else ()))
     if folder is None:
         return dict.fromkeys(parts)
     folder = Path(folder)
@@ -443,7 +444,7 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
     dataset, started, record = recipe.dataset(), time.perf_counter(), {}
     model, schedule = recipe.model(dataset).to(device), recipe.schedule()
     run = train(model, schedule, dataset, config, checkpoint=checkpoint)
-    step = _last(_logged("UNet", config, record)(run))
+    step = last(logged("UNet", config, record)(run))
     meta = {
         "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),
         "guidance": recipe.guidance,
@@ -451,7 +452,7 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
         "clip": 1.0,
         "train": dataclasses.asdict(config),
         **record,
-        **_machine(recipe, started, device),
+        **machine(recipe, started, device),
     }
     plan = {"schedule": schedule, "predict": config.predict}
     save(out, step.ema.cpu(), meta, **plan, dtype=torch.int8)

@@ -3,7 +3,7 @@
 1. VAE: cuts of all buckets to latents and back, then their scale
 2. two CLIPs, the second one wider                                       (beside 1)
 3. base, stage by stage: small squares, larger squares, buckets
-4. refiner: the last fifth of the times                                  (beside 3)
+4. refiner: the last fifth of the times, then the VAE's decoder goes on  (beside 3)
 
 Podell et al. 2023 (arXiv 2307.01952), section 2. `ddpm-edu train sdxl-mini` follows SDXL_RECIPE.
 """
@@ -25,7 +25,7 @@ from ..networks.vae import VAE
 from ..schedule import Schedule
 from ..systems.system import SDXL_MINI, SDXL_MINI_REFINER, StableDiffusion, SystemConfig, build
 from .autoencoder import LossWeights, with_scale
-from .cuts import CutLatents, Cuts, cuts, encode_cuts
+from .cuts import CutLatents, Cuts, cuts, encode_cuts, middle_cuts
 from .recipes import DENOISE, MUON, start_at_zero
 from .train import TrainConfig, fit
 from .whole_system import Beside, checkpoints, fit_vae, last, logged, machine, train_unet
@@ -54,6 +54,7 @@ class SDXLRecipe:
     train_clip: TrainConfig
     stages: tuple[Stage, ...]
     train_refiner: TrainConfig
+    train_decoder: TrainConfig  # the encoder, and with it every latent, stays as it is
     losses: LossWeights = LossWeights()
     vision: dict = field(default_factory=dict)  # the other side of both CLIPs, see CLIPConfig
     n: int | None = None  # originals; None: one for each of MNIST's 60,000 digits
@@ -74,14 +75,18 @@ SDXL_RECIPE = SDXLRecipe(
     SDXL_MINI,
     SDXL_MINI_REFINER,
     train_vae=TrainConfig(steps=6000, batch_size=16, ema=0.99, warmup=20, clip_norm=100.0, **MUON),
-    train_clip=TrainConfig(steps=800, batch_size=128, ema=0.98, **MUON),
+    # decay: no norm follows the second-last layer, its numbers would grow
+    train_clip=TrainConfig(steps=1500, batch_size=128, ema=0.98, weight_decay=0.1, **MUON),
     stages=(
-        Stage([(16, 16)], replace(DENOISE_48, steps=2000)),
-        Stage(SQUARE, replace(DENOISE_48, steps=4000, seed=1)),
-        Stage(BUCKETS, replace(DENOISE_48, steps=8000, seed=2), stray=0.3),
+        Stage([(16, 16)], replace(DENOISE_48, steps=3000)),
+        Stage(SQUARE, replace(DENOISE_48, steps=3000, seed=1)),
+        Stage(BUCKETS, replace(DENOISE_48, steps=7000, seed=2), stray=0.3),
     ),
     train_refiner=replace(
-        DENOISE_48, steps=8000, t_share=0.2, t_distribution="uniform", t_mean=0.0, seed=3
+        DENOISE_48, steps=5000, t_share=0.2, t_distribution="uniform", t_mean=0.0, seed=3
+    ),
+    train_decoder=TrainConfig(
+        steps=8000, batch_size=16, lr=5e-3, optimizer="muon", ema=0.99, clip_norm=100.0, seed=4
     ),
     vision=dict(patch=8, width=64, layers=2, heads=4, hidden=128),
 )
@@ -99,13 +104,13 @@ def train_vae(recipe: SDXLRecipe, checkpoint=None, log: Callable = iter) -> VAE:
 
 
 def train_clip(recipe: SDXLRecipe, k: int, checkpoint=None, log: Callable = iter) -> CLIP:
-    """Part 2: the CLIP whose text side is encoder k, trained on squares."""
+    """Part 2: the CLIP whose text side is encoder k; its pictures are squares."""
     config, text = recipe.train_clip, recipe.base.text[k]
     torch.manual_seed(config.seed + k)
     tokenizer = train_tokenizer(captions(held=False), text.vocab, text.length)
     text = replace(text, projection=recipe.base.text[-1].projection)
     clip = CLIP(CLIPConfig(text, size=recipe.base.size, **recipe.vision), tokenizer)
-    pictures = recipe.cuts(Stage([(recipe.base.size,) * 2], config))
+    pictures = middle_cuts(originals("train", recipe.n), (recipe.base.size,) * 2)
     steps = fit(clip, pictures, config, clip_module.objective(clip), checkpoint=checkpoint)
     return last(log(steps)).ema
 
@@ -154,6 +159,14 @@ def train_refiner(
     return train_unet(sd, latents, recipe.train_refiner, checkpoint, log)
 
 
+def train_decoder(recipe: SDXLRecipe, vae: VAE, checkpoint=None, log: Callable = iter) -> VAE:
+    """Part 4, too: the same VAE with a better decoder."""
+    for part in (vae.encoder, vae.quant):
+        part.requires_grad_(False)
+    pictures, config = recipe.cuts(recipe.stages[-1]), recipe.train_decoder
+    return fit_vae(vae, recipe.losses, config, pictures, checkpoint, log, "cpu")
+
+
 # ---------------------------------------------------------------- all of them
 
 
@@ -173,7 +186,7 @@ def train_sdxl(recipe: SDXLRecipe, folder=None) -> TrainedSDXL:
     """
     started, schedule = time.perf_counter(), recipe.schedule()
     stages = [f"stage_{k + 1}" for k in range(len(recipe.stages))]
-    parts = ("vae", "clip_1", "clip_2", *stages, "refiner")
+    parts = ("vae", "clip_1", "clip_2", *stages, "refiner", "decoder")
     files, record = checkpoints(recipe, folder, parts), {part: {} for part in parts}
     with Beside(_train_clips, recipe, files) as other:
         log = logged("VAE", recipe.train_vae, record["vae"], other.attend)
@@ -183,13 +196,16 @@ def train_sdxl(recipe: SDXLRecipe, folder=None) -> TrainedSDXL:
     base = assemble(recipe.base, schedule, vae, clips)
     unit_latents(base, encode_cuts(base, recipe.cuts(recipe.stages[-1])))
     refiner = assemble(recipe.refiner, schedule, base.vae, clips, seed=1)
-    with Beside(_train_refiner, recipe, base.vae, clips, files["refiner"]) as other:
+    with Beside(_train_refiner, recipe, base.vae, clips, files) as other:
         each = lambda step: other.attend()
         log = lambda k: logged(stages[k], recipe.stages[k].run, record[stages[k]], each)
         train_base(recipe, base, [files[stage] for stage in stages], log)
-        weights, record["refiner"] = other.result()
+        weights, vae, curves = other.result()
+    record |= curves
     refiner.unet.load_state_dict(weights)
-    scale = {"scale": round(vae.config.scale, 5)}
+    for sd in (base, refiner):
+        sd.vae.load_state_dict(vae.state_dict())
+    scale = {"scale": round(base.vae.config.scale, 5)}
     return TrainedSDXL(base, refiner, {**record, **scale, **machine(recipe, started, "cpu")})
 
 
@@ -202,8 +218,12 @@ def _train_clips(recipe, files):
     return clips, record
 
 
-def _train_refiner(recipe, vae, clips, checkpoint):
+def _train_refiner(recipe, vae, clips, files):
     torch.set_num_threads(1)
-    record, sd = {}, assemble(recipe.refiner, recipe.schedule(), vae, clips, seed=1)
-    log = logged("refiner", recipe.train_refiner, record)
-    return train_refiner(recipe, sd, checkpoint, log).unet.state_dict(), record
+    record = {"refiner": {}, "decoder": {}}
+    sd = assemble(recipe.refiner, recipe.schedule(), vae, clips, seed=1)
+    log = logged("refiner", recipe.train_refiner, record["refiner"])
+    unet = train_refiner(recipe, sd, files["refiner"], log).unet
+    log = logged("decoder", recipe.train_decoder, record["decoder"])
+    vae.requires_grad_(True)
+    return unet.state_dict(), train_decoder(recipe, vae, files["decoder"], log), record

@@ -79,14 +79,14 @@ SDXL_RECIPE = SDXLRecipe(
     train_clip=TrainConfig(steps=1500, batch_size=128, ema=0.98, weight_decay=0.1, **MUON),
     stages=(
         Stage([(16, 16)], replace(DENOISE_48, steps=3000)),
-        Stage(SQUARE, replace(DENOISE_48, steps=3000, seed=1)),
-        Stage(BUCKETS, replace(DENOISE_48, steps=7000, seed=2), stray=0.3),
+        Stage(SQUARE, replace(DENOISE_48, steps=2000, seed=1)),
+        Stage(BUCKETS, replace(DENOISE_48, steps=5000, seed=2), stray=0.3),
     ),
     train_refiner=replace(
         DENOISE_48, steps=5000, t_share=0.2, t_distribution="uniform", t_mean=0.0, seed=3
     ),
     train_decoder=TrainConfig(
-        steps=8000, batch_size=16, lr=5e-3, optimizer="muon", ema=0.99, clip_norm=100.0, seed=4
+        steps=6000, batch_size=16, lr=5e-3, optimizer="muon", ema=0.99, clip_norm=100.0, seed=4
     ),
     vision=dict(patch=8, width=64, layers=2, heads=4, hidden=128),
 )

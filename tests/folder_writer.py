@@ -125,6 +125,7 @@ def schedule_entries(schedule: Schedule, c) -> dict:
         "_class_name": kinds[c.sampler],
         "num_train_timesteps": schedule.T,
         "trained_betas": schedule.beta.tolist(),
+        "rescale_betas_zero_snr": (schedule.beta[-1] == 1).item(),
         "clip_sample": False,
         "set_alpha_to_one": c.end == -1,
         "skip_prk_steps": True,
@@ -134,7 +135,7 @@ def schedule_entries(schedule: Schedule, c) -> dict:
     }
 
 
-def index_entries(vector: str, zero_empty: bool, projects: bool) -> dict:
+def index_entries(vector: str, zero_empty: bool, projects: bool, scheduler: str) -> dict:
     """model_index.json: which parts there are, and the classes they have in diffusers."""
     clip, projected = "CLIPTextModel", "CLIPTextModelWithProjection"
     pipeline, *texts = {
@@ -143,7 +144,7 @@ def index_entries(vector: str, zero_empty: bool, projects: bool) -> dict:
         "refiner": ("StableDiffusionXLImg2ImgPipeline", None, projected),
     }[vector]
     parts = {
-        "scheduler": ("diffusers", "DDIMScheduler"),
+        "scheduler": ("diffusers", scheduler),
         "unet": ("diffusers", "UNet2DConditionModel"),
         "vae": ("diffusers", "AutoencoderKL"),
     }
@@ -181,7 +182,12 @@ def write_tokenizer(path: Path, pad: str, tokenizer=None) -> None:
         write_text(path / "tokenizer.json", tokenizer.bpe.to_str())
         return write_json(
             path / "tokenizer_config.json",
-            {"bos_token": start, "eos_token": end, "model_max_length": tokenizer.length},
+            {
+                "bos_token": start,
+                "eos_token": end,
+                **({"pad_token": "!"} if pad == "!" else {}),
+                "model_max_length": tokenizer.length,
+            },
         )
     bpe = json.loads(clip_tokenizer().bpe.to_str())["model"]
     write_json(path / "vocab.json", dict(sorted(bpe["vocab"].items())))
@@ -231,6 +237,8 @@ def save_folder(sd, root) -> None:
             write_tokenizer(
                 root / name.replace("text_encoder", "tokenizer"), part.config.pad, sd.text.tokenizer
             )
-    write_json(root / "scheduler" / "scheduler_config.json", schedule_entries(sd.schedule, c))
-    index = index_entries(c.vector, c.zero_empty, bool(c.text[0].projection))
+    scheduler = schedule_entries(sd.schedule, c)
+    write_json(root / "scheduler" / "scheduler_config.json", scheduler)
+    kind = scheduler["_class_name"]
+    index = index_entries(c.vector, c.zero_empty, bool(c.text[0].projection), kind)
     write_json(root / "model_index.json", index)

@@ -1,0 +1,282 @@
+"""What each part of SDXL's training is good for, in miniature: an oracle reads the pictures (notebook 13).
+
+    python benchmarks/sdxl_craft.py shipped       measures load("sdxl-mini") and its refiner
+    python benchmarks/sdxl_craft.py pairs         trains each pair (with, without), and measures it:
+                                                  writes data/recorded/sdxl_craft.npz
+
+A pair has the same pictures, the same seed and the same number of updates. All models of the pairs start
+from the shipped VAE and text encoders, and a UNet of random weights. 64 pictures a point, DPM-Solver++(2M).
+One thread. The last line printed is one JSON object.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import random
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ddpm_edu import load
+from ddpm_edu.datasets.images import to_uint8
+from ddpm_edu.datasets.originals import captions, originals
+from ddpm_edu.diffusion import last
+from ddpm_edu.metrics.cuts import obeyed, read_cuts
+from ddpm_edu.metrics.frechet import frechet
+from ddpm_edu.paths import data_folder
+from ddpm_edu.schedule import Schedule
+from ddpm_edu.systems.pipeline import decode, draw, text_to_image
+from ddpm_edu.systems.system import build
+from ddpm_edu.training.cuts import cuts, encode_cuts
+from ddpm_edu.training.recipes import start_at_zero
+from ddpm_edu.training.sdxl import BUCKETS, DENOISE_48, SDXL_RECIPE
+from ddpm_edu.training.whole_system import logged, train_unet
+
+OUT = data_folder() / "recorded" / "sdxl_craft.npz"
+SIZES = (12, 17, 23, 31, 42, 56, 74, 96)  # asked, of a square original
+CROPS = tuple(range(4, 29, 3))  # asked, of the 32 pixels by which an original of 1 : 2 hangs over
+UNTRAINED = [(44, 24), (24, 44)]
+POINT = 64  # pictures a point
+
+
+def some(n: int, held: bool | None = False, seed: int = 0, ground: str = "") -> list[str]:
+    """n captions drawn by lot."""
+    every = [text for text in captions(held) if ground in text]
+    return random.Random(seed).choices(every, k=n)
+
+
+def pictures(sd, texts, size=(32, 32), original=None, steps=10, **options):
+    """(N, 3, h, w), POINT at a time; the original is sharp and of the target's shape unless given."""
+    original = original or tuple(2 * side for side in size)
+    parts = []
+    for k in range(0, len(texts), POINT):
+        part = texts[k : k + POINT]
+        same = dict(
+            size=size, original_size=original, steps=steps, seeds=list(range(k, k + len(part)))
+        )
+        parts.append(decode(sd, last(text_to_image(sd, part, **same, **options))))
+    return torch.cat(parts)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def rank(values) -> np.ndarray:
+    return np.argsort(np.argsort(values))
+
+
+def correlation(a, b) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def sharpness(sd) -> dict:
+    """Asked original size against measured sharpness."""
+    read = [read_cuts(pictures(sd, some(POINT), original=(s, s))).sharpness for s in SIZES]
+    mean = [r.mean().item() for r in read]
+    return {
+        "sizes": SIZES,
+        "sharpness": [round(m, 4) for m in mean],
+        "spread": [round(r.std().item(), 4) for r in read],
+        "spearman": correlation(rank(SIZES), rank(mean)),
+    }
+
+
+def place(sd) -> dict:
+    """Asked crop against where the digit lies, down and across; whole digits at (0, 0)."""
+    result = {}
+    for axis, name in enumerate(("down", "across")):
+        original, asked, found, means = ((96, 48), (48, 96))[axis], [], [], []
+        for crop in CROPS:
+            at = (crop, 0) if axis == 0 else (0, crop)
+            read = read_cuts(pictures(sd, some(POINT), original=original, crop=at))
+            seen = read.ink != read.ground
+            where = read.place[seen, axis].tolist()
+            asked += [crop] * len(where)
+            found += where
+            means.append(round(float(np.mean(where)), 2) if where else None)
+        result[name] = {"mean": means, "correlation": correlation(asked, found)}
+    whole = read_cuts(pictures(sd, some(4 * POINT))).whole
+    return {"crops": CROPS, **result, "whole": whole.double().mean().item()}
+
+
+def by_bucket(sd, n: int = POINT) -> dict:
+    """Prompts obeyed in each bucket, and in two shapes that were never trained."""
+    shares = {}
+    for size in (*BUCKETS, *UNTRAINED):
+        texts = some(n)
+        x = pictures(sd, texts, size=size)
+        shares["{}x{}".format(*size)] = {
+            "obeyed": obeyed(x, texts).double().mean().item(),
+            "whole": read_cuts(x).whole.double().mean().item(),
+        }
+    return shares
+
+
+def brightness(sd, **options) -> dict:
+    """Mean of pictures on black and on white grounds, and how far from the data's.
+
+    As a share of the way from black to white.
+    """
+    result = {}
+    for ground in ("black", "white"):
+        texts = some(POINT, ground=f"on a {ground}")
+        x = pictures(sd, texts, **options)
+        real = data_on(ground)
+        result[ground] = {
+            "mean": x.mean().item(),
+            "data": real.mean().item(),
+            "off": abs(x.mean().item() - real.mean().item()) / 2,
+        }
+    return result
+
+
+def data_on(ground: str) -> torch.Tensor:
+    """Sharp square pictures of the training data on this ground."""
+    every = originals("train", 6000)
+    own = [
+        i
+        for i in range(len(every))
+        if every.original(i).ground == ground and min(every.original(i)[3:5]) >= 32
+    ]
+    data = cuts(every, BUCKETS)
+    own = torch.tensor([i for i in own if BUCKETS[data.bucket[i]] == (32, 32)])
+    return data[own][0]
+
+
+def details(x: torch.Tensor) -> torch.Tensor:
+    """What a blur of 5 x 5 pixels takes away, in patches of 4 x 4: (N, 3, h, w) -> (patches, 48)."""
+    fine = x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    patches = F.unfold(fine, 4, stride=4).transpose(1, 2).flatten(0, 1)
+    return patches[patches.abs().amax(1) > 0.1]  # flat ground has none
+
+
+def refined(base, refiner, n: int = 256, steps: int = 30) -> dict:
+    """Details of pictures by the base alone and with the refiner, as many evaluations each."""
+    data = cuts(originals("test", 4000, held=None), BUCKETS)
+    large = data.originals.sizes().min(1).values >= 48
+    own = (large & (data.bucket == BUCKETS.index((32, 32)))).nonzero()[:n, 0]
+    real, texts, result = details(data[own][0]), some(n, held=None), {}
+    for name, other in (("base", None), ("refiner", refiner)):
+        parts = [
+            draw(base, texts[k : k + POINT], refiner=other, steps=steps, progress=False,
+                 original_size=(64, 64), seeds=list(range(k, k + len(texts[k : k + POINT]))))
+            for k in range(0, n, POINT)
+        ]  # fmt: skip
+        x = torch.cat(parts)
+        result[name] = {
+            "frechet": frechet(details(x), real),
+            "obeyed": obeyed(x, texts).double().mean().item(),
+            "sharpness": read_cuts(x).sharpness.mean().item(),
+        }
+    result["lower"] = 1 - result["refiner"]["frechet"] / result["base"]["frechet"]
+    return result
+
+
+def obedience(base, refiner, n: int = 500) -> dict:
+    """Prompts obeyed, of combinations in training and held out, in 30 steps with the refiner."""
+    result = {}
+    for name, held in (("seen", False), ("held_out", True)):
+        texts, right = some(n, held), []
+        for k in range(0, n, POINT):
+            part = texts[k : k + POINT]
+            x = draw(base, part, refiner=refiner, steps=30, original_size=(64, 64), progress=False,
+                     seeds=list(range(k, k + len(part))))  # fmt: skip
+            right.append(obeyed(x, part))
+        result[name] = torch.cat(right).double().mean().item()
+    started = time.perf_counter()
+    draw(base, texts[0], refiner=refiner, steps=30, progress=False)
+    return {**result, "seconds_a_picture": round(time.perf_counter() - started, 2)}
+
+
+# ---------------------------------------------------------------- pairs
+
+PAIRS = {  # schedule, sampling, and what else is not as in SDXL_RECIPE
+    "sizes": {},
+    "no_sizes": {"sizes": False},
+    "plain": {"schedule": Schedule.sqrt_linear(), "spacing": "leading"},
+    "offset": {"schedule": Schedule.sqrt_linear(), "spacing": "leading", "offset_noise": 0.1},
+}
+
+
+def trained(name: str, updates: int, originals_n: int):
+    """(base of random weights trained so, its loss curve, processor seconds)."""
+    change = PAIRS[name]
+    shipped = load("sdxl-mini")
+    config = replace(shipped.config, spacing=change.get("spacing", "trailing"))
+    torch.manual_seed(0)
+    sd = build(config, change.get("schedule", shipped.schedule))
+    sd.vae, sd.text = shipped.vae, shipped.text
+    start_at_zero(sd.unet)
+    run = replace(DENOISE_48, steps=updates, offset_noise=change.get("offset_noise", 0.0))
+    data = cuts(originals("train", originals_n), BUCKETS, stray=SDXL_RECIPE.stages[-1].stray)
+    latents, record = encode_cuts(sd, data, change.get("sizes", True)), {}
+    started = time.process_time()
+    train_unet(sd, latents, run, log=logged(name, run, record))
+    return sd, record["loss"], round(time.process_time() - started)
+
+
+def pair(name: str, updates: int, originals_n: int) -> tuple[dict, np.ndarray]:
+    """What is measured of one of PAIRS, and 16 pictures: 8 of any size asked, 8 on black and white."""
+    sd, loss, seconds = trained(name, updates, originals_n)
+    result = {"loss": loss, "cpu_seconds": seconds}
+    if "size" in name:
+        x = read_cuts(pictures(sd, some(4 * POINT)))
+        result |= {"sharpness": sharpness(sd), "place": place(sd)}
+        result["asked_sharp"] = x.sharpness.tolist()
+    result["brightness"] = brightness(sd)
+    grounds = [text for ground in ("black", "white") for text in some(4, ground=f"on a {ground}")]
+    return result, to_uint8(pictures(sd, some(8) + grounds)).numpy()
+
+
+def pairs(updates: int, originals_n: int) -> dict:
+    """All of PAIRS, and what the training data has."""
+    data = cuts(originals("train", 2000), BUCKETS, stray=SDXL_RECIPE.stages[-1].stray)
+    square = (data.bucket == BUCKETS.index((32, 32))).nonzero()[:, 0]
+    real = read_cuts(data[square][0])
+    result = {
+        "data": {"sharpness": real.sharpness.tolist(), "whole": real.whole.double().mean().item()}
+    }
+    shots = {}
+    for name in PAIRS:
+        result[name], shots[name] = pair(name, updates, originals_n)
+        print(name, json.dumps({k: v for k, v in result[name].items() if k != "loss"}), flush=True)
+    card = {
+        "command": "python benchmarks/sdxl_craft.py pairs",
+        "updates": updates,
+        "originals": originals_n,
+        "date": datetime.date.today().isoformat(),
+        "device": f"{platform.machine()} CPU, 1 thread",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+    np.savez_compressed(OUT, card=json.dumps({**card, **result}), **shots)
+    return result
+
+
+def shipped() -> dict:
+    base, refiner = load("sdxl-mini"), load("sdxl-mini-refiner")
+    result = {}
+    for name, measure in (
+        ("obedience", lambda: obedience(base, refiner)),
+        ("sharpness", lambda: sharpness(base)),
+        ("place", lambda: place(base)),
+        ("by_bucket", lambda: by_bucket(base)),
+        ("brightness", lambda: brightness(base)),
+        ("refined", lambda: refined(base, refiner)),
+    ):
+        result[name] = measure()
+        print(name, json.dumps(result[name]), flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=("shipped", "pairs"))
+    parser.add_argument("--updates", type=int, default=1000, help="of each model of a pair")
+    parser.add_argument("--originals", type=int, default=20000)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps(shipped() if args.what == "shipped" else pairs(args.updates, args.originals)))

@@ -117,12 +117,11 @@ MINUTE = Recipe(
 MNIST = Recipe(
     "mnist",
     mnist,
-    _pixels(32, (1, 2), (0, 0), 1, prior=True),
-    TrainConfig(steps=7000, batch_size=64, ema=0.998, t_mean=0.5, **DENOISE),
-    guidance=1.3,
+    _pixels(32, (1, 2), (0, 0), 1),
+    TrainConfig(steps=6000, batch_size=64, ema=0.998, t_mean=0.5, **DENOISE),
+    guidance=2.0,
+    sampler="ddpm",
     patch=2,
-    parts=30,
-    rank=16,
 )
 CIFAR10 = Recipe(
     "cifar10",

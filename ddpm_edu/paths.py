@@ -26,15 +26,14 @@ def data_folder() -> Path:
 
 
 def shipped(name: str, checksum: str) -> bytes:
-    """The bytes of a file of the data folder, unpacked if it is a .gz, with this sha256 or md5.
+    """The bytes of a file of the data folder, unpacked (.gz, .xz), with this sha256 or md5.
 
     DataError for a file that is missing, cut short, unreadable or altered.
     """
     path, room = data_folder() / name, name.partition("/")[0]
     kind = "md5" if len(checksum) == 32 else "sha256"
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if name.endswith(".gz") else raw
+        raw = _unpacked(path.read_bytes(), name)
         found = hashlib.new(kind, raw, usedforsecurity=False).hexdigest()
         if found == checksum:
             return raw
@@ -43,12 +42,25 @@ def shipped(name: str, checksum: str) -> bytes:
         cause = "is missing"
     except EOFError:
         cause = "is cut short"
+    except ImportError:
+        cause = "needs lzma, which this Python was built without; a .gz in its place is welcome"
     except (OSError, zlib.error) as error:
         cause = f"cannot be read ({error})"
     raise DataError(
         f"{path} {cause}: restore it with `git checkout -- data/{room}`, or point DDPM_EDU_DATA to "
         f"a folder that holds {room}/ (data/README.md says where to get it)"
     )
+
+
+def _unpacked(raw: bytes, name: str) -> bytes:
+    if not name.endswith(".xz"):
+        return gzip.decompress(raw) if name.endswith(".gz") else raw
+    from lzma import FORMAT_XZ, LZMAError, decompress  # a few Pythons have none
+
+    try:
+        return decompress(raw, FORMAT_XZ)
+    except LZMAError as error:
+        raise (EOFError if "ended before" in str(error) else OSError)(error) from None
 
 
 @contextmanager

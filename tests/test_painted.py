@@ -373,7 +373,7 @@ def test_importing_reads_nothing():
         "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "
         "'open' else None)\n"
         "import ddpm_edu.metrics.obedience, ddpm_edu.datasets.painted, ddpm_edu.datasets.emoji\n"
-        "bad = [name for name in opened if name.endswith(('.gz', '.webp', '.safetensors'))]\n"
+        "bad = [name for name in opened if name.endswith(('.gz', '.xz', '.webp', '.safetensors'))]\n"
         "assert opened and not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -65,12 +65,14 @@ def parser() -> argparse.ArgumentParser:
     add("prompt", help="what the picture shows")
     add("--model", default="emoji", help="a name of `ddpm-edu models`, a folder or a file (emoji)")
     add("--plan", help="what a single file is, where it does not say so: sd2-base, say")
-    add("--refiner", nargs="?", const="sdxl-refiner", help="let one finish: sdxl-refiner, or yours")
+    add("--refiner", nargs="?", const="", help="let one finish: the model's own, or yours")
     add("--handover", type=float, default=0.8, help="share of the noise before it (0.8)")
     add("--negative", default="", help="what it should not show")
     add("--steps", type=int, help=f"model evaluations {OWN}")
     add("--spacing", help=f"of the times: leading, trailing, linspace, karras {OWN}")
     add("--size", help="pixels of a side, or WIDTHxHEIGHT (what the model was trained on)")
+    add("--original-size", help="SDXL: as if cut out of a picture of WIDTHxHEIGHT (--size)")
+    add("--crop", help="SDXL: as if LEFTxTOP pixels had been cut off (0x0)")
     add("--count", type=int, default=1, help="pictures, FILE_1.png, FILE_2.png ... (1)")
     add("--device", help="cpu, cuda or mps (the GPU if there is one)")
     types = ("float32", "bfloat16", "float16")
@@ -80,10 +82,12 @@ def parser() -> argparse.ArgumentParser:
     drawing(add, zoom=None)
 
     add = command(train, "train one of the models that ship, from random weights")
-    add("name", help="minute, mnist or cifar10; painted, emoji or five_minutes: a whole system")
-    add("--out", type=Path, help="of the weights (NAME.safetensors; a CLIP: NAME_clip.safetensors)")
+    about = "minute, mnist or cifar10; a whole system: painted, emoji, five_minutes or sdxl-mini"
+    add("name", help=about)
+    about = "of the weights (NAME.safetensors; NAME_clip for a CLIP, NAME-refiner for a refiner)"
+    add("--out", type=Path, help=about)
     add("--checkpoint", type=Path, help="to save to and go on from; a folder for a whole system")
-    add("--steps", type=int, help="updates, not the recipe's; a whole system has three numbers")
+    add("--steps", type=int, help="updates, not the recipe's; a whole system has several numbers")
     add("--seconds", type=float, help="stop after this much time instead")
     add("--device", default="cpu", help="cpu, cuda or mps (cpu)")
     about = "of the network's products: bfloat16 is quicker on a GPU (float32)"
@@ -140,46 +144,50 @@ def txt2img(args) -> None:
     import torch
 
     from .datasets.images import to_uint8
-    from .files.load import config_of, load, shipped
+    from .files.load import KNOWN, config_of, load, shipped
     from .samplers import WALKS
     from .systems.memory import memory_needed
     from .systems.pipeline import draw
-    from .systems.system import PLANS, StableDiffusion
+    from .systems.system import PLANS
 
     paths = _outputs(args.out, args.count)
     _check(args, seed=(whole, 0, 2**63 - 1 - args.count), steps=(whole, 1, 1000))
     _check(args, handover=(in_range, 0, 1), spacing=(one_of, WALKS), plan=(one_of, PLANS))
-    size, device = _size(args.size), check_device(args.device or _gpu() or "cpu")
+    plan = PLANS.get(args.plan)
+    config = plan or config_of(args.model)
+    size, beside = _size(args.size, config.vae.factor), _told(args, config)
+    device = check_device(args.device or _gpu() or "cpu")
     usual = {"cpu": "float32", "mps": "float16"}  # not every Mac has bfloat16
     dtype = args.dtype or usual.get(device.split(":")[0], "bfloat16")
-    kind, plan = {"device": device, "dtype": getattr(torch, dtype)}, PLANS.get(args.plan)
-    for name in filter(None, (args.model, args.refiner)):
+    kind, refiner = {"device": device, "dtype": getattr(torch, dtype)}, args.refiner
+    if refiner == "":
+        own = f"{args.model}-refiner"
+        refiner = own if own in (*KNOWN, *shipped()) else "sdxl-refiner"
+    plans = {args.model: config} | ({refiner: config_of(refiner)} if refiner else {})
+    for name, its in plans.items():
         if name not in shipped():  # these take no memory to speak of
-            config = plan if plan and name == args.model else config_of(name)
-            needed = memory_needed(config, kind["dtype"], size, args.count) / 2**30
+            needed = memory_needed(its, kind["dtype"], size, args.count) / 2**30
             print(f"{name}: about {needed:.1f} GiB of memory in {dtype}", file=sys.stderr)
     sd = load(args.model, config=plan, **kind)
-    if not isinstance(sd, StableDiffusion):
-        kind = type(getattr(sd, "model", sd)).__name__
-        raise OptionError(f"--model {args.model} is no whole system but a {kind}: see `sample`")
-    refiner = load(args.refiner, **kind) if args.refiner else None
+    second = load(refiner, **kind) if refiner else None
     if args.fast:
         from .gpu.fast import speed_up
 
-        sd, refiner = speed_up(sd), refiner and speed_up(refiner)
+        sd, second = speed_up(sd), second and speed_up(second)
     options = {
         name: getattr(sd.config if getattr(args, name) is None else args, name)
         for name in ("steps", "guidance", "sampler", "spacing")
     }
     if refiner:
         options["handover"] = args.handover
+    options |= beside
     seeds = list(range(args.seed, args.seed + args.count))
     pictures = draw(
-        sd, args.prompt, negative=args.negative, size=size, seeds=seeds, refiner=refiner, **options
+        sd, args.prompt, negative=args.negative, size=size, seeds=seeds, refiner=second, **options
     )
     zoom = args.zoom or max(1, 256 // pictures.shape[-1])
     told = {"prompt": args.prompt, "negative": args.negative, **options, "model": args.model}
-    told |= {"refiner": args.refiner, "device": device, "dtype": dtype}
+    told |= {"refiner": refiner, "device": device, "dtype": dtype}
     for path, picture, seed in zip(paths, to_uint8(pictures), seeds):
         write_png(path, grid(picture[None].cpu(), 1, zoom), {**told, "seed": seed})
         size = f"{picture.shape[2]}x{picture.shape[1]}" + f" shown {zoom}-fold" * (zoom > 1)
@@ -211,15 +219,30 @@ def _check(args, **limits) -> None:
             check(f"--{name}", getattr(args, name), *limit)
 
 
-def _size(text: str | None):
+def _size(text: str | None, factor: int):
     """(height, width) of 512 or WIDTHxHEIGHT."""
     from .systems.pipeline import picture_size
 
     if text is None:
         return None
-    if not (sides := re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.lower())):
-        raise OptionError(f"--size {text}: pass pixels: 512, or WIDTHxHEIGHT, such as 768x512")
-    return picture_size((int(sides[2] or sides[1]), int(sides[1])))
+    both = f"{text}x{text}" if text.isdecimal() else text
+    return picture_size(_pair("--size", both, "512, or WIDTHxHEIGHT, such as 768x512"), factor)
+
+
+def _told(args, config) -> dict:
+    """What SDXL is told of the picture, where it was given."""
+    given = {"original_size": args.original_size, "crop": args.crop}
+    given = {name: text for name, text in given.items() if text is not None}
+    if given and not config.vector:
+        raise OptionError(f"--original-size, --crop: {config.name} learned no sizes, SDXL did")
+    return {name: _pair(f"--{name.replace('_', '-')}", text) for name, text in given.items()}
+
+
+def _pair(name: str, text: str, wanted: str = "two numbers, such as 768x512") -> tuple[int, int]:
+    """(height, width) of WIDTHxHEIGHT."""
+    if not (sides := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.lower())):
+        raise OptionError(f"{name} {text}: pass pixels: {wanted}")
+    return int(sides[2]), int(sides[1])
 
 
 def _outputs(out: Path, count: int) -> list[Path]:
@@ -266,7 +289,7 @@ def write_png(path: Path, picture, meta: dict) -> None:
 
 def train(args) -> None:
     """Follow a recipe and write the averaged weights."""
-    from .training.whole_system import follow
+    from .training.follow import follow
 
     out = args.out or Path(f"{args.name}.safetensors")
     if out.suffix != ".safetensors":

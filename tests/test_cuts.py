@@ -1,11 +1,16 @@
 """Cuts in buckets, and their latents with SDXL's numbers beside the text. Notebook 13."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from helpers import refuses
 
+from ddpm_edu import Schedule
 from ddpm_edu.datasets.buckets import buckets
 from ddpm_edu.datasets.originals import WIDEST, caption, excess, originals
-from ddpm_edu.errors import DataError
+from ddpm_edu.errors import DataError, OptionError, ScheduleError
+from ddpm_edu.metrics.cuts import aesthetic
 from ddpm_edu.networks.text import TextConfig
 from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.networks.vae import VAEConfig
@@ -114,6 +119,58 @@ def test_without_sizes_the_numbers_are_those_of_zeros(sd, data):
     assert torch.allclose(blind[index][1].vector[:, 24:], zeros.vector[0, 24:].expand(8, -1))
 
 
+def test_a_refiner_learns_the_score_in_place_of_the_target(data):
+    """Five numbers, the last how sharp the picture is; its text is the second encoder's."""
+    unet = replace(TINY.unet, context=24, vector=24 + 5 * 8)
+    config = replace(TINY, unet=unet, text=TINY.text[1:], vector="refiner", zero_empty=False)
+    sd = build(config)
+    sd.text.tokenizer = letters
+    latents, index = encode_cuts(sd, data), batch(data, seed=3)
+    x_0, captions = data[index]
+    assert latents.numbers.shape == (len(data), 5)
+    assert torch.allclose(latents.numbers[index, 4], aesthetic(x_0), atol=1e-5)
+    z_0, cond = latents[index]
+    for k, (text, place) in enumerate(zip(captions, data.where(index))):
+        told = dict(original_size=place.original, crop=place.crop, target_size=(1, 1))
+        one = condition(sd, [text], **told, score=latents.numbers[index[k], 4].item())
+        assert torch.allclose(cond.context[k], one.context[0], atol=1e-5)
+        assert torch.allclose(cond.vector[k], one.vector[0], atol=1e-5)
+    empty = sd.text.encode([""])  # a refiner's dropped text is the encoding of "", not zeros
+    assert torch.allclose(latents.uncond(index).context[0], empty.context[0], atol=1e-6)
+
+
+def test_strays_are_a_share_that_goes_to_any_bucket():
+    many = originals("train", 3000)
+    usual, strays, all_ = (cuts(many, SHAPES, stray=share) for share in (0.0, 0.3, 1.0))
+    moved = (strays.bucket != usual.bucket).float().mean().item()
+    assert moved == pytest.approx(0.3 * 6 / 7, abs=0.03)  # one of seven stays by chance
+    assert (all_.bucket.bincount() / len(many) - 1 / 7).abs().max() < 0.03
+    assert torch.equal(strays.bucket, cuts(many, SHAPES, stray=0.3).bucket)
+    over = [excess(p.original, p.target) for p in strays.where(torch.arange(len(many)))]
+    assert (strays.crop >= 0).all() and (strays.crop <= torch.tensor(over)).all()
+    assert strays.crop.double().mean() > 1.5 * usual.crop.double().mean()
+
+
+@pytest.mark.parametrize(
+    "error, words, change",
+    [
+        (OptionError, "stray", {"stray": 2}),
+        (OptionError, "stray", {"stray": -0.1}),
+        (OptionError, "stray", {"stray": float("nan")}),
+        (OptionError, "at least one", {"shapes": []}),
+        (DataError, r"bucket \(4, 64\)", {"shapes": [(4, 64), (32, 32)]}),
+    ],
+)
+def test_cuts_that_cannot_be(data, error, words, change):
+    with refuses(error, words):
+        cuts(data.originals, **{"shapes": SHAPES, **change})
+
+
+def test_a_bucket_that_lost_its_pictures_is_named(data, sd):
+    with refuses(DataError, r"bucket \(32, 32\)"):
+        replace(data, bucket=torch.where(data.bucket == SHAPES.index((32, 32)), 0, data.bucket))
+
+
 # ---------------------------------------------------------------- training on them
 
 
@@ -165,3 +222,17 @@ def test_offset_noise_is_shared_by_the_pixels_of_a_channel(sd, latents):
         assert eps.mean((2, 3)).var().item() == pytest.approx(wanted, rel=0.05)
     across = b.mean((2, 3))
     assert abs(torch.corrcoef(across.T)[0, 1].item()) < 0.06  # channels do not share it
+
+
+@pytest.mark.parametrize("offset_noise", [0.0, 0.1])
+def test_eps_and_a_schedule_down_to_pure_noise_are_refused(latents, tmp_path, offset_noise):
+    """With v the same run goes on, offset noise or not."""
+    schedule = Schedule.sqrt_linear().zero_terminal_snr()
+    config = TrainConfig(steps=1, batch_size=8, predict="eps", offset_noise=offset_noise)
+    model, file = build(TINY).unet.requires_grad_(True), tmp_path / "run.safetensors"
+    before = model.conv_in.weight.clone()
+    with refuses(ScheduleError, "eps", "v"):
+        next(train(model, schedule, latents, config, checkpoint=file))
+    assert torch.equal(model.conv_in.weight, before) and not file.exists()
+    step = next(train(model, schedule, latents, replace(config, predict="v"), checkpoint=file))
+    assert step.loss > 0 and file.exists()

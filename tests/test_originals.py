@@ -5,11 +5,13 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 from ddpm_edu.datasets.buckets import bucket_order, buckets, nearest_bucket
+from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.originals import (
     SIDES,
     WIDEST,
     Original,
     caption,
+    captions,
     cut,
     excess,
     originals,
@@ -18,7 +20,7 @@ from ddpm_edu.datasets.originals import (
 )
 from ddpm_edu.datasets.painted import COLOURS, Scene, held_out
 from ddpm_edu.errors import DataError, OptionError, ShapeError
-from ddpm_edu.metrics.cuts import obeyed, read_cuts
+from ddpm_edu.metrics.cuts import aesthetic, obeyed, read_cuts
 
 SQUARE, MINI = (32, 32), buckets(32, 4, WIDEST)
 
@@ -75,6 +77,16 @@ def test_held_out_combinations_are_kept_from_training():
         data = originals("train", 3000, held=held)
         known = (data.original(i) for i in range(len(data)))
         assert all(held_out(Scene(*o[:3], "small", "centre")) == held for o in known)
+
+
+def test_captions_are_those_of_the_originals():
+    """10 digits, 7 x 6 pairs of colours; a tenth is held out."""
+    every, train, held = (captions(h) for h in (None, False, True))
+    assert len(set(every)) == len(every) == 10 * len(COLOURS) * (len(COLOURS) - 1)
+    assert sorted(train + held) == sorted(every) and len(held) == pytest.approx(len(every) / 10, 1)
+    for known, h in ((train, False), (held, True)):
+        data = originals("train", 3000, held=h)
+        assert {caption(data.original(i)) for i in range(len(data))} <= set(known)
 
 
 def test_a_cut_of_its_own_size_is_the_picture():
@@ -168,6 +180,18 @@ def test_sharpness_follows_the_size_of_the_original(test_set):
         sharpness[(side[square] >= a) & (side[square] < b)].mean() for a, b in zip(edges, edges[1:])
     ]
     assert spearmanr(range(8), means).statistic > 0.99 and means[0] < 0.5 * means[-1]
+
+
+def test_the_aesthetic_score_is_ten_times_the_sharpness(test_set):
+    """Bytes or floats; an edge from ground to ink within one pixel has 10, a flat picture 0."""
+    x = torch.full((2, 3, 24, 40), -1.0)
+    x[0, :, 6:18, 15:25] = 1.0
+    assert aesthetic(x)[0] > 9.5 and aesthetic(x)[1] == 0
+    x = torch.stack([test_set.cut(i, SQUARE, (0, 0))[0] for i in range(64)])
+    assert torch.allclose(aesthetic(x), 10 * read_cuts(x).sharpness, atol=1e-5)
+    assert torch.allclose(aesthetic(to_uint8(x)), aesthetic(x), atol=1e-4)
+    blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+    assert (aesthetic(blurred) < aesthetic(x)).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -787,8 +787,10 @@ def test_long_prompt_warns_and_quotes_what_is_left_out(one):
         *[
             ({name: pair}, (name,))
             for name in ("original_size", "target_size", "crop")
-            for pair in (64, (1, 2, 3), (1.5, 2), (-1, 2), (True, 2))
+            for pair in (64, (1, 2, 3), (1.5, 2), (-1, 2), (True, 2), (64, 10**6))
         ],
+        ({"original_size": (0, 64)}, ("original_size = 0", "from 1 to 65536")),
+        ({"target_size": (64, 0)}, ("target_size = 0", "from 1 to 65536")),
         *[
             ({"seeds": seeds}, ("seeds",))
             for seeds in (-1, 2**63, 1.5, True, "1", None, [1.5], [True], [-1])
@@ -926,8 +928,35 @@ def test_too_many_or_few_seeds(one):
 
 def test_a_refiner_of_other_latents_is_refused(one, two):
     two[1].config.vae.__dict__["scale"] = 0.13025
-    with refuses(OptionError, "tiny refiner", "latents differ"):
+    with refuses(OptionError, "tiny refiner", "latents differ", "scale 0.13025", "scale 0.18215"):
         draw(two[0], PROMPT, refiner=two[1])
+
+
+def test_sdxls_base_and_the_mini_refiner_do_not_fit():
+    from ddpm_edu.systems.system import SDXL, SDXL_MINI, SDXL_MINI_REFINER
+
+    for base, config in (
+        (SDXL, SDXL_MINI_REFINER),
+        # a VAE of the same plan but for the pixels a latent pixel
+        (SDXL_MINI, dataclasses.replace(SDXL_MINI_REFINER, vae=SDXL.vae)),
+    ):
+        with refuses(OptionError, "SDXL mini refiner", base.name, "4 pixels", "8 pixels"):
+            pipeline._same_latents(SimpleNamespace(config=base), SimpleNamespace(config=config))
+
+
+def test_a_target_of_another_aspect_is_warned_of_and_drawn(two):
+    """A crop may lie anywhere, it is a number; the refiner learned no target."""
+    base, refiner = two
+    options = dict(steps=2, size=(64, 96), progress=False)
+    with pytest.warns(UserWarning, match=r"target_size = \(96, 64\).*\(64, 96\)"):
+        odd = draw(base, PROMPT, target_size=(96, 64), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own = draw(base, PROMPT, target_size=(64, 97), **options)
+        draw(base, PROMPT, crop=(0, 2**16), original_size=(1, 2**16), **options)
+        picture = torch.zeros(1, 3, 64, 96) - 1
+        image_to_image(refiner, PROMPT, picture, strength=0.5, steps=2, target_size=(96, 64))
+    assert odd.shape == own.shape and not torch.allclose(odd, own, atol=1e-4)
 
 
 # ---------------------------------------------------------------- runs that go wrong

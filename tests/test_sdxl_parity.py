@@ -14,16 +14,15 @@ from folder_writer import save_folder
 from helpers import refuses
 from original_writer import save_original
 
-from ddpm_edu import Schedule, last, noise
-from ddpm_edu.datasets.originals import captions
+from ddpm_edu import last, noise
 from ddpm_edu.errors import CheckpointError
 from ddpm_edu.files.load import load, shipped
-from ddpm_edu.networks.tokenizer import train_tokenizer
 from ddpm_edu.systems.pipeline import decode, draw, image_to_image
-from ddpm_edu.systems.system import SDXL_MINI, SDXL_MINI_REFINER, build
+from ddpm_edu.systems.system import SDXL_MINI, SDXL_MINI_REFINER
 
 diffusers = pytest.importorskip("diffusers")
 from tiny_pipelines import scheduler  # noqa: E402
+from tiny_sdxl import random_pair  # noqa: E402
 
 TOLERANCE, STEPS, SIZE = 1e-4, 8, (24, 40)
 PROMPT, BAD = "a red seven on a blue ground", "a white two on a black ground"
@@ -31,26 +30,13 @@ PIPELINES = {
     "base": diffusers.StableDiffusionXLPipeline,
     "refiner": diffusers.StableDiffusionXLImg2ImgPipeline,
 }
-NUMBERS = {"original_size": (90, 34), "crop": (3, 8), "target_size": (40, 24)}
+NUMBERS = {"original_size": (90, 34), "crop": (3, 8), "target_size": (48, 80)}
 THEIR_NUMBERS = {
     "original_size": (90, 34),
     "crops_coords_top_left": (3, 8),
     "negative_crops_coords_top_left": (3, 8),
-    "target_size": (40, 24),
+    "target_size": (48, 80),
 }
-
-
-def random_pair():
-    """A base and a refiner, whose VAE and second text encoder are the base's."""
-    torch.manual_seed(0)
-    schedule = Schedule.sqrt_linear().zero_terminal_snr()
-    base, refiner = build(SDXL_MINI, schedule), build(SDXL_MINI_REFINER, schedule)
-    refiner.vae.load_state_dict(base.vae.state_dict())
-    refiner.text.encoders[0].load_state_dict(base.text.encoders[1].state_dict())
-    text = SDXL_MINI.text[0]
-    tokenizer = train_tokenizer(captions(held=False), text.vocab, text.length)
-    base.text.tokenizer = refiner.text.tokenizer = tokenizer
-    return {"base": base, "refiner": refiner}
 
 
 def shipped_pair():

@@ -180,6 +180,17 @@ def test_logit_normal_times_gather_in_the_middle():
     ).float().mean().item() == pytest.approx(0.159, abs=0.02)
 
 
+@pytest.mark.parametrize("kind", ["uniform", "logit_normal"])
+@pytest.mark.parametrize("share, T", [(0.2, 20), (0.001, 1), (1.0, 100)])
+def test_a_share_of_the_times_is_the_least_noisy(kind, share, T):
+    """Spread over the first t_share of T = 100 as usual over all: below a half of it lies a half."""
+    config = dataclasses.replace(CONFIG, batch_size=500, t_distribution=kind, t_share=share)
+    _, t, _ = spied(config)
+    assert set(range(3, T - 3)) <= set(t.tolist()) <= set(range(T))
+    if T > 1:
+        assert (t < T // 2).float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
 @pytest.mark.parametrize("predict", ["eps", "x_0", "v"])
 def test_the_loss_is_that_of_the_target(predict):
     """A model that always says 0: its loss is the mean square of the target, 1 for eps, the data's for x_0."""
@@ -328,6 +339,8 @@ def test_a_batch_larger_than_the_dataset():
         ("p_uncond", [-0.1, 1.1, NAN]),
         ("clip_norm", [0, 0.0, -1, NAN, True, "1"]),
         ("weight_decay", [-1, NAN]),
+        ("t_share", [0, 0.0, 2, -0.2, NAN]),
+        ("offset_noise", [-0.1, NAN]),
         ("seconds", [-1, NAN]),
         ("seed", [-1, 0.5, "0"]),
         ("save_every", [0, 0.5]),

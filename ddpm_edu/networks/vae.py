@@ -38,6 +38,11 @@ class VAEConfig:
         for level, m in enumerate(self.mult):
             multiple(f"width of level {level}", self.channels * m, "groups", self.groups)
 
+    @property
+    def factor(self) -> int:
+        """Pixels a latent pixel, along one side: 8 for Stable Diffusion."""
+        return self.patch * 2 ** (len(self.mult) - 1)
+
 
 SD_VAE = VAEConfig(scale=0.18215)
 SDXL_VAE = VAEConfig(scale=0.13025)  # the scale belongs to the weights
@@ -175,8 +180,7 @@ class VAE(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels a latent pixel, along one side: 8 for Stable Diffusion."""
-        return self.config.patch * 2 ** (len(self.config.mult) - 1)
+        return self.config.factor
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x -> (mean, logvar), both (B, latent, H/factor, W/factor); logvar within [-30, 20]."""

@@ -8,6 +8,7 @@ Nothing here is new: a condition for the UNet, guidance around it, one of SAMPLE
 import functools
 import gzip
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ from .guard import make_room, watched, within_memory
 from .system import StableDiffusion
 
 MAX_SIDE = 8192  # pixels: more than any model was trained for, and attention fits nowhere
+OTHER_ASPECT = 0.05  # difference of the logarithms; two neighbouring buckets of SDXL have 0.12
 TILED_FROM = 1536**2  # pixels: larger pictures are decoded in tiles unless told otherwise
 
 
@@ -176,6 +178,8 @@ def prompted(
     guidance: the scale, up to 1 none; rescale, interval: see `guided`; the system's own unless
     given.  original_size, crop (top, left), target_size, aesthetic (scores of prompt and negative
     prompt): what SDXL and its refiner are told, see `condition`; the sizes are `size` unless given.
+    They are only numbers: a crop may lie outside. A target of another aspect than `size` is warned
+    of: no picture of training was told so.
     """
     c, size = sd.config, _size(sd, size)
     guidance = in_range("guidance", c.guidance if guidance is None else guidance, 0, 100)
@@ -189,7 +193,13 @@ def prompted(
         "target_size": size if target_size is None else target_size,
     }
     for name, pair in told.items():
-        _pair(name, pair, whole, 0, 2**16)
+        _pair(name, pair, whole, int(name != "crop"), 2**16)
+    (h, w), (height, width) = told["target_size"], size
+    if c.vector == "sdxl" and abs(math.log(h * width / (w * height))) > OTHER_ASPECT:
+        warn(
+            f"target_size = ({h}, {w}) has another aspect than the picture, ({height}, {width}): "
+            f"{c.name} is told of a shape that it does not draw; pass target_size=None for its own"
+        )
     texts = [spelt_out(sd, text) for text in checked_prompts(prompts)]
     empty = dict(told, score=scores[1], zero_empty=c.zero_empty)
 
@@ -515,10 +525,17 @@ def _system(sd, name="sd", begins=False) -> StableDiffusion:
 
 
 def _same_latents(sd, refiner):
-    a, b = ((s.config.vae.latent, s.config.vae.scale) for s in (sd, refiner))
+    """OptionError unless channels, scale and pixels a latent pixel are equal.
+
+    The scale, 1 / the standard deviation of a VAE's latents, tells trained VAEs apart. One of equal
+    numbers but other weights cannot be told from one that was mended, and passes.
+    """
+    numbers = "{0.latent} channels, scale {0.scale:.6g}, {0.factor} pixels a latent pixel"
+    a, b = (numbers.format(s.config.vae) for s in (sd, refiner))
     if a != b:
         raise OptionError(
-            f"{refiner.config.name} cannot go on from {sd.config.name}: their latents differ"
+            f"{refiner.config.name} cannot go on from {sd.config.name}: their latents differ ({b}; "
+            f"{a}). Take the refiner that was trained with this base"
         )
 
 

@@ -2,7 +2,7 @@
 
 from ..lazy import lazily
 
-# Not `train`, the name of a module: from ddpm_edu.training.train import train.
+# Not `train` and `follow`, names of modules: from ddpm_edu.training.train import train.
 __getattr__, __dir__ = lazily(
     __name__,
     {
@@ -16,6 +16,8 @@ __getattr__, __dir__ = lazily(
         "latents": "Latents conditions encode",
         "cuts": "Cuts CutLatents cuts encode_cuts",
         "recipes": "RECIPES Recipe MINUTE MNIST CIFAR10 PAINTED EMOJI FIVE_MINUTES",
-        "whole_system": "assemble follow train_clip train_system train_unet train_vae",
+        "whole_system": "assemble train_clip train_system train_unet train_vae",
+        "sdxl": "SDXL_RECIPE SDXLRecipe Stage train_sdxl",
+        "follow": "",
     },
 )

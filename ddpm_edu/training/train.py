@@ -51,7 +51,7 @@ class TrainConfig:
         sizes(self, steps=(1, 10**9), batch_size=(1, 10**6), warmup=(0, 10**9), seed=(0, 2**40))
         sizes(self, save_every=(1, 10**9))
         numbers(self, lr=(0, 10), weight_decay=(0, 10), ema=(0, 1), clip_norm=(1e-9, math.inf))
-        numbers(self, p_uncond=(0, 1), t_mean=(-10, 10), t_share=(0, 1), offset_noise=(0, 10))
+        numbers(self, p_uncond=(0, 1), t_mean=(-10, 10), t_share=(1e-3, 1), offset_noise=(0, 10))
         numbers(self, seconds=(0, 10**9))
         choices(self, predict=PREDICTIONS, optimizer=("adamw", "muon"))
         choices(self, t_distribution=("uniform", "logit_normal"), dtype=("float32", "bfloat16"))

@@ -26,17 +26,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import (
-    CheckpointError,
-    OptionError,
-    TrainingError,
-    check_device,
-    check_writable,
-    in_range,
-    one_of,
-)
+from ..errors import CheckpointError, OptionError, TrainingError, check_writable, in_range
 from ..files.folder import Folder
-from ..files.load import load_state, save
+from ..files.load import load_state
 from ..files.tensors import load_tensors
 from ..networks import clip as clip_module
 from ..networks.clip import CLIP, CLIPConfig
@@ -47,7 +39,7 @@ from ..systems.system import NUMBERS, StableDiffusion, SystemConfig, build
 from . import autoencoder
 from .autoencoder import Autoencoder, LossWeights, measure_scale, with_scale
 from .latents import Latents, encode
-from .recipes import RECIPES, Recipe, start_at_zero
+from .recipes import Recipe, start_at_zero
 from .train import TrainConfig, fit, progress, train
 
 # ---------------------------------------------------------------- the three parts
@@ -394,66 +386,3 @@ def _run(pipe, function, args):
     except BaseException as e:
         answer = e
     pipe.send_bytes(pickle.dumps(answer))
-
-
-# ---------------------------------------------------------------- from the shell
-
-
-def follow(
-    name: str,
-    out: Path,
-    *,
-    checkpoint=None,
-    steps: int | None = None,
-    seconds: float | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> list[Path]:
-    """Train the recipe of this name, write the averaged weights to `out`; returns what it wrote.
-
-    A whole system's CLIP goes to OUT_clip.safetensors. checkpoint: a file, of a whole system a
-    folder. All that can be refused is refused before the training.
-    """
-    recipe = RECIPES[one_of("recipe", name, RECIPES)]
-    check_device(device)
-    if seconds is not None:
-        in_range("seconds", seconds, 0.1, 10**7, "of training")
-    runs = [run for run in ("train_vae", "train_clip", "train_unet") if getattr(recipe, run)]
-    changes = {run: dataclasses.replace(getattr(recipe, run), dtype=dtype) for run in runs}
-    recipe = dataclasses.replace(recipe, **changes)
-    check_writable(out)
-    if recipe.vae is None:
-        return _follow_pixels(recipe, out, checkpoint, steps, seconds, device)
-    clip = check_writable(out.with_stem(f"{out.stem}_clip"))
-    if steps is not None:
-        raise OptionError(
-            "--steps: a whole system is three runs: pass --seconds for all of them together"
-        )
-    trained = train_system(recipe, seconds, checkpoint, device)
-    card = {"train": trained.record}
-    save(clip, trained.clip, card, dtype=torch.int8)
-    save(out, trained.sd, {**trained.sd.meta, **card}, dtype=torch.int8)
-    return [out, clip]
-
-
-def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path]:
-    if checkpoint is not None:
-        check_writable(checkpoint)
-    changes = {k: v for k, v in (("steps", steps), ("seconds", seconds)) if v is not None}
-    config = dataclasses.replace(recipe.train_unet, **changes)
-    dataset, started, record = recipe.dataset(), time.perf_counter(), {}
-    model, schedule = recipe.model(dataset).to(device), recipe.schedule()
-    run = train(model, schedule, dataset, config, checkpoint=checkpoint)
-    step = last(logged("UNet", config, record)(run))
-    meta = {
-        "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),
-        "guidance": recipe.guidance,
-        "sampler": recipe.sampler,
-        "clip": 1.0,
-        "train": dataclasses.asdict(config),
-        **record,
-        **machine(recipe, started, device),
-    }
-    plan = {"schedule": schedule, "predict": config.predict}
-    save(out, step.ema.cpu(), meta, **plan, dtype=torch.int8)
-    return [out]

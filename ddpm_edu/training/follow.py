@@ -1,0 +1,96 @@
+"""`ddpm-edu train NAME`: a recipe followed from the shell, and the weights written. Notebook 09."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+
+from ..errors import OptionError, check_device, check_writable, in_range, one_of
+from ..files.load import save
+from .recipes import RECIPES
+from .sdxl import SDXL_RECIPE, train_sdxl
+from .train import train
+from .whole_system import last, logged, machine, train_system
+
+
+def follow(
+    name: str,
+    out: Path,
+    *,
+    checkpoint=None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> list[Path]:
+    """Train the recipe of this name, write the averaged weights to `out`; returns what it wrote.
+
+    A whole system's CLIP goes to OUT_clip.safetensors, SDXL's refiner to OUT-refiner.safetensors.
+    checkpoint: a file, of a whole system a folder. All that can be refused is refused before the
+    training.
+    """
+    one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name))
+    check_device(device)
+    if seconds is not None:
+        in_range("seconds", seconds, 0.1, 10**7, "of training")
+    if name == SDXL_RECIPE.name:
+        own = {"steps": None, "seconds": None, "device": "cpu", "dtype": "float32"}
+        given = dict(steps=steps, seconds=seconds, device=device, dtype=dtype)
+        changed = [f"--{option}" for option in own if given[option] != own[option]]
+        return _follow_sdxl(out, checkpoint, changed)
+    recipe = RECIPES[name]
+    runs = [run for run in ("train_vae", "train_clip", "train_unet") if getattr(recipe, run)]
+    changes = {run: dataclasses.replace(getattr(recipe, run), dtype=dtype) for run in runs}
+    recipe = dataclasses.replace(recipe, **changes)
+    check_writable(out)
+    if recipe.vae is None:
+        return _follow_pixels(recipe, out, checkpoint, steps, seconds, device)
+    clip = check_writable(out.with_stem(f"{out.stem}_clip"))
+    if steps is not None:
+        raise OptionError(
+            "--steps: a whole system is three runs: pass --seconds for all of them together"
+        )
+    trained = train_system(recipe, seconds, checkpoint, device)
+    card = {"train": trained.record}
+    save(clip, trained.clip, card, dtype=torch.int8)
+    save(out, trained.sd, {**trained.sd.meta, **card}, dtype=torch.int8)
+    return [out, clip]
+
+
+def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path]:
+    if checkpoint is not None:
+        check_writable(checkpoint)
+    changes = {k: v for k, v in (("steps", steps), ("seconds", seconds)) if v is not None}
+    config = dataclasses.replace(recipe.train_unet, **changes)
+    dataset, started, record = recipe.dataset(), time.perf_counter(), {}
+    model, schedule = recipe.model(dataset).to(device), recipe.schedule()
+    run = train(model, schedule, dataset, config, checkpoint=checkpoint)
+    step = last(logged("UNet", config, record)(run))
+    meta = {
+        "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),
+        "guidance": recipe.guidance,
+        "sampler": recipe.sampler,
+        "clip": 1.0,
+        "train": dataclasses.asdict(config),
+        **record,
+        **machine(recipe, started, device),
+    }
+    plan = {"schedule": schedule, "predict": config.predict}
+    save(out, step.ema.cpu(), meta, **plan, dtype=torch.int8)
+    return [out]
+
+
+def _follow_sdxl(out, checkpoint, changed) -> list[Path]:
+    if changed:
+        raise OptionError(
+            f"{', '.join(changed)}: {SDXL_RECIPE.name} is eight runs, each of its own number of "
+            "updates, in float32 on the CPU: leave the option out"
+        )
+    refiner = out.with_stem(f"{out.stem}-refiner")
+    for path in (out, refiner):
+        check_writable(path)
+    trained = train_sdxl(SDXL_RECIPE, checkpoint)
+    for path, sd in ((out, trained.base), (refiner, trained.refiner)):
+        save(path, sd, {**sd.meta, "train": trained.record}, dtype=torch.int8)
+    return [out, refiner]

@@ -190,8 +190,9 @@ def test_the_aesthetic_score_is_ten_times_the_sharpness(test_set):
     x = torch.stack([test_set.cut(i, SQUARE, (0, 0))[0] for i in range(64)])
     assert torch.allclose(aesthetic(x), 10 * read_cuts(x).sharpness, atol=1e-5)
     assert torch.allclose(aesthetic(to_uint8(x)), aesthetic(x), atol=1e-4)
-    blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
-    assert (aesthetic(blurred) < aesthetic(x)).float().mean() > 0.95
+    wider = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+    blurred = torch.nn.functional.avg_pool2d(wider, 3, 1)
+    assert aesthetic(blurred).mean() < 0.7 * aesthetic(x).mean()
 
 
 @pytest.mark.parametrize("axis", [0, 1])

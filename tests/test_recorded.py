@@ -180,7 +180,7 @@ def test_a_training_is_read_as_it_was_written(tmp_path):
         recorded.run("y", tmp_path)
 
 
-NAMES = sorted(p.stem for p in (data_folder() / "recorded").glob("*.npz") if "card" in np.load(p))
+NAMES = sorted(p.stem for p in (data_folder() / "recorded").glob("*.npz") if "losses" in np.load(p))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,3 +191,25 @@ def test_the_trainings_that_ship(name):
     for kind, pictures in run.pictures.items():
         assert -1 <= pictures.min() < pictures.max() <= 1
         assert len(pictures) == len(run.scores(kind))
+
+
+def test_pairs_of_trainings_are_read_as_written(tmp_path):
+    with refuses(DataError, "sdxl_craft.npz", "benchmarks/sdxl_craft.py pairs"):
+        recorded.craft(tmp_path)
+    card = {
+        "updates": 1000,
+        "command": "made up",
+        "device": "CPU",
+        "date": "today",
+        "versions": "1",
+    }
+    shots = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
+    np.savez(
+        tmp_path / "sdxl_craft.npz", card=json.dumps(card | {"sizes": {"seen": 1}}), sizes=shots
+    )
+    craft = recorded.craft(tmp_path)
+    assert craft.card["sizes"]["seen"] == 1 and "1,000 updates each: made up" in craft.source()
+    assert craft.pictures.keys() == {"sizes"} and craft.pictures["sizes"].ravel().tolist() == [
+        -1,
+        1,
+    ]

@@ -1,4 +1,4 @@
-"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09, 11, 12, 14.
+"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09, 11, 12, 13, 14.
 
     recorded.times("sdxl", "vae")     a table a machine: seconds, share of the roof, error
     recorded.ladder()                 one guided SDXL step, change by change, as bars
@@ -7,7 +7,8 @@
 
 The first three are of benchmarks/gpu_sampling.py, the last of stable_diffusion_from_nothing.py.
 Each is a `Report`, shown when it ends a cell. What was not recorded, or failed, it says.
-Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures, .scores().
+Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures, .scores();
+sdxl_craft.py's pairs, with and without a part of SDXL's training: craft().card, .pictures.
 """
 
 import html
@@ -279,3 +280,32 @@ def run(name: str, folder=None) -> Run:
         kinds = set(file.files) - {"card", "losses"}
         pictures = {kind: file[kind] / np.float32(127.5) - 1 for kind in sorted(kinds)}
         return Run(json.loads(str(file["card"])), file["losses"], pictures)
+
+
+# ---------------------------------------------------------------- pairs of trainings
+
+
+class Craft(NamedTuple):
+    """Small SDXLs trained alike but for one thing, as benchmarks/sdxl_craft.py measured them."""
+
+    card: dict  # command, device, date, versions, updates, and {model: what was measured}
+    pictures: dict  # {model: (16, 3, H, W) in [-1, 1]}, the last 8 on black and white grounds
+
+    def source(self) -> str:
+        """Where it comes from, for a caption."""
+        card = self.card
+        said = f"{card['updates']:,} updates each: {card['command']}"
+        return f"{said}, {card['device']}, {card['date']}, {card['versions']}"
+
+
+def craft(folder=None) -> Craft:
+    """The pairs of data/recorded/sdxl_craft.npz. DataError where they are not there."""
+    path = Path(folder or data_folder() / "recorded") / "sdxl_craft.npz"
+    if not path.exists():
+        raise DataError(
+            f"{path} is not there: record it with `python benchmarks/sdxl_craft.py pairs`"
+        )
+    with np.load(path) as file:
+        names = [name for name in file.files if name != "card"]
+        pictures = {name: file[name] / np.float32(127.5) - 1 for name in names}
+        return Craft(json.loads(str(file["card"])), pictures)

@@ -57,6 +57,7 @@ if __name__ == "__main__":
         "--steps", type=int, default=20, help="model evaluations a digit, at most 20 for the goal"
     )
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
+    parser.add_argument("--sampler", choices=list(SAMPLERS), help="(default: the recipe's)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -87,17 +88,16 @@ if __name__ == "__main__":
     else:
         model, schedule, predict, meta = load("mnist")
     guidance = meta["guidance"] if args.guidance is None else args.guidance
+    sampler = args.sampler or meta["sampler"]
 
     labels = torch.arange(10).repeat_interleave(100)
     started = time.perf_counter()
-    x = draw(
-        model.eval(), schedule, predict, labels, guidance, args.steps, meta["sampler"], meta["clip"]
-    )
+    x = draw(model.eval(), schedule, predict, labels, guidance, args.steps, sampler, meta["clip"])
     result |= {
         "sampling_s": round(time.perf_counter() - started, 1),
         "steps": args.steps,
         "guidance": guidance,
-        "sampler": meta["sampler"],
+        "sampler": sampler,
     }
     images = to_uint8(x)[:, 0].numpy()
     np.savez_compressed(args.save, images=images, labels=labels.numpy())

@@ -10,8 +10,10 @@ from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.datasets.painted import caption, held_out, parse, scenes
 from ddpm_edu.diffusion import class_cond
 from ddpm_edu.errors import MOST_PROMPTS
+from ddpm_edu.files.load import load
 from ddpm_edu.networks.tokenizer import known_words, train_tokenizer
-from ddpm_edu.networks.unet import SpaceToDepth
+from ddpm_edu.networks.unet import SpaceToDepth, UNet
+from ddpm_edu.paths import data_folder
 from ddpm_edu.training import recipes
 from ddpm_edu.training.recipes import (
     EMOJI,
@@ -128,3 +130,20 @@ def test_the_minute_has_no_head_start():
     assert isinstance(model, SpaceToDepth) and recipes.MINUTE.parts == 0
     x, t = torch.zeros(2, 1, 28, 28), torch.tensor([0, 999])
     assert torch.equal(model(x, t, class_cond([3, -1])), x)  # its answer to anything is 0
+
+
+def test_the_digits_that_ship_are_a_plain_network():
+    """The recipe's own UNet behind SpaceToDepth, no mixture of Gaussians, in at most 1 MB."""
+    path = data_folder() / "weights" / "mnist.safetensors"
+    model, _, predict, meta = load("mnist")
+    plan, trained = recipes.MNIST, meta["train"]
+    assert isinstance(model, SpaceToDepth) and type(model.model) is UNet and plan.parts == 0
+    assert model.model.config == plan.unet and model.factor == plan.patch
+    assert predict == plan.train_unet.predict and meta["updates"] == plan.train_unet.steps
+    assert type(plan.train_unet)(**trained) == plan.train_unet
+    assert (meta["guidance"], meta["sampler"]) == (plan.guidance, plan.sampler)
+    assert path.stat().st_size <= 1e6
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    parameters = sum(p.numel() for p in model.parameters())
+    for text in f"{path.stat().st_size:,}", f"{parameters:,}", f"{meta['updates']:,}", meta["date"]:
+        assert text in card

@@ -868,10 +868,12 @@ def test_what_is_no_model_is_named_everywhere(state, words, tmp_path, capsys):
 
 def test_a_name_of_another_kind_is_named(tmp_path, capsys):
     out = ["--out", str(tmp_path / "a.png")]
-    with refuses(CheckpointError, "mnist", "GaussianPrior", "sample"):
-        config_of("mnist")
+    for name, kind in ("mnist", "SpaceToDepth"), ("cifar10", "GaussianPrior"):
+        with refuses(CheckpointError, name, kind, "sample"):
+            config_of(name)
     for command, word in (
-        (["txt2img", "a cat", "--model", "mnist"], "GaussianPrior"),
+        (["txt2img", "a cat", "--model", "mnist"], "SpaceToDepth"),
+        (["txt2img", "a cat", "--model", "cifar10"], "GaussianPrior"),
         (["sample", "--model", "emoji"], "txt2img"),
         (["sample", "--model", "mnist_classifier"], "Classifier"),
     ):

@@ -119,7 +119,7 @@ MNIST = Recipe(
     mnist,
     _pixels(32, (1, 2), (0, 0), 1),
     TrainConfig(steps=6000, batch_size=64, ema=0.998, t_mean=0.5, **DENOISE),
-    guidance=2.0,
+    guidance=1.3,
     sampler="ddpm",
     patch=2,
 )

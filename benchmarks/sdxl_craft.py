@@ -31,9 +31,10 @@ from ddpm_edu.paths import data_folder
 from ddpm_edu.schedule import Schedule
 from ddpm_edu.systems.pipeline import decode, draw, text_to_image
 from ddpm_edu.systems.system import build
-from ddpm_edu.training.cuts import cuts, encode_cuts
+from ddpm_edu.training.cuts import WithText, cuts, encode_cuts, with_ids
 from ddpm_edu.training.recipes import start_at_zero
 from ddpm_edu.training.sdxl import BUCKETS, DENOISE_48, SDXL_RECIPE
+from ddpm_edu.training.train import train
 from ddpm_edu.training.whole_system import logged, train_unet
 
 OUT = data_folder() / "recorded" / "sdxl_craft.npz"
@@ -199,6 +200,7 @@ PAIRS = {  # schedule, sampling, and what else is not as in SDXL_RECIPE
     "no_sizes": {"sizes": False},
     "plain": {"schedule": Schedule.sqrt_linear(), "spacing": "leading"},
     "offset": {"schedule": Schedule.sqrt_linear(), "spacing": "leading", "offset_noise": 0.1},
+    "along": {"along": True},
 }
 
 
@@ -215,7 +217,15 @@ def trained(name: str, updates: int, originals_n: int):
     data = cuts(originals("train", originals_n), BUCKETS, stray=SDXL_RECIPE.stages[-1].stray)
     latents, record = encode_cuts(sd, data, change.get("sizes", True)), {}
     started = time.process_time()
-    train_unet(sd, latents, run, log=logged(name, run, record))
+    if change.get("along"):
+        model = WithText(sd).requires_grad_(True)
+        steps = train(model, sd.schedule, with_ids(sd, data, latents), run)
+        for step in logged(name, run, record)(steps):
+            pass
+        model.load_state_dict(step.ema.state_dict())
+        sd.eval().requires_grad_(False)
+    else:
+        train_unet(sd, latents, run, log=logged(name, run, record))
     return sd, record["loss"], round(time.process_time() - started)
 
 
@@ -228,6 +238,9 @@ def pair(name: str, updates: int, originals_n: int) -> tuple[dict, np.ndarray]:
         result |= {"sharpness": sharpness(sd), "place": place(sd)}
         result["asked_sharp"] = x.sharpness.tolist()
     result["brightness"] = brightness(sd)
+    for key, held in (("seen", False), ("held_out", True)):
+        texts = some(3 * POINT, held)
+        result[key] = obeyed(pictures(sd, texts), texts).double().mean().item()
     grounds = [text for ground in ("black", "white") for text in some(4, ground=f"on a {ground}")]
     return result, to_uint8(pictures(sd, some(8) + grounds)).numpy()
 

@@ -151,6 +151,7 @@ def test_diffusers_draws_the_same_latents(file, tmp_path):
     sd = load(file)
     save_folder(sd, tmp_path / "folder")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "folder")
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     ours = last(text_to_image(sd, CAPTIONS[0], sampler="ddim", seeds=1))
     theirs = pipe(

@@ -21,7 +21,7 @@ from ..paths import replacing
 MOST_HEADER = 10_000_000  # bytes; SDXL's names take 0.3 MB, and a header is read whole
 MOST_NAMES = 50_000  # SDXL with its averages has 4,195
 PIECE = 1 << 25  # bytes of a file in memory at a time while its numbers are converted
-SMALLEST = 8192  # numbers: smaller tensors (norms, biases) weigh little and stay finer than 8 bits
+SMALLEST = 2048  # numbers: smaller tensors (norms, biases) weigh little and stay finer than 8 bits
 MOST_HALF = 60000.0  # a little below the largest float16, 65504
 
 

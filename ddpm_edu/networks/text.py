@@ -118,14 +118,21 @@ class Text(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Cond:
-        """Prompts to Cond(context (B, L, D), vector (B, P)).
+        """Prompts to Cond(context (B, L, D), vector (B, P)), see `read`."""
+        return self.read(self.ids(prompts))
+
+    def ids(self, prompts: list[str]) -> list[Tensor]:
+        """Token ids (B, L) for each encoder: they may differ in what fills a row up."""
+        return [self.tokenizer(prompts, encoder.config.pad) for encoder in self.encoders]
+
+    def read(self, ids: list[Tensor]) -> Cond:
+        """Ids to Cond(context (B, L, D), vector (B, P)), with gradients.
 
         D is the sum of the widths; vector is None without a projection.
         """
         contexts, vector = [], None
-        for encoder in self.encoders:
-            ids = self.tokenizer(prompts, encoder.config.pad)
-            hidden = encoder(ids.to(encoder.text_model.final_layer_norm.weight.device))
+        for encoder, own in zip(self.encoders, ids):
+            hidden = encoder(own.to(encoder.text_model.final_layer_norm.weight.device))
             contexts.append(self._context(encoder, hidden))
             vector = hidden.pooled if encoder.config.projection else None
         return Cond(torch.cat(contexts, dim=-1), vector)

@@ -4,11 +4,11 @@ A batch comes from one bucket, so all its pictures have one shape. Beside the po
 denoiser gets six numbers: original size, crop, target size (Podell et al. 2023, sections 2.2, 2.3).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..datasets.buckets import bucket_order, nearest_bucket
 from ..datasets.originals import Cut, Originals, caption, excess
@@ -158,4 +158,35 @@ def encode_cuts(
         empty,
         numbers if sizes else torch.zeros_like(numbers),
         sd.config.number_dim,
+    )
+
+
+# ---------------------------------------------------------------- text encoders that learn, too
+
+
+class WithText(nn.Module):
+    """A base's UNet and text encoders as one model: the encoders learn along with the UNet.
+
+    cond.context holds ids (B, encoders, L), -1 for a dropped text, whose condition is zeros; and
+    cond.vector the numbers alone. SDXL kept its encoders frozen.
+    """
+
+    def __init__(self, sd: StableDiffusion):
+        super().__init__()
+        self.unet, self.text = sd.unet, sd.text
+
+    def forward(self, x_t, t, cond):
+        kept = (cond.context[:, 0, 0] >= 0).to(x_t)
+        text = self.text.read(list(cond.context.clamp(min=0).unbind(1)))
+        context, pooled = text.context * kept[:, None, None], text.vector * kept[:, None]
+        return self.unet(x_t, t, Cond(context, torch.cat([pooled, cond.vector], 1)))
+
+
+def with_ids(sd: StableDiffusion, data: Cuts, latents: CutLatents) -> CutLatents:
+    """The same latents with token ids instead of encoded texts, for `WithText`."""
+    names = [caption(data.originals.original(i)) for i in range(len(data))]
+    ids = torch.stack(sd.text.ids(list(dict.fromkeys(names))), 1)
+    nothing = torch.zeros(len(ids), 0)
+    return replace(
+        latents, captions=Cond(ids, nothing), empty=Cond(-torch.ones_like(ids[:1]), nothing[:1])
     )

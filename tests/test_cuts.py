@@ -9,7 +9,7 @@ from helpers import refuses
 from ddpm_edu import Schedule
 from ddpm_edu.datasets.buckets import buckets
 from ddpm_edu.datasets.originals import WIDEST, caption, excess, originals
-from ddpm_edu.errors import DataError, ScheduleError
+from ddpm_edu.errors import DataError, OptionError, ScheduleError
 from ddpm_edu.metrics.cuts import aesthetic
 from ddpm_edu.networks.text import TextConfig
 from ddpm_edu.networks.unet import UNetConfig
@@ -149,6 +149,26 @@ def test_strays_are_a_share_that_goes_to_any_bucket():
     over = [excess(p.original, p.target) for p in strays.where(torch.arange(len(many)))]
     assert (strays.crop >= 0).all() and (strays.crop <= torch.tensor(over)).all()
     assert strays.crop.double().mean() > 1.5 * usual.crop.double().mean()
+
+
+@pytest.mark.parametrize(
+    "error, words, change",
+    [
+        (OptionError, "stray", {"stray": 2}),
+        (OptionError, "stray", {"stray": -0.1}),
+        (OptionError, "stray", {"stray": float("nan")}),
+        (OptionError, "at least one", {"shapes": []}),
+        (DataError, r"bucket \(4, 64\)", {"shapes": [(4, 64), (32, 32)]}),
+    ],
+)
+def test_cuts_that_cannot_be(data, error, words, change):
+    with refuses(error, words):
+        cuts(data.originals, **{"shapes": SHAPES, **change})
+
+
+def test_a_bucket_that_lost_its_pictures_is_named(data, sd):
+    with refuses(DataError, r"bucket \(32, 32\)"):
+        replace(data, bucket=torch.where(data.bucket == SHAPES.index((32, 32)), 0, data.bucket))
 
 
 # ---------------------------------------------------------------- training on them

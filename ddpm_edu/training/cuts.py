@@ -14,7 +14,7 @@ from ..datasets.buckets import bucket_order, nearest_bucket
 from ..datasets.originals import Cut, Originals, caption, excess
 from ..datasets.painted import random_bits
 from ..diffusion import Cond
-from ..errors import DataError, in_range
+from ..errors import DataError, OptionError, in_range
 from ..metrics.cuts import aesthetic
 from ..systems.pipeline import embed_numbers
 from ..systems.system import StableDiffusion
@@ -28,6 +28,14 @@ class Cuts:
     shapes: list[tuple[int, int]]  # (h, w) of each bucket
     bucket: Tensor  # (N,) number of a picture's bucket
     crop: Tensor  # (N, 2) top and left, in pixels of the resized original
+
+    def __post_init__(self):
+        pictures = self.bucket.bincount(minlength=len(self.shapes))
+        if empty := [self.shapes[k] for k in (pictures == 0).nonzero()[:, 0].tolist()]:
+            raise DataError(
+                f"no picture of {len(self)} in the bucket {empty[0]} (height, width): leave it "
+                "out, or take more originals"
+            )
 
     def __len__(self) -> int:
         return len(self.bucket)
@@ -55,8 +63,11 @@ def cuts(
 ) -> Cuts:
     """Each original in the bucket nearest to its aspect, cropped at random where it hangs over.
 
-    stray: this share of them, drawn by lot, goes to any bucket, where more is cropped.
+    stray: this share of them, drawn by lot, goes to any bucket, where more is cropped. DataError
+    for a bucket without a picture.
     """
+    if not shapes:
+        raise OptionError(f"shapes = {shapes!r}: pass at least one (height, width)")
     bucket = nearest_bucket(originals.sizes(), shapes)
     lot, other = (random_bits(np.arange(len(bucket)), seed, stream) for stream in (9, 10))
     strays = torch.from_numpy(lot / 2**63 < in_range("stray", stray, 0, 1))

@@ -33,8 +33,8 @@ BLOCK_CASES = [(320, 768), (640, 2048), (1280, 2048), (768, 1280)]
 # ---------------------------------------------------------------- 12.2  the vector of SDXL
 
 
-def _embed(number):
-    return timestep_embedding(torch.tensor([float(number)]), 256)[0]
+def _embed(number, dim=256):
+    return timestep_embedding(torch.tensor([float(number)]), dim)[0]
 
 
 def _vector(
@@ -43,34 +43,35 @@ def _vector(
     """An answer that may tell other numbers, embed them otherwise, or put the parts the other way
     round."""
 
-    def answer(pooled, original_size, crop, target_size):
+    def answer(pooled, original_size, crop, target_size, dim=256):
         sizes = torch.cat(
-            [embed(number) for number in order(original_size, crop, target_size)]
+            [embed(number, dim) for number in order(original_size, crop, target_size)]
         ).expand(len(pooled), -1)
         return torch.cat([pooled, sizes] if pooled_first else [sizes, pooled], dim=1)
 
     return answer
 
 
-def _sines_first(number):
-    cos, sin = _embed(number).chunk(2)
+def _sines_first(number, dim):
+    cos, sin = _embed(number, dim).chunk(2)
     return torch.cat([sin, cos])
 
 
-def _plain(pooled, original_size, crop, target_size):
+def _plain(pooled, original_size, crop, target_size, dim=256):
     sizes = torch.tensor([*original_size, *crop, *target_size], dtype=torch.float32).expand(
         len(pooled), -1
     )
     return torch.cat([pooled, sizes], dim=1)
 
 
-def _pooled(seed, batch):
-    return torch.randn(batch, 1280, generator=torch.Generator().manual_seed(seed))
+def _pooled(seed, batch, width=1280):
+    return torch.randn(batch, width, generator=torch.Generator().manual_seed(seed))
 
 
 VECTOR_CASES = [
     (_pooled(1, 2), (1024, 768), (0, 96), (1152, 896)),
     (_pooled(2, 1), (300, 500), (40, 8), (1024, 512)),
+    (_pooled(3, 2, 64), (60, 90), (0, 5), (24, 40), 16),
 ]
 
 
@@ -201,11 +202,13 @@ EXERCISES = {
             (_vector(pooled_first=False), "The pooled text comes first, the six numbers after it."),
             (_vector(embed=_sines_first), "Cosines first, then sines, as in the time embedding."),
             (
-                _vector(
-                    embed=lambda number: timestep_embedding(torch.tensor([number / 1024]), 256)[0]
-                ),
+                _vector(embed=lambda number, dim: _embed(number / 1024, dim)),
                 "You divided the pixels by 1024. SDXL embeds the plain number of pixels, as if "
                 "it were a timestep.",
+            ),
+            (
+                _vector(embed=lambda number, dim: _embed(number)),
+                "Each number becomes `dim` cosines and sines: 256 is SDXL's, the mini has 16.",
             ),
             (
                 _plain,

@@ -13,14 +13,15 @@ def counted(c, d):
         return sum(p.numel() for p in TransformerBlock(c, d, 1).parameters())
 
 
-def fourier(number):
-    k = torch.arange(128)
-    angle = number * torch.exp(-math.log(10000) * k / 128)
+def fourier(number, dim):
+    k = torch.arange(dim // 2)
+    angle = number * torch.exp(-math.log(10000) * k / (dim // 2))
     return torch.cat([angle.cos(), angle.sin()])
 
 
-def vector(pooled, original_size, crop, target_size):
-    six = torch.stack([fourier(n) for n in (*original_size, *crop, *target_size)]).reshape(1, -1)
+def vector(pooled, original_size, crop, target_size, dim=256):
+    numbers = (*original_size, *crop, *target_size)
+    six = torch.stack([fourier(n, dim) for n in numbers]).reshape(1, -1)
     return torch.cat((pooled, six.repeat(pooled.shape[0], 1)), 1)
 
 
@@ -32,41 +33,41 @@ def split(times, T, handover):
 RIGHT = {"12.1": counted, "12.2": vector, "12.3": split}
 
 
-def width_first(pooled, original_size, crop, target_size):
-    return vector(pooled, original_size[::-1], crop[::-1], target_size[::-1])
+def width_first(pooled, original_size, crop, target_size, dim=256):
+    return vector(pooled, original_size[::-1], crop[::-1], target_size[::-1], dim)
 
 
-def sizes_width_first(pooled, original_size, crop, target_size):
-    return vector(pooled, original_size[::-1], crop, target_size[::-1])
+def sizes_width_first(pooled, original_size, crop, target_size, dim=256):
+    return vector(pooled, original_size[::-1], crop, target_size[::-1], dim)
 
 
-def text_last(pooled, original_size, crop, target_size):
-    six = vector(pooled, original_size, crop, target_size)[:, 1280:]
+def text_last(pooled, original_size, crop, target_size, dim=256):
+    six = vector(pooled, original_size, crop, target_size, dim)[:, pooled.shape[1] :]
     return torch.cat((six, pooled), 1)
 
 
-def ratio(pooled, original_size, crop, target_size):
+def ratio(pooled, original_size, crop, target_size, dim=256):
     r = target_size[0] / target_size[1]
-    return vector(pooled, original_size, crop, (r, r))
+    return vector(pooled, original_size, crop, (r, r), dim)
 
 
-def raw_numbers(pooled, original_size, crop, target_size):
+def raw_numbers(pooled, original_size, crop, target_size, dim=256):
     six = torch.tensor([float(n) for n in original_size + crop + target_size])
     return torch.hstack([pooled, six.repeat(len(pooled), 1)])
 
 
-def sin_cos(pooled, original_size, crop, target_size):
+def sin_cos(pooled, original_size, crop, target_size, dim=256):
     six = (
-        vector(pooled, original_size, crop, target_size)[:, 1280:]
-        .unflatten(1, (6, 2, 128))
+        vector(pooled, original_size, crop, target_size, dim)[:, pooled.shape[1] :]
+        .unflatten(1, (6, 2, dim // 2))
         .flip(2)
         .flatten(1)
     )
     return torch.cat((pooled, six), 1)
 
 
-def no_target(pooled, original_size, crop, target_size):
-    return vector(pooled, original_size, crop, target_size)[:, : 1280 + 4 * 256]
+def no_target(pooled, original_size, crop, target_size, dim=256):
+    return vector(pooled, original_size, crop, target_size, dim)[:, : -2 * dim]
 
 
 def share_of_steps(times, T, handover):
@@ -99,6 +100,7 @@ WRONG = [
     ("12.2", raw_numbers, "plain numbers"),
     ("12.2", sin_cos, "Cosines first"),
     ("12.2", no_target, "six numbers, not four"),
+    ("12.2", lambda pooled, *sizes: vector(pooled, *sizes[:3]), "the mini has 16"),
     ("12.3", share_of_steps, "number of steps"),
     ("12.3", from_the_wrong_end, "not at handover T"),
     ("12.3", strictly_above, "still belongs to the base"),

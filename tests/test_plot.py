@@ -16,7 +16,7 @@ from ddpm_edu.show import plot
 def shown(picture) -> np.ndarray:
     """The pixels a browser would show: decoded from the HTML, not taken from the object."""
     source = re.search(
-        r'src="data:image/png;base64,([^"]+)"', picture._repr_mimebundle_()["text/html"]
+        r'src="data:image/(?:png|webp);base64,([^"]+)"', picture._repr_mimebundle_()["text/html"]
     ).group(1)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB"))
 
@@ -119,13 +119,13 @@ def test_plot_itself_leaves_pyplot_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_small_png_of_a_curve_is_small_and_looks_the_same():
+def test_small_webp_of_a_curve_is_small_and_looks_the_same():
     fig, ax = plot.axes(7, 3)
     plot.curves(
         ax, np.linspace(0, 1, 200), {"a": np.linspace(0, 1, 200), "b": np.linspace(1, 0, 200) ** 2}
     )
     image = plot.pixels(fig)
-    small = plot.small_png(image)
+    small = plot.small_webp(image)
     assert len(small) < 0.7 * len(plot.png(image, 9))
     assert (
         np.abs(np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int) - image).mean()
@@ -133,9 +133,9 @@ def test_small_png_of_a_curve_is_small_and_looks_the_same():
     )
 
 
-def test_small_png_keeps_photographs_in_full_colour():
+def test_small_webp_keeps_photographs_in_full_colour():
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert (np.asarray(Image.open(io.BytesIO(plot.small_png(image)))) == image).all()
+    assert (np.asarray(Image.open(io.BytesIO(plot.small_webp(image)))) == image).all()
 
 
 def test_tile_puts_every_image_where_it_belongs():

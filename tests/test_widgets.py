@@ -521,7 +521,9 @@ def test_every_widget_leaves_a_still_picture_beside_its_view(make):
     widget = make()
     bundle, _ = widget._repr_mimebundle_()
     assert bundle[VIEW]["model_id"] == widget.model_id
-    source = re.search(r'src="data:image/png;base64,([^"]+)"', bundle["text/html"]).group(1)
+    source = re.search(r'src="data:image/(?:png|webp);base64,([^"]+)"', bundle["text/html"]).group(
+        1
+    )
     assert (decode(base64.b64decode(source)) == decode(widget.still())).all()
     assert f'alt="{widget.alt}"' in bundle["text/html"] and widget.alt in bundle["text/plain"]
 

@@ -80,14 +80,14 @@ class Picture:
     """A picture with alt text and a caption; what `figure` and `image_grid` return. Shown when it
     ends a cell, or by `display`."""
 
-    def __init__(self, png: bytes, *, alt: str, caption: str, width: int | None = None):
+    def __init__(self, data: bytes, *, alt: str, caption: str, width: int | None = None):
         require_text("alt", alt)
         require_text("caption", caption)
-        self.png, self.alt, self.caption, self.width = png, alt, caption, width
+        self.data, self.alt, self.caption, self.width = data, alt, caption, width
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {
-            "text/html": figure_html(self.png, self.alt, self.caption, self.width),
+            "text/html": figure_html(self.data, self.alt, self.caption, self.width),
             "text/plain": f"[picture: {self.alt}]",
         }
 
@@ -103,7 +103,7 @@ def figure(fig: Figure, *, alt: str, caption: str) -> Picture:
     'A rising line'
     """
     width = round(fig.get_size_inches()[0] * DPI)
-    picture = Picture(small_png(sharp(fig)), alt=alt, caption=caption, width=width)
+    picture = Picture(small_webp(sharp(fig)), alt=alt, caption=caption, width=width)
     if "matplotlib.pyplot" in sys.modules:  # left open it would be drawn again under the cell
         sys.modules["matplotlib.pyplot"].close(fig)
     return picture
@@ -338,7 +338,7 @@ def image_grid(
             sheet = tile(x, columns, gap=gap)
         texts = (labels, row_labels, column_labels)
         image = labelled(sheet, x.shape[2:], gap, times, left, columns, texts)
-    return Picture(small_png(image), alt=alt, caption=caption, width=image.shape[1] // SHARP)
+    return Picture(small_webp(image), alt=alt, caption=caption, width=image.shape[1] // SHARP)
 
 
 def filling(sheet: np.ndarray, taken: int) -> int:
@@ -409,23 +409,22 @@ def png(image: np.ndarray, compress_level: int = 1) -> bytes:
     return out.getvalue()
 
 
-def small_png(image: np.ndarray) -> bytes:
-    """PNG for a saved notebook: a 256-colour palette where the eye cannot tell (mean error below
-    one level of 256), else full colour."""
-    if image.ndim == 2:
-        return png(image, 9)
-    full = Image.fromarray(np.ascontiguousarray(image))
-    few = full.quantize(256, dither=Image.Dither.NONE)
-    error = np.abs(np.asarray(few.convert("RGB"), dtype=np.int16) - image).mean()
+def small_webp(image: np.ndarray) -> bytes:
+    """Lossless WebP for a saved notebook: a 256-colour palette where the eye cannot tell (mean
+    error below one level of 256), else full colour."""
+    full = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+    few = full.quantize(256, dither=Image.Dither.NONE).convert("RGB")
+    error = np.abs(np.asarray(few, dtype=np.int16) - np.asarray(full)).mean()
     out = io.BytesIO()
-    (few if error < 1 else full).save(out, "PNG", optimize=True)
+    (few if error < 1 else full).save(out, "WEBP", lossless=True, quality=30, method=2)
     return out.getvalue()
 
 
-def figure_html(png_bytes: bytes, alt: str, caption: str, width: int | None = None) -> str:
-    """The HTML of a picture with alt text and caption, `width` screen pixels wide (default: as many
-    as it has). The data URI must stay on one line (viewers drop a broken one)."""
-    uri = "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")
+def figure_html(picture: bytes, alt: str, caption: str, width: int | None = None) -> str:
+    """The HTML of a PNG or WebP with alt text and caption, `width` screen pixels wide (default: as
+    many as it has). The data URI must stay on one line (viewers drop a broken one)."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "webp"
+    uri = f"data:image/{kind};base64," + base64.b64encode(picture).decode("ascii")
     wide = f'width="{width}" ' if width else ""
     style = "max-width:46em;margin-top:0.3em"
     return (

@@ -104,7 +104,7 @@ class DragPoint(Widget):
             ax.plot(*path[-1], "o", color=color)
         ax.plot(*self.xy, "ko", markersize=9)
         ax.legend(fontsize=8)
-        return plot.small_png(plot.sharp(fig))
+        return plot.small_webp(plot.sharp(fig))
 
     def still_width(self) -> int:
         return self.size

@@ -121,7 +121,7 @@ class Film(_Player):
             for k in np.linspace(0, n - 1, count).round().astype(int)
             for part in (gap, plot.enlarge(frames[k], zoom))
         ][1:]
-        return plot.small_png(
+        return plot.small_webp(
             np.concatenate(strip, axis=1).squeeze(-1)
             if channels == 1
             else np.concatenate(strip, axis=1)
@@ -227,7 +227,7 @@ class PointFilm(_Player):
                 if self.captions and r == 0:
                     ax.set_title(self.captions[k], fontsize=10)
             row[0].set_ylabel(title)
-        return plot.small_png(plot.sharp(fig))
+        return plot.small_webp(plot.sharp(fig))
 
     def still_width(self) -> int:
         return round(8.4 * plot.DPI)

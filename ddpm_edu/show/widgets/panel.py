@@ -169,7 +169,7 @@ class SliderPicture(_Panel):
         return plot.png(image)
 
     def still(self) -> bytes:
-        return plot.small_png(plot.sharp(self._fig))
+        return plot.small_webp(plot.sharp(self._fig))
 
     def still_width(self) -> int:
         return round(self._fig.get_size_inches()[0] * plot.DPI)
@@ -211,7 +211,7 @@ class SliderImage(_Panel):
 
     def still(self) -> bytes:
         h, w, channels = self.shape
-        return plot.small_png(
+        return plot.small_webp(
             plot.enlarge(
                 np.frombuffer(self.picture, np.uint8).reshape(
                     (h, w, 3) if channels == 3 else (h, w)

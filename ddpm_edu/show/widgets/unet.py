@@ -69,7 +69,7 @@ class UNetView(Widget):
         draw_unet(ax, self._blocks[name], chosen=self.block)
         words = _words(self._blocks[name])[self.block]
         ax.set_title(f"{name}\n{words}", loc="left", fontsize=10)
-        return plot.small_png(plot.sharp(fig))
+        return plot.small_webp(plot.sharp(fig))
 
     def still_width(self) -> int:
         return round(8.4 * plot.DPI)

@@ -76,11 +76,14 @@ def pictures(sd, texts, size=(32, 32), original=None, steps=10, **options):
 
 
 def rank(values) -> np.ndarray:
-    return np.argsort(np.argsort(values))
+    """Equal values share the mean of their ranks."""
+    values = np.asarray(values)
+    return ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1) - 1) / 2
 
 
 def correlation(a, b) -> float:
-    return float(np.corrcoef(a, b)[0, 1])
+    """0 where one of them does not change."""
+    return float(np.corrcoef(a, b)[0, 1]) if np.std(a) and np.std(b) else 0.0
 
 
 def sharpness(sd) -> dict:
@@ -267,10 +270,10 @@ def pair(name: str, updates: int, originals_n: int) -> tuple[dict, np.ndarray]:
     """What is measured of one of PAIRS, and 16 pictures: 8 of any size asked, 8 on black and white."""
     sd, loss, seconds = trained(name, updates, originals_n)
     result = {"loss": loss, "cpu_seconds": seconds}
-    if "size" in name:
-        x = read_cuts(pictures(sd, some(4 * POINT)))
+    if "size" in name:  # without guidance, which prefers sharp and whole digits by itself
+        x = read_cuts(pictures(sd, some(4 * POINT), guidance=1.0))
         result |= {"sharpness": sharpness(sd), "place": place(sd)}
-        result["asked_sharp"] = x.sharpness.tolist()
+        result |= {"asked_sharp": x.sharpness.tolist(), "whole": x.whole.double().mean().item()}
     result["brightness"] = brightness(sd)
     for key, held in (("seen", False), ("held_out", True)):
         texts = some(3 * POINT, held)

@@ -16,7 +16,7 @@ from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.networks.vae import VAEConfig
 from ddpm_edu.systems.pipeline import condition
 from ddpm_edu.systems.system import SystemConfig, build
-from ddpm_edu.training.cuts import cuts, encode_cuts
+from ddpm_edu.training.cuts import WithText, cuts, encode_cuts, with_ids
 from ddpm_edu.training.resume import Run
 from ddpm_edu.training.train import TrainConfig, train
 
@@ -236,3 +236,25 @@ def test_eps_and_a_schedule_down_to_pure_noise_are_refused(latents, tmp_path, of
     assert torch.equal(model.conv_in.weight, before) and not file.exists()
     step = next(train(model, schedule, latents, replace(config, predict="v"), checkpoint=file))
     assert step.loss > 0 and file.exists()
+
+
+def test_text_encoders_that_learn_along_start_as_the_frozen_ones_and_move(data):
+    torch.manual_seed(0)
+    sd = build(TINY, Schedule.sqrt_linear().zero_terminal_snr())
+    sd.text.tokenizer = letters
+    frozen, along = encode_cuts(sd, data), with_ids(sd, data, encode_cuts(sd, data))
+    model, index = WithText(sd), batch(data)
+    (z, known), (same, ids) = frozen[index], along[index]
+    t = torch.full((len(index),), 700)
+    assert torch.equal(z, same) and ids.context.shape == (len(index), 2, 12)
+    torch.testing.assert_close(model(z, t, ids), sd.unet(z, t, known))
+    dropped = model(z, t, along.uncond(index)), sd.unet(z, t, frozen.uncond(index))
+    torch.testing.assert_close(*dropped)
+    assert (dropped[0] - model(z, t, ids)).abs().max() > 1e-4
+    before = {name: w.clone() for name, w in sd.text.state_dict().items()}
+    model.requires_grad_(True)
+    run = TrainConfig(steps=2, batch_size=8, predict="v", p_uncond=0.5, warmup=0)
+    for step in train(model, sd.schedule, along, run):
+        assert step.loss > 0
+    moved = {name for name, w in sd.text.state_dict().items() if not torch.equal(w, before[name])}
+    assert {name.split(".")[1] for name in moved} == {"0", "1"}

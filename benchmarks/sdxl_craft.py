@@ -86,23 +86,23 @@ def correlation(a, b) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if np.std(a) and np.std(b) else 0.0
 
 
-def sharpness(sd) -> dict:
+def sharpness(sd, sizes=SIZES) -> dict:
     """Asked original size against measured sharpness, and that of real pictures of this size."""
     digits = originals("test", POINT)
     known = [digits.original(i) for i in range(POINT)]
     real = [
         torch.stack([cut(paint(d, o._replace(height=s, width=s)), (32, 32)) for d, o in zip(digits.digits, known)])
-        for s in SIZES
+        for s in sizes
     ]  # fmt: skip
     data = [read_cuts(x / 127.5 - 1).sharpness.mean().item() for x in real]
-    read = [read_cuts(pictures(sd, some(POINT), original=(s, s))).sharpness for s in SIZES]
+    read = [read_cuts(pictures(sd, some(POINT), original=(s, s))).sharpness for s in sizes]
     mean = [r.mean().item() for r in read]
     return {
-        "sizes": SIZES,
+        "sizes": sizes,
         "sharpness": [round(m, 4) for m in mean],
         "spread": [round(r.std().item(), 4) for r in read],
         "data": [round(m, 4) for m in data],
-        "spearman": correlation(rank(SIZES), rank(mean)),
+        "spearman": correlation(rank(sizes), rank(mean)),
     }
 
 
@@ -312,10 +312,12 @@ def shipped() -> dict:
     for name, measure in (
         ("obedience", lambda: obedience(base, refiner)),
         ("sharpness", lambda: sharpness(base)),
+        ("sharpness up to 96", lambda: sharpness(base, (12, 17, 23, 31, 42, 56, 74, 96))),
         ("place", lambda: place(base)),
         ("by_bucket", lambda: by_bucket(base)),
         ("brightness", lambda: brightness(base)),
         ("brightness, guidance 2", lambda: brightness(base, guidance=2.0)),
+        ("brightness, no guidance", lambda: brightness(base, guidance=1.0)),
         ("refined", lambda: refined(base, refiner)),
     ):
         result[name] = measure()

@@ -13,7 +13,6 @@ line printed is one JSON object.
 """
 
 import argparse
-import copy
 import datetime
 import json
 import platform
@@ -34,6 +33,7 @@ from ddpm_edu.training.autoencoder import (
     LossWeights,
     classifier_features,
     measure_scale,
+    only_decoder,
     with_scale,
 )
 from ddpm_edu.training.recipes import PAINTED
@@ -76,14 +76,6 @@ def run(vae: VAE, weights: LossWeights, config: TrainConfig, name: str):
     return step.ema.vae, {k: thin([r[k] for r in record]) for k in record[0]}, round(seconds)
 
 
-def only_decoder(vae: VAE) -> VAE:
-    """A copy whose encoder is not trained."""
-    vae = copy.deepcopy(vae).requires_grad_(True)
-    vae.encoder.requires_grad_(False)
-    vae.quant.requires_grad_(False)
-    return vae
-
-
 def start(name: str, seed: int):
     """(VAE, weights, config) of a part."""
     torch.manual_seed(seed)
@@ -98,8 +90,9 @@ def start(name: str, seed: int):
         kept = {k: w for k, w in shipped.state_dict().items() if not k.startswith(TOUCHING)}
         vae.load_state_dict(kept, strict=False)
         return vae, LossWeights(), replace(FURTHER, steps=400, lr=1e-2)
-    warm = load(FOLDER / "warm.safetensors")
-    vae = only_decoder(warm) if not LOSSES[name].kl else copy.deepcopy(warm).requires_grad_(True)
+    vae = load(FOLDER / "warm.safetensors").requires_grad_(True)
+    if not LOSSES[name].kl:
+        only_decoder(vae)
     return vae, LOSSES[name], FURTHER
 
 

@@ -11,6 +11,7 @@ One thread. The last line printed is one JSON object.
 
 import argparse
 import datetime
+import functools
 import json
 import platform
 import random
@@ -25,12 +26,12 @@ from torch.nn import functional as F
 from ddpm_edu import load
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.originals import captions, cut, originals, paint
-from ddpm_edu.diffusion import Cond, last
+from ddpm_edu.diffusion import Cond
 from ddpm_edu.metrics.cuts import obeyed, read_cuts
 from ddpm_edu.metrics.frechet import frechet
 from ddpm_edu.paths import data_folder
 from ddpm_edu.schedule import Schedule
-from ddpm_edu.systems.pipeline import decode, draw, embed_numbers, text_to_image
+from ddpm_edu.systems.pipeline import draw, embed_numbers
 from ddpm_edu.systems.system import NUMBERS, build
 from ddpm_edu.training.cuts import WithText, cuts, encode_cuts, with_ids
 from ddpm_edu.training.sdxl import BUCKETS, DENOISE_48, SDXL_RECIPE
@@ -38,16 +39,8 @@ from ddpm_edu.training.train import train
 from ddpm_edu.training.whole_system import logged, train_unet
 
 OUT = data_folder() / "recorded" / "sdxl_craft.npz"
-SIZES = (
-    12,
-    15,
-    18,
-    22,
-    27,
-    33,
-    40,
-    48,
-)  # asked, of a square original; above 48 the mini gets no sharper
+# Asked, of a square original; above 48 the mini gets no sharper.
+SIZES = (12, 15, 18, 22, 27, 33, 40, 48)
 CROPS = tuple(range(4, 29, 3))  # asked, of the 32 pixels by which an original of 1 : 2 hangs over
 UNTRAINED = [(44, 24), (24, 44)]
 POINT = 64  # pictures a point
@@ -62,14 +55,9 @@ def some(n: int, held: bool | None = False, seed: int = 0, ground: str = "") -> 
 def pictures(sd, texts, size=(32, 32), original=None, steps=10, **options):
     """(N, 3, h, w), POINT at a time; the original is sharp and of the target's shape unless given."""
     original = original or tuple(2 * side for side in size)
-    parts = []
-    for k in range(0, len(texts), POINT):
-        part = texts[k : k + POINT]
-        same = dict(
-            size=size, original_size=original, steps=steps, seeds=list(range(k, k + len(part)))
-        )
-        parts.append(decode(sd, last(text_to_image(sd, part, **same, **options))))
-    return torch.cat(parts)
+    same = dict(size=size, original_size=original, steps=steps, progress=False, **options)
+    parts = torch.arange(len(texts)).split(POINT)
+    return torch.cat([draw(sd, [texts[k] for k in p], seeds=p.tolist(), **same) for p in parts])
 
 
 # ---------------------------------------------------------------- what is measured
@@ -155,6 +143,7 @@ def brightness(sd, **options) -> dict:
     return result
 
 
+@functools.cache
 def data_on(ground: str) -> torch.Tensor:
     """Sharp square pictures of the training data on this ground."""
     every = originals("train", 6000)
@@ -182,12 +171,7 @@ def refined(base, refiner, n: int = 256, steps: int = 30) -> dict:
     own = (large & (data.bucket == BUCKETS.index((32, 32)))).nonzero()[:n, 0]
     real, texts, result = details(data[own][0]), some(n, held=None), {}
     for name, other in (("base", None), ("refiner", refiner)):
-        parts = [
-            draw(base, texts[k : k + POINT], refiner=other, steps=steps, progress=False,
-                 original_size=(64, 64), seeds=list(range(k, k + len(texts[k : k + POINT]))))
-            for k in range(0, n, POINT)
-        ]  # fmt: skip
-        x = torch.cat(parts)
+        x = pictures(base, texts, steps=steps, refiner=other)
         result[name] = {
             "frechet": frechet(details(x), real),
             "obeyed": obeyed(x, texts).double().mean().item(),
@@ -201,13 +185,9 @@ def obedience(base, refiner, n: int = 500) -> dict:
     """Prompts obeyed, of combinations in training and held out, in 30 steps with the refiner."""
     result = {}
     for name, held in (("seen", False), ("held_out", True)):
-        texts, right = some(n, held), []
-        for k in range(0, n, POINT):
-            part = texts[k : k + POINT]
-            x = draw(base, part, refiner=refiner, steps=30, original_size=(64, 64), progress=False,
-                     seeds=list(range(k, k + len(part))))  # fmt: skip
-            right.append(obeyed(x, part))
-        result[name] = torch.cat(right).double().mean().item()
+        texts = some(n, held)
+        x = pictures(base, texts, steps=30, refiner=refiner)
+        result[name] = obeyed(x, texts).double().mean().item()
     started = time.perf_counter()
     draw(base, texts[0], refiner=refiner, steps=30, progress=False)
     return {**result, "seconds_a_picture": round(time.perf_counter() - started, 2)}

@@ -48,13 +48,17 @@ class Cut(NamedTuple):
 
 def caption(original: Original) -> str:
     """Original(7, "red", "blue", ...) -> "a red seven on a blue ground"."""
-    return f"a {original.ink} {DIGITS[original.digit]} on a {original.ground} ground"
+    return _sentence(*original[:3])
 
 
 def captions(held: bool | None = None) -> list[str]:
     """Of all originals, or, as in `originals`, of those for training or of those held out."""
     every = dict.fromkeys(scene[:3] for scene in scenes(held))
-    return [f"a {ink} {DIGITS[digit]} on a {ground} ground" for digit, ink, ground in every]
+    return [_sentence(*scene) for scene in every]
+
+
+def _sentence(digit, ink, ground):
+    return f"a {ink} {DIGITS[digit]} on a {ground} ground"
 
 
 def parse(text: str) -> tuple[int, str, str]:
@@ -132,6 +136,10 @@ class Originals:
         digit, ink, ground, h, w = self.numbers[i].tolist()
         colours = list(COLOURS)
         return Original(digit, colours[ink], colours[ground], h, w, self.boxes[i].item())
+
+    def captions(self, index=None) -> list[str]:
+        """Of pictures `index`, numbers; None: of all."""
+        return [caption(self.original(i)) for i in (range(len(self)) if index is None else index)]
 
     def picture(self, i: int) -> Tensor:
         """Picture i as it was, (3, h, w), floats in 0..255."""

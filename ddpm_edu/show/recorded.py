@@ -271,15 +271,24 @@ class Run(NamedTuple):
 
 def run(name: str, folder=None) -> Run:
     """The run data/recorded/NAME.npz. DataError where it is not there."""
+    card, arrays = _recorded(name, f"training_runs.py {name}", folder)
+    losses = arrays.pop("losses")
+    return Run(card, losses, _pictures(dict(sorted(arrays.items()))))
+
+
+def _recorded(name: str, script: str, folder=None) -> tuple[dict, dict]:
+    """(card, {name: array}) of data/recorded/NAME.npz. DataError where it is not there."""
     path = Path(folder or data_folder() / "recorded") / f"{name}.npz"
     if not path.exists():
-        raise DataError(
-            f"{path} is not there: record it with `python benchmarks/training_runs.py {name}`"
-        )
+        raise DataError(f"{path} is not there: record it with `python benchmarks/{script}`")
     with np.load(path) as file:
-        kinds = set(file.files) - {"card", "losses"}
-        pictures = {kind: file[kind] / np.float32(127.5) - 1 for kind in sorted(kinds)}
-        return Run(json.loads(str(file["card"])), file["losses"], pictures)
+        arrays = {key: file[key] for key in file.files}
+    return json.loads(str(arrays.pop("card"))), arrays
+
+
+def _pictures(arrays: dict) -> dict:
+    """Bytes to [-1, 1]."""
+    return {key: array / np.float32(127.5) - 1 for key, array in arrays.items()}
 
 
 # ---------------------------------------------------------------- pairs of trainings
@@ -300,12 +309,5 @@ class Craft(NamedTuple):
 
 def craft(folder=None) -> Craft:
     """The pairs of data/recorded/sdxl_craft.npz. DataError where they are not there."""
-    path = Path(folder or data_folder() / "recorded") / "sdxl_craft.npz"
-    if not path.exists():
-        raise DataError(
-            f"{path} is not there: record it with `python benchmarks/sdxl_craft.py pairs`"
-        )
-    with np.load(path) as file:
-        names = [name for name in file.files if name != "card"]
-        pictures = {name: file[name] / np.float32(127.5) - 1 for name in names}
-        return Craft(json.loads(str(file["card"])), pictures)
+    card, arrays = _recorded("sdxl_craft", "sdxl_craft.py pairs", folder)
+    return Craft(card, _pictures(arrays))

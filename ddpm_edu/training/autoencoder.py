@@ -138,6 +138,15 @@ def objective(model: nn.Module, batch: tuple, generator=None) -> Tensor:
     return model(batch[0], generator)
 
 
+def only_decoder(vae: VAE) -> VAE:
+    """The same VAE, not a copy, of which only the decoder learns: every latent stays as it is."""
+    for part in (vae.encoder, vae.quant):
+        part.requires_grad_(False)
+    for part in (vae.decoder, vae.post_quant):
+        part.requires_grad_(True)
+    return vae
+
+
 # ---------------------------------------------------------------- its parts
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..datasets.buckets import bucket_order, nearest_bucket
-from ..datasets.originals import Cut, Originals, caption, excess
+from ..datasets.originals import Cut, Originals, excess
 from ..datasets.painted import random_bits
 from ..diffusion import Cond
 from ..errors import DataError, OptionError, in_range
@@ -45,7 +45,7 @@ class Cuts:
         one_bucket(self.bucket[index])
         places = ((i, cut.target, cut.crop) for i, cut in zip(index.tolist(), self.where(index)))
         x_0 = torch.stack([self.originals.cut(*place)[0] for place in places])
-        return x_0, [caption(self.originals.original(i)) for i in index.tolist()]
+        return x_0, self.originals.captions(index.tolist())
 
     def where(self, index) -> list[Cut]:
         """Where pictures come from: the numbers that the model learns with them."""
@@ -155,7 +155,7 @@ def encode_cuts(
         z_0.append(torch.cat(latents))
     if sd.config.vector == "refiner":
         numbers = torch.cat([numbers[:, :4], score[:, None]], 1)
-    names = [caption(data.originals.original(i)) for i in range(len(data))]
+    names = data.originals.captions()
     known = {name: k for k, name in enumerate(dict.fromkeys(names))}
     empty = sd.text.encode([""])
     if sd.config.zero_empty:
@@ -195,8 +195,7 @@ class WithText(nn.Module):
 
 def with_ids(sd: StableDiffusion, data: Cuts, latents: CutLatents) -> CutLatents:
     """The same latents with token ids instead of encoded texts, for `WithText`."""
-    names = [caption(data.originals.original(i)) for i in range(len(data))]
-    ids = torch.stack(sd.text.ids(list(dict.fromkeys(names))), 1)
+    ids = torch.stack(sd.text.ids(list(dict.fromkeys(data.originals.captions()))), 1)
     nothing = torch.zeros(len(ids), 0)
     return replace(
         latents, captions=Cond(ids, nothing), empty=Cond(-torch.ones_like(ids[:1]), nothing[:1])

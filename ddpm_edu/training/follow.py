@@ -11,7 +11,7 @@ from ..files.load import save
 from .recipes import RECIPES
 from .sdxl import SDXL_RECIPE, train_sdxl
 from .train import train
-from .whole_system import last, logged, machine, train_system
+from .whole_system import last_step, logged, machine, train_system
 
 
 def follow(
@@ -66,7 +66,7 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
     dataset, started, record = recipe.dataset(), time.perf_counter(), {}
     model, schedule = recipe.model(dataset).to(device), recipe.schedule()
     run = train(model, schedule, dataset, config, checkpoint=checkpoint)
-    step = last(logged("UNet", config, record)(run))
+    step = last_step(logged("UNet", config, record)(run))
     meta = {
         "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),
         "guidance": recipe.guidance,

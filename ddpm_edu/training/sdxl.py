@@ -24,11 +24,11 @@ from ..networks.tokenizer import known_words, train_tokenizer
 from ..networks.vae import VAE
 from ..schedule import Schedule
 from ..systems.system import SDXL_MINI, SDXL_MINI_REFINER, StableDiffusion, SystemConfig, build
-from .autoencoder import LossWeights, with_scale
+from .autoencoder import LossWeights, only_decoder, with_scale
 from .cuts import CutLatents, Cuts, cuts, encode_cuts, middle_cuts
 from .recipes import DENOISE, MUON, start_at_zero
 from .train import TrainConfig, fit
-from .whole_system import Beside, checkpoints, fit_vae, last, logged, machine, train_unet
+from .whole_system import Beside, checkpoints, fit_vae, last_step, logged, machine, train_unet
 
 SQUARE = [(32, 32)]
 BUCKETS = buckets(32, 4, 2.7)  # seven, from (48, 20) to (20, 48)
@@ -112,7 +112,7 @@ def train_clip(recipe: SDXLRecipe, k: int, checkpoint=None, log: Callable = iter
     clip = CLIP(CLIPConfig(text, size=recipe.base.size, **recipe.vision), tokenizer)
     pictures = middle_cuts(originals("train", recipe.n), (recipe.base.size,) * 2)
     steps = fit(clip, pictures, config, clip_module.objective(clip), checkpoint=checkpoint)
-    return last(log(steps)).ema
+    return last_step(log(steps)).ema
 
 
 def assemble(
@@ -161,10 +161,8 @@ def train_refiner(
 
 def train_decoder(recipe: SDXLRecipe, vae: VAE, checkpoint=None, log: Callable = iter) -> VAE:
     """Part 4, too: the same VAE with a better decoder."""
-    for part in (vae.encoder, vae.quant):
-        part.requires_grad_(False)
     pictures, config = recipe.cuts(recipe.stages[-1]), recipe.train_decoder
-    return fit_vae(vae, recipe.losses, config, pictures, checkpoint, log, "cpu")
+    return fit_vae(only_decoder(vae), recipe.losses, config, pictures, checkpoint, log, "cpu")
 
 
 # ---------------------------------------------------------------- all of them
@@ -225,5 +223,4 @@ def _train_refiner(recipe, vae, clips, files):
     log = logged("refiner", recipe.train_refiner, record["refiner"])
     unet = train_refiner(recipe, sd, files["refiner"], log).unet
     log = logged("decoder", recipe.train_decoder, record["decoder"])
-    vae.requires_grad_(True)
     return unet.state_dict(), train_decoder(recipe, vae, files["decoder"], log), record

@@ -37,7 +37,7 @@ from ..networks.vae import VAE, start_linear
 from ..paths import replacing
 from ..systems.system import NUMBERS, StableDiffusion, SystemConfig, build
 from . import autoencoder
-from .autoencoder import Autoencoder, LossWeights, measure_scale, with_scale
+from .autoencoder import Autoencoder, LossWeights, measure_scale, only_decoder, with_scale
 from .latents import Latents, encode
 from .recipes import Recipe, start_at_zero
 from .train import TrainConfig, fit, progress, train
@@ -64,19 +64,16 @@ def train_decoder(
     recipe: Recipe, vae: VAE, checkpoint=None, log: Callable = iter, device="cpu"
 ) -> VAE:
     """Part 4: the same VAE with a better decoder; its latents stay what they are."""
-    for part in (vae.encoder, vae.quant):
-        part.requires_grad_(False)
-    for part in (vae.decoder, vae.post_quant):
-        part.requires_grad_(True)
     config = recipe.train_decoder
-    return fit_vae(vae, recipe.losses, config, recipe.dataset(), checkpoint, log, device)
+    pictures = recipe.dataset()
+    return fit_vae(only_decoder(vae), recipe.losses, config, pictures, checkpoint, log, device)
 
 
 def fit_vae(vae: VAE, losses: LossWeights, config, pictures, checkpoint, log, device) -> VAE:
     """The averaged VAE."""
     model = Autoencoder(vae, losses).to(device)
     steps = fit(model, pictures, config, autoencoder.objective, checkpoint=checkpoint)
-    return last(log(steps)).ema.vae
+    return last_step(log(steps)).ema.vae
 
 
 def train_clip(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu") -> CLIP:
@@ -87,7 +84,7 @@ def train_clip(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cp
     text = dataclasses.replace(recipe.text, vocab=tokenizer.bpe.get_vocab_size())
     clip = CLIP(CLIPConfig(text, size=recipe.size, **recipe.vision), tokenizer).to(device)
     objective = clip_module.objective(clip)
-    return last(log(fit(clip, recipe.dataset(), config, objective, checkpoint=checkpoint))).ema
+    return last_step(log(fit(clip, recipe.dataset(), config, objective, checkpoint=checkpoint))).ema
 
 
 def assemble(recipe: Recipe, vae: VAE, clip: CLIP) -> StableDiffusion:
@@ -133,12 +130,12 @@ def train_unet(
 ) -> StableDiffusion:
     """Part 3: Algorithm 1 on latents; sd then holds the averaged weights."""
     unet = sd.unet.requires_grad_(True)
-    step = last(log(train(unet, sd.schedule, latents, config, checkpoint=checkpoint)))
+    step = last_step(log(train(unet, sd.schedule, latents, config, checkpoint=checkpoint)))
     sd.unet.load_state_dict(step.ema.state_dict())
     return sd.eval().requires_grad_(False)
 
 
-def last(steps):
+def last_step(steps):
     return deque(steps, maxlen=1)[0]
 
 

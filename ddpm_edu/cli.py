@@ -221,7 +221,7 @@ def _check(args, **limits) -> None:
 
 def _size(text: str | None, factor: int):
     """(height, width) of 512 or WIDTHxHEIGHT."""
-    from .systems.pipeline import picture_size
+    from .systems.arguments import picture_size
 
     if text is None:
         return None

@@ -22,6 +22,7 @@ class Cond(NamedTuple):
 
     context: Tensor | None = None  # (B, L, D) tokens for cross-attention
     vector: Tensor | None = None  # (B, V) added to the time: one-hot class, pooled text, sizes
+    picture: Tensor | None = None  # (B, C, H, W) channels behind x_t's: mask and masked picture
 
     def map(self, f: Callable) -> "Cond":
         """f applied to each part that is there."""
@@ -372,8 +373,8 @@ def guided(
     """Classifier-free guidance: uncond + scale (cond - uncond), in one batched call.
 
     Ho & Salimans eq. 6 with scale = 1 + w. Scale 1 is the plain conditional model, 0 the
-    unconditional one. `uncond`, or a part of it, defaults to zeros (no class); a single row is
-    repeated.
+    unconditional one. `uncond`, or a part of it, defaults to zeros (no class), its picture to that
+    of `cond`; a single row is repeated.
     rescale = phi gives phi of the way back to the spread of the conditional prediction, a picture:
     times phi std(cond) / std(guided) + 1 - phi (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
     interval = (low, high): guidance at low <= t <= high only, elsewhere the plain model at half the
@@ -384,7 +385,8 @@ def guided(
     low, high = check_interval(interval, MAX_T)
     if scale == 1:
         return model
-    pair = remembered(lambda *parts: Cond(*map(_beside, Cond._fields, parts[:2], parts[2:])))
+    n = len(Cond._fields)
+    pair = remembered(lambda *parts: Cond(*map(_beside, Cond._fields, parts[:n], parts[n:])))
 
     def denoise(x_t, t, cond):
         cond = cond or Cond()
@@ -424,8 +426,8 @@ def _beside(name, cond, uncond):
     """One part of both conditions in one batch; uncond (1, ...) is repeated."""
     if cond is None:
         return None
-    if uncond is None:
-        return torch.cat([cond, torch.zeros_like(cond)])
+    if uncond is None:  # without a text it is still the same picture that is edited
+        return torch.cat([cond, cond if name == "picture" else torch.zeros_like(cond)])
     if uncond.shape[1:] != cond.shape[1:] or len(uncond) not in (1, len(cond)):
         raise ShapeError(
             f"uncond.{name} has shape {tuple(uncond.shape)} but cond.{name} {tuple(cond.shape)}: "

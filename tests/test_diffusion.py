@@ -428,12 +428,29 @@ def test_guidance_is_two_plain_calls(scale, given):
     }[given]
     plain = uncond or cond.map(torch.zeros_like)
     plain = Cond(
-        *(torch.zeros_like(c) if u is None else u.expand_as(c) for c, u in zip(cond, plain))
+        *(torch.zeros_like(c) if u is None else u.expand_as(c) for c, u in zip(cond[:2], plain))
     )
     expected = (1 - scale) * linear(x, t, plain) + scale * linear(x, t, cond)
     torch.testing.assert_close(
         guided(linear, scale, uncond)(x, t, cond), expected, rtol=1e-5, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("given", ["no uncond", "another text", "another picture"])
+def test_guidance_without_the_text_keeps_the_picture(given):
+    """What is beside x_t goes to both halves of the batch, unless uncond has a picture."""
+    seen, picture = [], torch.randn(2, 5, 4, 4)
+    model = lambda x, t, cond: seen.append(cond) or x
+    cond = Cond(torch.ones(2, 3, 6), picture=picture)
+    other = {
+        "no uncond": None,
+        "another text": Cond(torch.zeros(1, 3, 6)),
+        "another picture": Cond(picture=torch.zeros(1, 5, 4, 4)),
+    }[given]
+    guided(model, 3.0, other)(torch.zeros(2, 4, 4, 4), torch.zeros(2), cond)
+    without = torch.zeros_like(picture) if given == "another picture" else picture
+    assert torch.equal(seen[0].picture, torch.cat([picture, without]))
+    assert torch.equal(seen[0].context[2:], torch.zeros(2, 3, 6))
 
 
 def test_guidance_calls_the_model_once():

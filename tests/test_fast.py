@@ -495,6 +495,15 @@ def test_the_network_is_one_graph_for_the_compiler(name, monkeypatch):
     torch.compiler.reset()
 
 
+@torch.no_grad()
+def test_the_twin_takes_what_is_beside_x_t():
+    torch.manual_seed(0)
+    config = UNetConfig(**{**CONFIGS["sd"].__dict__, "in_channels": 9, "out_channels": 4})
+    unet, x, picture = UNet(config).eval(), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8, 8)
+    t, cond = torch.tensor([3.0, 950.0]), Cond(torch.randn(2, 7, 24), picture=picture)
+    assert difference(speed_up(unet)(x, t, cond), unet(x, t, cond)) < 1e-5
+
+
 @pytest.mark.full
 def test_compiled_kernels_compute_the_same():
     fast = speed_up(tiny("sdxl"))

@@ -27,7 +27,7 @@ from ddpm_edu.diffusion import Cond
 from ddpm_edu.files.folder import SOLVERS, schedule_config
 from ddpm_edu.files.load import load
 from ddpm_edu.samplers import sampling_times
-from ddpm_edu.systems import guard, pipeline
+from ddpm_edu.systems import arguments, guard, pipeline
 from ddpm_edu.systems.pipeline import (
     condition,
     decode,
@@ -36,6 +36,7 @@ from ddpm_edu.systems.pipeline import (
     prompted,
     refine,
     text_to_image,
+    unet_of,
 )
 from ddpm_edu.systems.system import SystemConfig, build
 
@@ -905,6 +906,29 @@ def test_prompted_is_guidance(one):
     assert torch.equal(outside(x, t), plain)
 
 
+def test_a_denoiser_takes_the_place_of_the_unet(one):
+    """It gets the text's condition and what is beside x_t, both halves of the guidance."""
+    seen = []
+
+    def instead(x_t, t, cond):
+        seen.append(cond)
+        return unet_of(one)(x_t, t, cond._replace(picture=None))
+
+    beside = torch.randn(1, 5, 8, 8)
+    x, t = torch.randn(1, 4, 8, 8), torch.full((1,), 500.0)
+    model = prompted(one, PROMPT, BAD, 5.0, denoiser=instead, picture=beside)
+    assert torch.equal(model(x, t), prompted(one, PROMPT, BAD, 5.0)(x, t))
+    assert torch.equal(seen[0].picture, beside.repeat(2, 1, 1, 1))
+    for steps in (
+        lambda **more: text_to_image(one, PROMPT, steps=2, **more),
+        lambda **more: image_to_image(
+            one, PROMPT, torch.zeros(1, 3, 64, 64), strength=0.5, steps=4, **more
+        ),
+    ):
+        del seen[:]
+        assert torch.equal(last(steps(denoiser=instead)), last(steps())) and len(seen) == 2
+
+
 @pytest.mark.parametrize(
     "prompt, drawn", [("🍎", "red apple"), ("❤", "red heart"), ("❤️", "red heart")]
 )
@@ -941,7 +965,7 @@ def test_sdxls_base_and_the_mini_refiner_do_not_fit():
         (SDXL_MINI, dataclasses.replace(SDXL_MINI_REFINER, vae=SDXL.vae)),
     ):
         with refuses(OptionError, "SDXL mini refiner", base.name, "4 pixels", "8 pixels"):
-            pipeline._same_latents(SimpleNamespace(config=base), SimpleNamespace(config=config))
+            arguments.same_latents(SimpleNamespace(config=base), SimpleNamespace(config=config))
 
 
 def test_a_target_of_another_aspect_is_warned_of_and_drawn(two):

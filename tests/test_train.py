@@ -144,6 +144,23 @@ def test_conditions_are_dropped_at_this_rate(p):
     assert abs(dropped.float().mean().item() - p) <= 5 * math.sqrt(p * (1 - p) / 10_000)
 
 
+def test_dropping_a_condition_keeps_the_picture():
+    """What is edited is no text: with every condition dropped it is still there, as it was."""
+
+    class WithPictures(Points):
+        def __getitem__(self, index):
+            x_0, cond = super().__getitem__(index)
+            return x_0, cond._replace(picture=x_0 + 1)
+
+        uncond = Cond(torch.zeros(1, 2))
+
+    model = new_model(kind=Spy)
+    run(dataclasses.replace(CONFIG, steps=1, p_uncond=1.0), model, data := WithPictures())
+    ((_, _, cond),) = model.seen
+    assert (cond.vector == 0).all() and len(cond.picture) == CONFIG.batch_size
+    assert all((row == data.x + 1).all(1).any() for row in cond.picture)
+
+
 def test_every_picture_once_an_epoch_in_a_new_order():
     class Numbered(Points):
         def __getitem__(self, index):

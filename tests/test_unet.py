@@ -568,12 +568,49 @@ def test_bad_config(name, value):
         UNetConfig(**{**SMALL.__dict__, name: value})
 
 
+@torch.no_grad()
+def test_a_picture_goes_in_behind_x_t():
+    """With the weights for its channels at 0 it changes nothing, else it does; dtype follows x_t."""
+    model = editing(9).eval()
+    t, vector = torch.tensor([3, 900]), torch.randn(2, 5)
+    x, picture = torch.randn(2, 4, 6, 10), torch.randn(2, 5, 6, 10)
+    whole = model(torch.cat([x, picture], 1), t, Cond(vector=vector))
+    out = model(x, t, Cond(vector=vector, picture=picture.double()))
+    assert out.shape == x.shape and torch.equal(out, whole)
+    model.conv_in.weight[:, 4:] = 0
+    assert torch.equal(
+        model(x, t, Cond(vector=vector, picture=picture)),
+        model(x, t, Cond(vector=vector, picture=picture + 1)),
+    )
+
+
+@pytest.mark.parametrize(
+    "x, picture, words",
+    [
+        ((2, 4, 8, 8), (2, 4, 8, 8), ("cond.picture", r"\(2, 5, 8, 8\)", "inpainting")),
+        ((2, 4, 8, 8), (1, 5, 8, 8), ("cond.picture", r"\(2, 5, 8, 8\)")),
+        ((2, 4, 8, 8), (2, 5, 8, 4), ("cond.picture", r"\(2, 5, 8, 8\)")),
+        ((2, 9, 8, 8), (2, 5, 8, 8), ("cond.picture", "pass none")),
+        ((2, 8, 8), (2, 5, 8, 8), ("x_t",)),
+    ],
+)
+def test_wrong_pictures(x, picture, words):
+    with refuses(ShapeError, *words):
+        editing(9)(
+            torch.zeros(x), torch.zeros(2), Cond(None, torch.zeros(2, 5), torch.zeros(picture))
+        )
+
+
+def editing(channels):
+    """A UNet with channels besides those of a latent."""
+    return UNet(UNetConfig(**{**SMALL.__dict__, "in_channels": channels, "out_channels": 4}))
+
+
 @pytest.mark.parametrize("channels, kind", [(9, "inpainting"), (8, "InstructPix2Pix")])
 def test_other_kinds_of_models_are_named(channels, kind):
     """What takes more than a latent says what it is, before the first layer."""
-    model = UNet(UNetConfig(**{**SMALL.__dict__, "in_channels": channels, "out_channels": 4}))
-    with refuses(ShapeError, "x_t", f"{channels} input channels", kind):
-        model(torch.zeros(1, 4, 8, 8), torch.zeros(1), Cond(vector=torch.zeros(1, 5)))
+    with refuses(ShapeError, "x_t", f"{channels} input channels", kind, "cond.picture"):
+        editing(channels)(torch.zeros(1, 4, 8, 8), torch.zeros(1), Cond(vector=torch.zeros(1, 5)))
 
 
 def test_many_transformer_blocks_together_are_refused():

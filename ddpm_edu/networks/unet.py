@@ -19,7 +19,7 @@ from ..errors import ShapeError, fits, multiple, one_a_level, sizes, whole
 class UNetConfig:
     """Sizes of a UNet. A tuple holds one entry a level, from the finest."""
 
-    in_channels: int = 4  # of x_t
+    in_channels: int = 4  # of x_t, and of cond.picture where there is one
     out_channels: int = 0  # of the prediction; 0: as many as in_channels
     channels: int = 320  # width of the first level
     mult: tuple[int, ...] = (1, 2, 4, 4)  # width of each level, times channels
@@ -183,8 +183,9 @@ class Upsample(nn.Module):
 class UNet(nn.Module):
     """eps (or v, or x_0) predicted from x_t, t and the condition; `UNetConfig` gives its sizes.
 
-    x_t (B, in_channels, H, W); t (B,), whole or fractional; cond.context (B, L, context);
-    cond.vector (B, vector) -> (B, out_channels, H, W). Raises ShapeError where these do not fit.
+    x_t (B, C, H, W); t (B,), whole or fractional; cond.context (B, L, context); cond.vector
+    (B, vector); cond.picture (B, in_channels - C, H, W), which goes in behind x_t
+    -> (B, out_channels, H, W). Raises ShapeError where these do not fit.
     A model without classes (vector = 0) passes over a dataset's labels; one without text
     (context = 0) refuses a text.
     """
@@ -230,8 +231,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, c.out_channels or c.in_channels, 3, padding=1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
-        self._check(x_t, t, cond)
-        return self.trunk(x_t, t, *cond)
+        return self.trunk(self._input(x_t, t, cond), t, cond.context, cond.vector)
 
     def trunk(self, x_t, t, context, vector):
         """The network itself, after `forward` has checked its inputs."""
@@ -252,10 +252,30 @@ class UNet(nn.Module):
             h = _run(blocks, h, emb, context, size)
         return self.conv_out(F.silu(self.norm_out(h)))  # (B, out_channels, H, W)
 
+    def _input(self, x_t, t, cond):
+        """x_t and behind it cond.picture, (B, in_channels, H, W), after a check of all inputs."""
+        x = self._with_picture(x_t, cond.picture)
+        self._check(x, t, cond)
+        return x
+
+    def _with_picture(self, x_t, picture):
+        takes, kind = self.config.in_channels, OTHER_KINDS.get(self.config.in_channels, "")
+        if picture is None:
+            fits("x_t", x_t, ("B", takes, "H", "W"), "this UNet takes", kind)
+            return x_t
+        fits("x_t", x_t, ("B", "C", "H", "W"), "this UNet takes")
+        if x_t.shape[1] >= takes:
+            raise ShapeError(
+                f"cond.picture is given, and x_t has {x_t.shape[1]} channels of the {takes} that "
+                "this UNet takes: pass none"
+            )
+        beside = len(x_t), takes - x_t.shape[1], *x_t.shape[2:]
+        fits("cond.picture", picture, beside, "beside this x_t the UNet takes", kind)
+        return torch.cat([x_t, picture.to(x_t)], dim=1)
+
     def _check(self, x_t, t, cond):
         """ShapeError, before the first layer, unless the inputs fit this config."""
-        c, kind = self.config, OTHER_KINDS.get(self.config.in_channels, "")
-        fits("x_t", x_t, ("B", c.in_channels, "H", "W"), "this UNet takes", kind)
+        c = self.config
         fits("t", t, (len(x_t),), "pass one time a picture,")
         if c.vector:
             shape = len(x_t), c.vector
@@ -271,8 +291,8 @@ class UNet(nn.Module):
 
 
 OTHER_KINDS = {
-    9: "9 input channels: an inpainting model, which also takes a mask and the masked picture",
-    8: "8 input channels: a model that edits pictures, such as InstructPix2Pix, or enlarges them",
+    9: "9 input channels: an inpainting model, for a mask and the masked picture in cond.picture",
+    8: "8 input channels: a model that edits (InstructPix2Pix) or enlarges what cond.picture holds",
 }
 
 

@@ -6,7 +6,8 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "system": "StableDiffusion SystemConfig build",
-        "pipeline": "text_to_image image_to_image refine prompted condition denoiser decode draw",
+        "pipeline": "text_to_image image_to_image refine prompted condition unet_of decode draw",
+        "arguments": "",
         "attention_maps": "attention_weights recording word_maps token_words",
         "guard": "",
         "memory": "memory_needed weight_bytes peak_bytes",

@@ -5,12 +5,7 @@ Nothing here is new: a condition for the UNet, guidance around it, one of SAMPLE
 2023 (arXiv 2307.01952), pictures out of pictures = Meng et al. 2021 (SDEdit, arXiv 2108.01073).
 """
 
-import functools
-import gzip
-import json
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -23,22 +18,29 @@ from ..errors import (
     SamplingError,
     ShapeError,
     checked_prompts,
-    fits,
     in_range,
     pixels,
     warn,
     whole,
 )
-from ..networks.tokenizer import unseen
 from ..networks.unet import timestep_embedding
 from ..networks.vae import decode_tiled
-from ..paths import data_folder
 from ..samplers import SAMPLERS, karras_clock, noise_scale, sampling_times
 from ..schedule import Schedule
+from .arguments import (
+    dense,
+    drawable,
+    loaded,
+    one_each,
+    same_latents,
+    size_of,
+    spelt_out,
+    two,
+    weight,
+)
 from .guard import make_room, watched, within_memory
 from .system import StableDiffusion
 
-MAX_SIDE = 8192  # pixels: more than any model was trained for, and attention fits nowhere
 OTHER_ASPECT = 0.05  # difference of the logarithms; two neighbouring buckets of SDXL have 0.12
 TILED_FROM = 1536**2  # pixels: larger pictures are decoded in tiles unless told otherwise
 
@@ -70,12 +72,12 @@ def text_to_image(
     ResourceError where memory ends, SamplingError at the step that brings NaN or infinity.
     """
     prompts, negative, seeds = one_each(prompts, negative, seeds)
-    size = _size(_system(sd, begins=True), size)
+    size = size_of(drawable(sd, begins=True), size)
     walk = plan_walk(sd, steps, sampler, spacing).before(handover)
     model = prompted(sd, prompts, negative, guidance, size, **more)
     shape = len(prompts), sd.config.vae.latent, *(side // sd.vae.factor for side in size)
     gens = generators(seeds)
-    x_T = walk.scale * randn_like(torch.empty(shape, device=_weight(sd.unet).device), gens)
+    x_T = walk.scale * randn_like(torch.empty(shape, device=weight(sd.unet).device), gens)
     return walk.run(sd, model, x_T, gens)
 
 
@@ -100,7 +102,7 @@ def image_to_image(
     """
     prompts, negative, seeds = one_each(prompts, negative, seeds)
     gens = generators(seeds)
-    z_0 = encode(_system(sd), picture, gens)
+    z_0 = encode(drawable(sd), picture, gens)
     size = tuple(side * sd.vae.factor for side in z_0.shape[2:])
     walk = plan_walk(sd, steps, sampler, spacing).last(strength)
     model = prompted(sd, prompts, negative, guidance, size, **more)
@@ -133,13 +135,13 @@ def refine(
     unless given. Give base and refiner the same options: see `text_to_image`.
     """
     prompts, negative, seeds = one_each(prompts, negative, seeds)
-    factor = _system(refiner, "refiner").vae.factor
+    factor = drawable(refiner, "refiner").vae.factor
     if size is None and isinstance(base, Tensor) and base.ndim == 4:
         size = tuple(side * factor for side in base.shape[2:])
-    size = _size(refiner, size)
+    size = size_of(refiner, size)
     shape = len(prompts), refiner.config.vae.latent, *(side // factor for side in size)
     if isinstance(base, Tensor) or not isinstance(base, Iterable):
-        _holds("base", base, shape, "these prompts and this size take")
+        dense("base", base, shape, "these prompts and this size take")
     walk = plan_walk(refiner, steps, sampler, spacing).after(handover)
     model = prompted(refiner, prompts, negative, guidance, size, **more)
     gens = generators(seed ^ 2**31 for seed in seeds)  # other noise than the base's
@@ -147,10 +149,10 @@ def refine(
     def both(x):
         for step in () if isinstance(x, Tensor) else x:
             x = getattr(step, "x_prev", step)
-            _holds("base", x, shape, "these prompts and this size take")
+            dense("base", x, shape, "these prompts and this size take")
             yield step
-        _holds("base", x, shape, "these prompts and this size take")  # it may have had no step
-        x = x.to(_weight(refiner.unet).device, torch.float32)
+        dense("base", x, shape, "these prompts and this size take")  # it may have had no step
+        x = x.to(weight(refiner.unet).device, torch.float32)
         yield from walk.run(refiner, model, x, gens)
 
     return both(base)
@@ -172,6 +174,8 @@ def prompted(
     crop=(0, 0),
     target_size=None,
     aesthetic=(6.0, 2.5),
+    denoiser: Denoiser | None = None,
+    picture: Tensor | None = None,
 ) -> Denoiser:
     """sd's UNet as a Denoiser that knows its text: (x_t, t, whatever) -> prediction, guided.
 
@@ -180,20 +184,22 @@ def prompted(
     prompt): what SDXL and its refiner are told, see `condition`; the sizes are `size` unless given.
     They are only numbers: a crop may lie outside. A target of another aspect than `size` is warned
     of: no picture of training was told so.
+    denoiser: what takes the UNet's place, such as one that a ControlNet steers.
+    picture: what goes in beside x_t, see `Cond`.
     """
-    c, size = sd.config, _size(sd, size)
+    c, size = sd.config, size_of(sd, size)
     guidance = in_range("guidance", c.guidance if guidance is None else guidance, 0, 100)
     in_range("rescale", rescale, 0, 1, "0 is plain guidance")
     interval = c.interval if interval is None else interval
     check_interval(interval, sd.schedule.T - 1)
-    scores = _pair("aesthetic", aesthetic, in_range, 0, 10)
+    scores = two("aesthetic", aesthetic, in_range, 0, 10)
     told = {
         "original_size": size if original_size is None else original_size,
         "crop": crop,
         "target_size": size if target_size is None else target_size,
     }
     for name, pair in told.items():
-        _pair(name, pair, whole, int(name != "crop"), 2**16)
+        two(name, pair, whole, int(name != "crop"), 2**16)
     (h, w), (height, width) = told["target_size"], size
     if c.vector == "sdxl" and abs(math.log(h * width / (w * height))) > OTHER_ASPECT:
         warn(
@@ -203,8 +209,9 @@ def prompted(
     texts = [spelt_out(sd, text) for text in checked_prompts(prompts)]
     empty = dict(told, score=scores[1], zero_empty=c.zero_empty)
 
-    model = denoiser(sd)
+    model = denoiser or unet_of(sd)
     cond = within_memory(lambda: condition(sd, texts, **told, score=scores[0]))
+    cond = cond._replace(picture=picture)
     if guidance > 1:
         uncond = within_memory(lambda: condition(sd, checked_prompts(negative), **empty))
         model = guided(model, guidance, uncond, rescale=rescale, interval=interval)
@@ -243,7 +250,7 @@ def condition(
                 f"{c.name}: the text makes cond.{name} {width} wide, its UNet takes {takes}: "
                 "the text encoders belong to another system"
             )
-    return Cond(context, vector).map(lambda part: part.to(_weight(sd.unet)))
+    return Cond(context, vector).map(lambda part: part.to(weight(sd.unet)))
 
 
 def embed_numbers(numbers: Tensor, dim: int) -> Tensor:
@@ -251,9 +258,9 @@ def embed_numbers(numbers: Tensor, dim: int) -> Tensor:
     return timestep_embedding(numbers.flatten(), dim).reshape(len(numbers), -1)
 
 
-def denoiser(sd: StableDiffusion) -> Denoiser:
+def unet_of(sd: StableDiffusion) -> Denoiser:
     """The UNet with float32 outside, whatever type it computes in."""
-    dtype = _weight(sd.unet).dtype
+    dtype = weight(sd.unet).dtype
     return lambda x_t, t, cond: sd.unet(x_t.to(dtype), t, cond).float()
 
 
@@ -324,17 +331,17 @@ def plan_walk(sd: StableDiffusion, steps=None, sampler=None, spacing=None) -> Wa
 def encode(sd: StableDiffusion, picture: Tensor, gens: list[torch.Generator]) -> Tensor:
     """A latent (B, 4, H/8, W/8) float32 of a picture (B or 1, 3, H, W), drawn from q(z | x)."""
     channels = sd.config.vae.in_channels
-    _holds("picture", picture, ("B", channels, "H", "W"), "image_to_image takes")
+    dense("picture", picture, ("B", channels, "H", "W"), "image_to_image takes")
     pixels("picture", picture, beyond=0.1)
     if len(picture) not in (1, len(gens)):
         raise ShapeError(f"{len(picture)} pictures for {len(gens)} prompts: pass one, or as many")
-    x = picture.to(_weight(_sound(sd)), copy=False).expand(len(gens), -1, -1, -1)
+    x = picture.to(weight(_sound(sd)), copy=False).expand(len(gens), -1, -1, -1)
     with torch.no_grad():
         parts = [
             within_memory(lambda: sd.vae.to_latent(one, [gen]))
             for one, gen in zip(x.split(1), gens)
         ]
-    return torch.cat(parts).float().to(_weight(sd.unet).device)
+    return torch.cat(parts).float().to(weight(sd.unet).device)
 
 
 def decode(sd: StableDiffusion, z: Tensor, tiled: bool | None = None) -> Tensor:
@@ -345,14 +352,14 @@ def decode(sd: StableDiffusion, z: Tensor, tiled: bool | None = None) -> Tensor:
     system's own is warned of: another scale, other colours. SamplingError for a picture of one
     colour or with NaN.
     """
-    own, here = _loaded(sd).config.vae.scale, sd.vae.config.scale
-    _holds("z", z, ("B", sd.vae.config.latent, "h", "w"), "this VAE decodes")
+    own, here = loaded(sd).config.vae.scale, sd.vae.config.scale
+    dense("z", z, ("B", sd.vae.config.latent, "h", "w"), "this VAE decodes")
     if own != here:
         warn(
             f"the VAE in place has the scale {here:g}, but {sd.config.name} was trained on latents "
             f"of a VAE with {own:g}: they mean something else to it, expect wrong colours or noise"
         )
-    like = _weight(_sound(sd))
+    like = weight(_sound(sd))
     if tiled is None:
         tiled = z.shape[-2:].numel() * sd.vae.factor**2 > TILED_FROM
     run = (lambda z: decode_tiled(sd.vae, z)) if tiled else sd.vae.from_latent
@@ -385,7 +392,7 @@ def draw(
     if refiner is None:
         steps = text_to_image(sd, prompts, **options)
     else:
-        _same_latents(sd, _system(refiner, "refiner"))
+        same_latents(sd, drawable(refiner, "refiner"))
         steps = text_to_image(sd, prompts, handover=handover, **options)
         steps = refine(refiner, prompts, steps, handover=handover, **options)
     total = options.get("steps") or sd.config.steps
@@ -393,158 +400,8 @@ def draw(
     return decode(refiner or sd, z, tiled)
 
 
-# ---------------------------------------------------------------- arguments
-
-
-def one_each(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]]:
-    """Prompts, negative prompts and seeds, one each a picture."""
-    several = isinstance(seeds, Iterable) and not isinstance(seeds, (str, bytes, Tensor))
-    many = list(seeds) if several else None
-    if isinstance(prompts, str):
-        prompts = [prompts] * (1 if many is None else len(many))
-    prompts = checked_prompts(prompts)
-    if isinstance(negative, str | None):
-        negative = [negative or ""] * len(prompts)
-    if not isinstance(negative, (list, tuple)):
-        raise OptionError(f"negative = {negative!r:.40}: pass a text, or a list of one a picture")
-    negative = checked_prompts(negative)
-    if many is None:
-        whole("seeds", seeds, 0, 2**63 - 1, "the first picture's, or a list of one a picture")
-        many = list(range(seeds, seeds + len(prompts)))
-    for name, rows in (("negative prompts", negative), ("seeds", many)):
-        if len(rows) != len(prompts):
-            raise OptionError(
-                f"{len(rows)} {name} for {len(prompts)} prompts: pass one for all, or one a picture"
-            )
-    for seed in many:
-        whole("seeds", seed, 0, 2**63 - 1, "one a picture")
-    return prompts, negative, many
-
-
-def spelt_out(sd: StableDiffusion, prompt: str) -> str:
-    """The prompt with emoji as their names, for a system that says which words it was trained on.
-
-    Warns of words that it never saw, and draws anyway.
-    """
-    words = sd.meta.get("words")
-    if not words:
-        return prompt
-    if not prompt.isascii() and (names := _emoji_names()):
-        plain = prompt.replace("\ufe0f", "")  # says only: in colour
-        longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        prompt = re.sub(longest_first, lambda match: f" {names[match[0]]} ", plain).strip()
-        if prompt != plain:
-            warn(f"{sd.config.name} saw words in training, no emoji: {plain!r} is read {prompt!r}")
-    means = lambda word: unicodedata.category(word[0]).startswith(("L", "N", "So"))
-    new = [word for word in unseen(prompt, frozenset(words)) if means(word)]
-    if new:
-        warn(
-            f"{sd.config.name} never saw {', '.join(map(repr, new))} in training: what it draws "
-            "for it is a guess"
-        )
-    return prompt
-
-
-@functools.cache
-def _emoji_names() -> dict[str, str]:
-    """{"🍎": "red apple"}, as data/emoji lists them; empty where it is not there."""
-    try:
-        listed = gzip.decompress((data_folder() / "emoji" / "names.json.gz").read_bytes())
-        return {row[0].replace("\ufe0f", ""): row[1] for row in json.loads(listed)["emoji"]}
-    except (OSError, EOFError, ValueError, LookupError):
-        return {}
-
-
-def _size(sd, size):
-    return picture_size(sd.config.size if size is None else size, sd.vae.factor)
-
-
-def picture_size(size, factor: int = 8) -> tuple[int, int]:
-    """(height, width) in pixels of a size given so, or as one side.
-
-    Raises OptionError unless both are multiples of the VAE's factor, up to MAX_SIDE.
-    """
-    sides = size if isinstance(size, (tuple, list)) else (size, size)
-    for side in _pair("size", sides, whole, factor, MAX_SIDE):
-        if side % factor:
-            less = side // factor * factor
-            raise OptionError(
-                f"size = {side} is no multiple of {factor}: choose {less} or {less + factor}"
-            )
-    return tuple(sides)
-
-
-def _pair(name, value, check, *limits):
-    """`value`, two numbers, after `check` (whole or in_range) of each."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        hint = ", (height, width)" if name.endswith("size") else ""
-        raise OptionError(f"{name} = {value!r:.40}: pass two numbers{hint}")
-    for number in value:
-        check(name, number, *limits)
-    return value
-
-
-def _loaded(sd, name="sd") -> StableDiffusion:
-    """sd, after a look whether it is one and has weights."""
-    if not isinstance(sd, StableDiffusion):
-        it = f"{sd!r:.80}".partition("\n")[0]
-        raise OptionError(f'{name} = {it}: pass a StableDiffusion, such as load("sd15")')
-    if gone := [part for part in ("unet", "vae", "text") if getattr(sd, part) is None]:
-        raise OptionError(f"{name}.{gone[0]} is None: load or build the whole system")
-    if _weight(sd.unet).is_meta:
-        raise OptionError(f"{name} is on the meta device, without weights: load it on the CPU")
-    return sd
-
-
-def _holds(name, x, shape, whose) -> None:
-    """ShapeError unless the tensor x has this shape and, off the meta device, numbers."""
-    fits(name, x, shape, whose)
-    if x.layout != torch.strided:
-        raise ShapeError(f"{name} is {x.layout}: {whose} dense ones, pass {name}.to_dense()")
-    if x.is_meta:
-        raise ShapeError(f"{name} is on the meta device, where it has no numbers: {whose} them")
-
-
-def _system(sd, name="sd", begins=False) -> StableDiffusion:
-    """sd, after a look whether it can draw; begins: from nothing but noise."""
-    _loaded(sd, name)
-    takes, latent = sd.config.unet.in_channels, sd.config.vae.latent
-    if takes != latent:
-        kind = {2 * latent + 1: "inpainting", 2 * latent: "instruct-pix2pix"}.get(
-            takes, "something else"
-        )
-        raise OptionError(
-            f"{name} = {sd.config.name} is a model for {kind}: its UNet takes {takes} channels, "
-            f"{takes - latent} of them besides the {latent} of a latent, which a text does not give"
-        )
-    if begins and sd.config.vector == "refiner":
-        raise OptionError(
-            f"{name} = {sd.config.name} is a refiner: draw with a base first, or use image_to_image"
-        )
-    return sd
-
-
-def _same_latents(sd, refiner):
-    """OptionError unless channels, scale and pixels a latent pixel are equal.
-
-    The scale, 1 / the standard deviation of a VAE's latents, tells trained VAEs apart. One of equal
-    numbers but other weights cannot be told from one that was mended, and passes.
-    """
-    numbers = "{0.latent} channels, scale {0.scale:.6g}, {0.factor} pixels a latent pixel"
-    a, b = (numbers.format(s.config.vae) for s in (sd, refiner))
-    if a != b:
-        raise OptionError(
-            f"{refiner.config.name} cannot go on from {sd.config.name}: their latents differ ({b}; "
-            f"{a}). Take the refiner that was trained with this base"
-        )
-
-
 def _sound(sd):
     """The VAE, never in float16."""
-    if _weight(sd.vae).dtype == torch.float16:
+    if weight(sd.vae).dtype == torch.float16:
         sd.vae.float()
     return sd.vae
-
-
-def _weight(model):
-    return next(model.parameters())

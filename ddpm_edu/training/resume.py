@@ -142,7 +142,10 @@ class Run:
         return eps[self.share].to(self.device)
 
     def drop(self, cond: Cond | None, uncond: Cond | Callable | None) -> Cond:
-        """In p_uncond of the cases `uncond` (1, ...) or uncond(index), or zeros, replace cond."""
+        """In p_uncond of the cases `uncond` (1, ...) or uncond(index), or zeros, replace cond.
+
+        Its picture stays: a dropped text is still about the same picture.
+        """
         uncond = uncond(self.index) if callable(uncond) else uncond
         drawn = torch.rand(self.config.batch_size, generator=self.generator)[self.share]
         keep = (drawn >= self.config.p_uncond).to(self.device)
@@ -153,7 +156,8 @@ class Run:
             kept = keep.view(-1, *[1] * (own.ndim - 1))
             return own * kept if other is None else torch.where(kept, own, other.to(own))
 
-        return Cond(*map(part, cond or Cond(), uncond or Cond()))
+        cond, uncond = cond or Cond(), uncond or Cond()
+        return Cond(*map(part, cond[:2], uncond[:2]), cond.picture)
 
     # ------------------------------------------------------------ one update
 

@@ -112,7 +112,7 @@ class FastUNet(UNet):
         self._settle()
 
     @torch.no_grad()
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond(), residuals=()) -> Tensor:
         x = self._input(x_t, t, cond)
         if self._where() != self.settled:
             self._settle()
@@ -121,7 +121,7 @@ class FastUNet(UNet):
         context = cond.context
         if self.crosses:
             context = self.text(context, *(linear.weight for linear in self.crosses))
-        return self.run(x, t, context, cond.vector)
+        return self.run(x, t, context, cond.vector, *residuals)
 
     def _settle(self):
         """Stack the weights, now and when they were moved or replaced; forget what used others."""

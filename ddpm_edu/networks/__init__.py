@@ -10,6 +10,9 @@ __getattr__, __dir__ = lazily(
             "UNet UNetConfig SpaceToDepth SD15 SD21 SDXL_BASE SDXL_REFINER timestep_embedding "
             "ResBlock Attention FeedForward TransformerBlock SpatialTransformer"
         ),
+        "controlnet": (
+            "ControlNet ControlNetConfig control_net SD15_CONTROL SD21_CONTROL SDXL_CONTROL"
+        ),
         "unet_classic": "ClassicUNet",
         "vae": "VAE VAEConfig SD_VAE SDXL_VAE kl",
         "vq": "VectorQuantizer",

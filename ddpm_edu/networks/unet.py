@@ -42,6 +42,22 @@ class UNetConfig:
             width = multiple(f"width of level {level}", self.channels * m, "groups", self.groups)
             multiple(f"width of level {level}", width, "heads", heads)
 
+    @property
+    def emb(self) -> int:
+        """Width E of the time's embedding."""
+        return 4 * self.channels
+
+    def levels(self) -> list[tuple[int, int, int]]:
+        """Width, heads and transformer blocks of each level, from the finest."""
+        return list(zip((self.channels * m for m in self.mult), self.heads, self.depth))
+
+    def skips(self) -> list[int]:
+        """Widths of what the way down hands to the way up, in the order of the way down."""
+        widths = [self.channels]
+        for level, (wide, *_) in enumerate(self.levels()):
+            widths += [widths[-1]] * (level > 0) + [wide] * self.blocks
+        return widths
+
 
 SD15 = UNetConfig(context=768)
 SD21 = UNetConfig(heads=(5, 10, 20, 20), context=1024)
@@ -180,77 +196,41 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
-class UNet(nn.Module):
-    """eps (or v, or x_0) predicted from x_t, t and the condition; `UNetConfig` gives its sizes.
+class Encoder(nn.Module):
+    """The way down and the middle: what a UNet begins with, and what a ControlNet is a copy of."""
 
-    x_t (B, C, H, W); t (B,), whole or fractional; cond.context (B, L, context); cond.vector
-    (B, vector); cond.picture (B, in_channels - C, H, W), which goes in behind x_t
-    -> (B, out_channels, H, W). Raises ShapeError where these do not fit.
-    A model without classes (vector = 0) passes over a dataset's labels; one without text
-    (context = 0) refuses a text.
-    """
+    kind = "UNet"  # for messages
 
     def __init__(self, config: UNetConfig):
         super().__init__()
         c = self.config = config
-        emb = 4 * c.channels
-        self.time = _two_layers(c.channels, emb)
+        self.time = _two_layers(c.channels, c.emb)
         if c.vector:
-            self.vector = _two_layers(c.vector, emb)
-
-        def blocks(c_in, c_out, heads, depth):
-            out = [ResBlock(c_in, c_out, emb, c.groups)]
-            if depth:
-                out.append(SpatialTransformer(c_out, c.context, heads, depth, c.groups))
-            return nn.ModuleList(out)
-
+            self.vector = _two_layers(c.vector, c.emb)
         self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
-        self.down, width, skips = nn.ModuleList(), c.channels, [c.channels]
-        levels = list(zip((c.channels * m for m in c.mult), c.heads, c.depth))
-        for level, (wide, heads, depth) in enumerate(levels):
+        self.down, width = nn.ModuleList(), c.channels
+        for level, (wide, heads, depth) in enumerate(c.levels()):
             if level:
                 self.down.append(nn.ModuleList([Downsample(width)]))
-                skips.append(width)
             for _ in range(c.blocks):
-                self.down.append(blocks(width, wide, heads, depth))
+                self.down.append(_blocks(c, width, wide, heads, depth))
                 width = wide
-                skips.append(width)
+        self.mid = _blocks(c, width, width, c.heads[-1], c.middle)
+        self.mid.append(ResBlock(width, width, c.emb, c.groups))
 
-        self.mid = blocks(width, width, c.heads[-1], c.middle)
-        self.mid.append(ResBlock(width, width, emb, c.groups))
-
-        self.up = nn.ModuleList()
-        for level, (wide, heads, depth) in reversed(list(enumerate(levels))):
-            for _ in range(c.blocks + 1):
-                self.up.append(blocks(width + skips.pop(), wide, heads, depth))
-                width = wide
-            if level:
-                self.up[-1].append(Upsample(width))
-
-        self.norm_out = nn.GroupNorm(c.groups, width, eps=1e-5)
-        self.conv_out = nn.Conv2d(width, c.out_channels or c.in_channels, 3, padding=1)
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:
-        return self.trunk(self._input(x_t, t, cond), t, cond.context, cond.vector)
-
-    def trunk(self, x_t, t, context, vector):
-        """The network itself, after `forward` has checked its inputs."""
+    def encode(self, x_t, t, context, vector, more=None):
+        """(h (B, C, h, w) after the middle, skips [(B, C, H, W), ...] from the finest, the time's
+        embedding (B, E)). more: (B, channels, H, W), added to the first of the skips."""
         emb = self.time(timestep_embedding(t, self.config.channels).to(x_t.dtype))  # (B, E)
         if self.config.vector:
             emb = emb + self.vector(vector.to(x_t.dtype))
-
         h = self.conv_in(x_t)  # (B, channels, H, W)
+        h = h if more is None else h + more
         skips = [h]
         for blocks in self.down:
             h = _run(blocks, h, emb, context)
             skips.append(h)
-        h = _run(self.mid, h, emb, context)
-        for blocks in self.up:
-            h = torch.cat([h, skips.pop()], dim=1)
-            # An odd size halves and doubles to another one: the next skip says which is right.
-            size = skips[-1].shape[2:] if skips else None
-            h = _run(blocks, h, emb, context, size)
-        return self.conv_out(F.silu(self.norm_out(h)))  # (B, out_channels, H, W)
+        return _run(self.mid, h, emb, context), skips, emb
 
     def _input(self, x_t, t, cond):
         """x_t and behind it cond.picture, (B, in_channels, H, W), after a check of all inputs."""
@@ -261,33 +241,73 @@ class UNet(nn.Module):
     def _with_picture(self, x_t, picture):
         takes, kind = self.config.in_channels, OTHER_KINDS.get(self.config.in_channels, "")
         if picture is None:
-            fits("x_t", x_t, ("B", takes, "H", "W"), "this UNet takes", kind)
+            fits("x_t", x_t, ("B", takes, "H", "W"), f"this {self.kind} takes", kind)
             return x_t
-        fits("x_t", x_t, ("B", "C", "H", "W"), "this UNet takes")
+        fits("x_t", x_t, ("B", "C", "H", "W"), f"this {self.kind} takes")
         if x_t.shape[1] >= takes:
             raise ShapeError(
                 f"cond.picture is given, and x_t has {x_t.shape[1]} channels of the {takes} that "
-                "this UNet takes: pass none"
+                f"this {self.kind} takes: pass none"
             )
         beside = len(x_t), takes - x_t.shape[1], *x_t.shape[2:]
-        fits("cond.picture", picture, beside, "beside this x_t the UNet takes", kind)
+        fits("cond.picture", picture, beside, f"beside this x_t the {self.kind} takes", kind)
         return torch.cat([x_t, picture.to(x_t)], dim=1)
 
     def _check(self, x_t, t, cond):
         """ShapeError, before the first layer, unless the inputs fit this config."""
-        c = self.config
+        c, takes = self.config, f"this {self.kind} takes"
         fits("t", t, (len(x_t),), "pass one time a picture,")
         if c.vector:
             shape = len(x_t), c.vector
-            fits("cond.vector", cond.vector, shape, "this UNet takes", "zeros for no condition")
+            fits("cond.vector", cond.vector, shape, takes, "zeros for no condition")
         if c.context:
-            shape = len(x_t), "tokens", c.context
-            fits("cond.context", cond.context, shape, "this UNet takes")
+            fits("cond.context", cond.context, (len(x_t), "tokens", c.context), takes)
         elif cond.context is not None:
             raise ShapeError(
-                f"cond.context has shape {tuple(cond.context.shape)}, but this UNet reads no text "
-                "(context = 0): pass none, or build it with context"
+                f"cond.context has shape {tuple(cond.context.shape)}, but this {self.kind} reads "
+                "no text (context = 0): pass none, or build it with context"
             )
+
+
+class UNet(Encoder):
+    """eps (or v, or x_0) predicted from x_t, t and the condition; `UNetConfig` gives its sizes.
+
+    x_t (B, C, H, W); t (B,), whole or fractional; cond.context (B, L, context); cond.vector
+    (B, vector); cond.picture (B, in_channels - C, H, W), which goes in behind x_t
+    -> (B, out_channels, H, W). Raises ShapeError where these do not fit.
+    residuals: what ControlNets add to the skips, from the finest, and, last, to the middle.
+    A model without classes (vector = 0) passes over a dataset's labels; one without text
+    (context = 0) refuses a text.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__(config)
+        c, self.up, skips = config, nn.ModuleList(), config.skips()
+        width = skips[-1]
+        for level, (wide, heads, depth) in reversed(list(enumerate(c.levels()))):
+            for _ in range(c.blocks + 1):
+                self.up.append(_blocks(c, width + skips.pop(), wide, heads, depth))
+                width = wide
+            if level:
+                self.up[-1].append(Upsample(width))
+        self.norm_out = nn.GroupNorm(c.groups, width, eps=1e-5)
+        self.conv_out = nn.Conv2d(width, c.out_channels or c.in_channels, 3, padding=1)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond = Cond(), residuals=()) -> Tensor:
+        x = self._input(x_t, t, cond)
+        return self.trunk(x, t, cond.context, cond.vector, *residuals)
+
+    def trunk(self, x_t, t, context, vector, *residuals):
+        """The network itself, after `forward` has checked its inputs."""
+        h, skips, emb = self.encode(x_t, t, context, vector)
+        if residuals:
+            *skips, h = (a + b for a, b in zip((*skips, h), residuals, strict=True))
+        for blocks in self.up:
+            h = torch.cat([h, skips.pop()], dim=1)
+            # An odd size halves and doubles to another one: the next skip says which is right.
+            size = skips[-1].shape[2:] if skips else None
+            h = _run(blocks, h, emb, context, size)
+        return self.conv_out(F.silu(self.norm_out(h)))  # (B, out_channels, H, W)
 
 
 OTHER_KINDS = {
@@ -298,6 +318,14 @@ OTHER_KINDS = {
 
 def _two_layers(width: int, emb: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+
+def _blocks(c: UNetConfig, c_in, c_out, heads, depth) -> nn.ModuleList:
+    """A ResBlock, then a transformer where the level has one."""
+    out = nn.ModuleList([ResBlock(c_in, c_out, c.emb, c.groups)])
+    if depth:
+        out.append(SpatialTransformer(c_out, c.context, heads, depth, c.groups))
+    return out
 
 
 def _run(blocks, h, emb, context, size=None):

@@ -11,18 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_edu.errors import OptionError, ShapeError
+from ddpm_edu.errors import DataError, OptionError, ShapeError
 from ddpm_edu.show import plot
 from ddpm_edu.show.widgets import (
     Choice,
+    Compare,
     DragPoint,
     Film,
+    Pad,
     PointFilm,
     Slider,
     SliderImage,
     SliderPicture,
     Text,
     Toggle,
+    Turner,
     freeze,
     predict,
     predictions,
@@ -75,9 +78,9 @@ def test_draw_gets_the_chosen_objects_themselves():
 def test_slider_image_sends_the_pixels():
     picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     widget = SliderImage(lambda t: np.roll(picture, t), Slider("t", [0, 1]), **WORDS)
-    assert widget.shape == [4, 6, 3] and widget.picture == picture.tobytes()
+    assert widget.shape == [4, 6, 3] and widget.image == picture.tobytes()
     widget.move(t=1)
-    assert widget.picture == np.roll(picture, 1).tobytes()
+    assert widget.image == np.roll(picture, 1).tobytes()
     assert (decode(widget.still())[:: widget.scale, :: widget.scale] == np.roll(picture, 1)).all()
 
 
@@ -88,7 +91,7 @@ def test_a_move_from_the_page_redraws_and_counts():
     assert (widget.drawn, widget.alt, widget.caption) == (1, "level 3", "twice 6")
     widget.set_state({"position": {"t": 200}})  # what the page sends
     assert (widget.drawn, widget.alt, widget.caption) == (2, "level 200", "twice 400")
-    assert set(widget.picture) == {200}
+    assert set(widget.image) == {200}
 
 
 def test_slider_picture_redraws_cleared_axes():
@@ -97,12 +100,12 @@ def test_slider_picture_redraws_cleared_axes():
         ax.set(xlim=(0, 9), ylim=(0, 1))
 
     widget = SliderPicture(draw, Slider("k", range(1, 9)), width=3, height=2, **WORDS)
-    first = widget.picture
+    first = widget.image
     assert decode(first).shape == (200, 300, 3)
     widget.move(k=5)
-    assert (decode(widget.picture) != decode(first)).any() and len(widget._ax.lines) == 1
+    assert (decode(widget.image) != decode(first)).any() and len(widget._ax.lines) == 1
     widget.move(k=1)
-    assert (decode(widget.picture) == decode(first)).all(), (
+    assert (decode(widget.image) == decode(first)).all(), (
         "coming back gives another picture: something was left on the axes"
     )
 
@@ -125,7 +128,7 @@ def test_update_is_called_instead_of_draw_and_shows_the_same():
     for widget in quick, slow:
         widget.move(k=7)
     assert calls == ["draw", "update"]
-    assert (decode(quick.picture) == decode(slow.picture)).all()
+    assert (decode(quick.image) == decode(slow.image)).all()
 
 
 def test_several_axes_and_their_options():
@@ -149,9 +152,9 @@ def test_a_failing_move_is_reported_and_the_next_one_heals():
 
     widget = SliderImage(render, Slider("t", [0, 1, 2]), **WORDS)
     widget.move(t=1)
-    assert widget.error == "ValueError: no picture at 1" and set(widget.picture) == {0}
+    assert widget.error == "ValueError: no picture at 1" and set(widget.image) == {0}
     widget.move(t=2)
-    assert widget.error == "" and set(widget.picture) == {2}
+    assert widget.error == "" and set(widget.image) == {2}
 
 
 @pytest.mark.parametrize(
@@ -183,17 +186,15 @@ def test_a_text_and_a_slider_together(make):
         "limit": 300,
         "other": "a green two",
     }
-    pictures = [widget.picture]
+    pictures = [widget.image]
     widget.move(prompt="a green two")
-    pictures.append(widget.picture)
+    pictures.append(widget.image)
     widget.set_state({"position": {"prompt": "from the page, longer", "t": 5}})
-    pictures.append(widget.picture)
+    pictures.append(widget.image)
     assert widget.values == {"prompt": "from the page, longer", "t": 6}
     widget.move(prompt="")
     assert (
-        widget.values["prompt"] == ""
-        and widget.error == ""
-        and len({*pictures, widget.picture}) == 4
+        widget.values["prompt"] == "" and widget.error == "" and len({*pictures, widget.image}) == 4
     )
     widget.move(prompt="x" * 300)
     with pytest.raises(OptionError, match="301 characters, at most 300"):
@@ -219,7 +220,7 @@ def test_warnings_of_a_move_are_a_note_until_a_picture_without_any():
         widget.move(
             prompt="a zebra, a zebra zebra"
         )  # said once, and said again though Python has said it before
-        assert (widget.note, widget.error, set(widget.picture)) == (note, "", {22})
+        assert (widget.note, widget.error, set(widget.image)) == (note, "", {22})
         widget.move(prompt="zebra fail")
         assert (widget.note, widget.error) == (note, "ValueError: no picture")
         widget.move(prompt="two")
@@ -455,6 +456,165 @@ def test_drag_points_refuse(make, error, message):
         make()
 
 
+# ------------------------------------------------------------ the pad, the handle, the turn
+
+SHEET = torch.linspace(-1, 1, 3 * 4 * 6).reshape(1, 3, 4, 6)
+SPOT = (torch.arange(24) == 7).float().reshape(1, 1, 4, 6)
+INK = {"white": (255, 255, 255), "red": (235, 60, 15)}
+
+
+def a_pad(render=lambda picture, mask: plot.tile(picture), *controls, **options):
+    return Pad(render, *controls, **{"picture": SHEET, "colors": INK, **WORDS, **options})
+
+
+def drawn_on(pad, **more) -> dict:
+    """What the page sends after a stroke: row 1 red, and marked in its first pixel."""
+    sheet = np.frombuffer(pad.sheet, np.uint8).reshape(4, 6, 4).copy()
+    sheet[1, :, :3], sheet[1, 0, 3] = INK["red"], 1
+    return {"sheet": memoryview(sheet.tobytes()), "asked": pad.asked + 1, **more}
+
+
+def test_a_pad_gives_what_was_drawn_and_marked():
+    pad = a_pad(mask=SPOT, picture=SHEET)
+    assert (pad.picture - SHEET).abs().max() <= 1 / 255 and torch.equal(pad.mask, SPOT)
+    before = pad.picture
+    pad.set_state(drawn_on(pad))
+    red = torch.tensor(INK["red"]) / 127.5 - 1
+    assert torch.allclose(pad.picture[0, :, 1], red[:, None].expand(3, 6))
+    assert torch.equal(pad.picture[:, :, 2:], before[:, :, 2:])
+    assert pad.mask.nonzero().tolist() == [[0, 0, 1, 0], [0, 0, 1, 1]]
+
+
+def test_render_gets_drawing_mask_and_controls_once_a_request():
+    seen = []
+
+    def render(picture, mask, t):
+        seen.append((picture, mask, t))
+        return plot.tile(-picture)
+
+    pad = a_pad(render, Slider("t", [0, 1, 2]), alt="at {t}")
+    pad.set_state(drawn_on(pad, position={"t": 2}))  # both have moved, and it is drawn once
+    assert len(seen) == 2 and seen[1][2] == 2 and (pad.drawn, pad.alt) == (2, "at 2")
+    assert torch.equal(seen[1][0], pad.picture) and torch.equal(seen[1][1], pad.mask)
+    assert pad.image == plot.tile(-pad.picture).tobytes() and pad.answered == pad.asked == 1
+    pad.move(t=1)
+    assert seen[2][2] == 1 and len(seen) == 3 and pad.answered == pad.asked == 2
+
+
+def test_a_pad_whose_render_fails_has_answered_too():
+    def render(picture, mask):
+        if mask.any():
+            raise ValueError("nothing may be marked")
+        return plot.tile(picture)
+
+    pad = a_pad(render)
+    pad.set_state(drawn_on(pad))
+    assert pad.error == "ValueError: nothing may be marked" and pad.answered == pad.asked == 1
+
+
+def test_a_saved_pad_shows_both_pictures_and_says_that_drawing_needs_a_kernel():
+    pad = a_pad(mask=SPOT, cell=10)
+    page = pad.page()
+    assert "needs a running kernel" in page and 'alt="Draw here' in page
+    shown = decode(pad.still())[2 * 24 :: 20, ::20]  # twice the screen's pixels
+    assert (shown[:4, :6] == plot.tile(SHEET)).all(-1).sum() == 23  # the marked one is striped
+
+
+@pytest.mark.parametrize(
+    "options, error, name",
+    [
+        ({"picture": SHEET[0]}, ShapeError, "picture"),
+        ({"picture": SHEET[:, :1]}, ShapeError, "picture"),
+        ({"picture": SHEET.numpy()}, ShapeError, "picture"),
+        ({"picture": SHEET * 2}, DataError, "picture"),
+        ({"picture": (SHEET > 0).byte()}, DataError, "picture"),
+        ({"picture": SHEET / 0}, DataError, "picture"),
+        ({"mask": SPOT[:, :, 1:]}, ShapeError, "mask"),
+        ({"mask": SPOT / 2}, DataError, "mask"),
+        ({"colors": {}}, OptionError, "colors"),
+        ({"colors": {str(k): (k, k, k) for k in range(11)}}, OptionError, "colors"),
+        ({"colors": {str(k): (k, k, k) for k in range(9)}, "mask": SPOT}, OptionError, "colors"),
+        ({"colors": {"red": "#ff0000"}}, OptionError, "colors"),
+        ({"colors": {"red": (256, 0, 0)}}, OptionError, "colors"),
+        ({"colors": {"red": (1.0, 0, 0)}}, OptionError, "colors"),
+        ({"brush": 0}, OptionError, "brush"),
+        ({"brush": 7}, OptionError, "brush"),
+        ({"cell": 0}, OptionError, "scale"),
+        ({"names": ("", "b")}, OptionError, "names"),
+        ({"alt": ""}, OptionError, "alt"),
+        ({"render": lambda picture: None}, OptionError, "<lambda>"),
+        ({"render": lambda picture, mask: picture}, ShapeError, "render's picture"),
+    ],
+)
+def test_pads_refuse(options, error, name):
+    with pytest.raises(error, match=f"^{name}"):
+        a_pad(**options)
+
+
+def a_compare(before=grey(9), after=np.zeros((8, 12, 3), np.uint8), **options):
+    return Compare(before, after, **{"names": ("small", "large"), **WORDS, **options})
+
+
+def test_compare_shows_two_sizes_in_one_place():
+    widget = a_compare()
+    assert (widget.width, widget.height, widget.at) == (420, 280, 0.5)
+    assert widget.shapes == [[4, 6, 1], [8, 12, 3]]
+    shown = decode(widget.still())
+    assert (shown[-1, 0] == 9).all() and (shown[-1, -1] == 0).all()
+
+
+SQUARE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def tiles(x):
+    """Four tiles in another order."""
+    a, b, c, d = (t for half in x.chunk(2, 2) for t in half.chunk(2, 3))
+    return torch.cat([torch.cat([c, a], 3), torch.cat([d, b], 3)], 2)
+
+
+@pytest.mark.parametrize(
+    "view, motion",
+    [
+        (lambda x: x.rot90(1, (2, 3)), "turn 90"),
+        (lambda x: x.rot90(2, (2, 3)), "turn 180"),
+        (lambda x: x.rot90(-1, (2, 3)), "turn 270"),
+        (lambda x: x.flip(2), "flip"),
+        (lambda x: x.flip(3), "mirror"),
+        (tiles, "permute"),
+    ],
+)
+def test_a_turner_moves_the_pixels_as_its_view_does(view, motion):
+    turner = Turner(SQUARE, view, names=("a", "b"), **WORDS)
+    moved = view(torch.from_numpy(SQUARE).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    assert turner.motion == motion and (turner.second == moved.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "make, error, name",
+    [
+        (lambda: a_compare(grey(9).astype(float)), ShapeError, "before"),
+        (lambda: a_compare(after=np.zeros((8, 11), np.uint8)), ShapeError, "after"),
+        (lambda: a_compare(start=1.1), OptionError, "start"),
+        (lambda: a_compare(start=float("nan")), OptionError, "start"),
+        (lambda: a_compare(scale=0), OptionError, "scale"),
+        (lambda: a_compare(names=("small", " ")), OptionError, "names"),
+        (lambda: a_turner(SQUARE / 255), ShapeError, "picture"),
+        (lambda: a_turner(view=lambda x: x[..., :4]), ShapeError, "view"),
+        (lambda: a_turner(grey(9), view=lambda x: x.rot90(1, (2, 3))), ShapeError, "view"),
+        (lambda: a_turner(view=lambda x: -x), OptionError, "view"),
+        (lambda: a_turner(view=lambda x: x * 0), OptionError, "view"),
+        (lambda: a_turner(names=("", "b")), OptionError, "names"),
+    ],
+)
+def test_compare_and_turner_refuse(make, error, name):
+    with pytest.raises(error, match=f"^{name}"):
+        make()
+
+
+def a_turner(picture=SQUARE, view=tiles, **options):
+    return Turner(picture, view, **{"names": ("a", "b"), **WORDS, **options})
+
+
 # ------------------------------------------------------------ questions
 
 
@@ -513,6 +673,8 @@ def test_predict_refuses(question, options, answer, why, items, name):
         a_film,
         a_point_film,
         a_drag,
+        a_compare,
+        a_turner,
         lambda: SliderImage(grey, Slider("t", [0, 1]), **WORDS),
         lambda: SliderPicture(lambda ax, t: None, Slider("t", [0, 1]), **WORDS),
     ],

@@ -8,6 +8,6 @@ __getattr__, __dir__ = lazily(
         "unet": "follow skips draw_unet",
         "plot": "axes figure curves loss_curve image_grid table",
         "widgets": "SliderPicture SliderImage Slider Choice Toggle Text Film PointFilm DragPoint "
-        "UNetView predict predictions",
+        "UNetView Pad Compare Turner predict predictions",
     },
 )

@@ -1,7 +1,10 @@
-"""Sliders and prompts that redraw, films, a point to drag, questions. All notebooks.
+"""Sliders and prompts that redraw, films, a point to drag, a pad, questions. All notebooks.
 
     SliderPicture(draw, Slider("t", range(1000), 300), alt="Noise at t = {t}", caption="Drag t.")
     Film(frames, label="x_t and x0-hat", captions=texts, caption="Noise becomes a digit.")
+    Pad(render, picture=x, colors=COLOURS, alt="The new digit", caption="Draw.")
+    Compare(old, new, names=("before", "after"), alt="Two digits", caption="Move the handle.")
+    Turner(picture, view, names=("six", "nine"), alt="A six or a nine", caption="Turn it.")
     predict("Which is brighter?", ["left", "right"], answer, why="...", picture=picture)
 
 Each widget, shown in a notebook, also leaves a still picture with alt text in the saved file:
@@ -10,11 +13,14 @@ the kernel, film.js for the page.
 """
 
 from .base import Widget, freeze
+from .compare import Compare
 from .controls import Choice, Slider, Text, Toggle
 from .drag import DragPoint
 from .film import Film, PointFilm
+from .pad import Pad
 from .panel import SliderImage, SliderPicture
 from .question import predict, predictions
+from .turner import Turner
 from .unet import UNetView
 
 __all__ = [
@@ -27,6 +33,9 @@ __all__ = [
     "Film",
     "PointFilm",
     "DragPoint",
+    "Pad",
+    "Compare",
+    "Turner",
     "predict",
     "predictions",
     "UNetView",

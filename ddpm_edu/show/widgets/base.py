@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 
 import anywidget
@@ -85,6 +85,30 @@ def uint8(array, what: str, dims: tuple[int, int]) -> np.ndarray:
             "nothing empty; plot.tile(x) makes it from images in [-1, 1]"
         )
     return np.ascontiguousarray(array)
+
+
+GAP = 24  # screen pixels between two pictures of a still
+
+
+def beside(pictures: Sequence[np.ndarray], names: Sequence[str], sizes) -> bytes:
+    """Uint8 pictures side by side under their names, each of (width, height) screen pixels: a still
+    picture."""
+    high, wide = max(h for _, h in sizes) + GAP, beside_width(sizes)
+    fig, axes = plot.axes(wide / plot.DPI, high / plot.DPI, columns=len(sizes))
+    fig.set_layout_engine("none")
+    left = 0
+    for ax, picture, name, (w, h) in zip(axes, pictures, names, sizes):
+        ax.set_position([left / wide, 1 - (h + GAP) / high, w / wide, h / high])
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+        ax.set_title(name)
+        ax.axis("off")
+        left += w + GAP
+    return plot.small_webp(plot.sharp(fig))
+
+
+def beside_width(sizes) -> int:
+    """Screen pixels of pictures side by side, with the gaps between them."""
+    return sum(w for w, _ in sizes) + GAP * (len(sizes) - 1)
 
 
 def zoom(scale: int | None, h: int, w: int) -> int:

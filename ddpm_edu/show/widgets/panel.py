@@ -18,10 +18,11 @@ class _Panel(Widget):
     """Controls above a picture. `position` holds, for every control, the index of its current
     option (for a Text, the text)."""
 
-    _esm = static("common.js") + static("panel.js")
+    _moved, _least = "position", 1  # the trait that calls for a redraw; how many controls at least
+    _esm = static("common.js") + static("controls.js") + static("panel.js")
     controls = tr.List().tag(sync=True)
     position = tr.Dict().tag(sync=True, echo_update=False)
-    picture = tr.Bytes().tag(sync=True)
+    image = tr.Bytes().tag(sync=True)  # what the page shows: a PNG, or the pixels (raw)
     shape = tr.List([0, 0, 0]).tag(sync=True)
     scale = tr.Int(1).tag(sync=True)
     raw = tr.Bool(False).tag(sync=True)
@@ -29,7 +30,7 @@ class _Panel(Widget):
     idle = tr.List().tag(sync=True)  # names of the controls that play no part at these values
 
     def __init__(self, controls, *, alt, caption, idle=None, **traits):
-        if not controls:
+        if len(controls) < self._least:
             raise OptionError("no control: give at least one Slider, Choice, Toggle or Text")
         names = [c.name for c in controls]
         if len(set(names)) < len(names):
@@ -57,7 +58,7 @@ class _Panel(Widget):
             **traits,
         )
         self._redraw()
-        self.observe(lambda change: self._live(self._redraw), "position")
+        self.observe(lambda change: self._live(self._redraw), self._moved)
 
     @property
     def values(self) -> dict:
@@ -81,15 +82,15 @@ class _Panel(Widget):
     def _redraw(self) -> None:
         values = self.values
         with self._noting():
-            picture = self._picture(values)
+            image = self._image(values)
             words = {
                 name: text(**values)
                 if callable(text)
                 else text.format(**{k: show(v) for k, v in values.items()})
                 for name, text in self._words.items()
             }
-        with self.hold_sync():  # picture, alt text and caption reach the page in one message
-            self.set_trait("picture", picture)
+        with self.hold_sync():  # image, alt text and caption reach the page in one message
+            self.image = image
             self.alt, self.caption = words["alt"], words["caption"]
             self.idle = list(self._idle(**values))
             self.drawn += 1
@@ -106,7 +107,7 @@ def _require_arguments(function, leading: tuple, names) -> None:
     try:
         inspect.signature(function).bind(*leading, **dict.fromkeys(names))
     except TypeError as problem:
-        expected = ", ".join([*("ax" for _ in leading), *names])
+        expected = ", ".join([*leading, *names])
         raise OptionError(
             f"{getattr(function, '__name__', 'the function')} cannot be called as "
             f"({expected}): {problem}. Name its arguments after the controls"
@@ -148,12 +149,12 @@ class SliderPicture(_Panel):
         columns: int = 1,
         **subplots,
     ):
-        _require_arguments(draw, (None,), [c.name for c in controls])
+        _require_arguments(draw, ("ax",), [c.name for c in controls])
         self._draw, self._update = draw, None
         self._fig, self._ax = plot.axes(width, height, rows=rows, columns=columns, **subplots)
         super().__init__(controls, alt=alt, caption=caption, idle=idle, kind="slider-picture")
 
-    def _picture(self, values: dict) -> bytes:
+    def _image(self, values: dict) -> bytes:
         if self._update is not None:
             self._update(**values)
         else:
@@ -175,7 +176,23 @@ class SliderPicture(_Panel):
         return round(self._fig.get_size_inches()[0] * plot.DPI)
 
 
-class SliderImage(_Panel):
+class _Pixels(_Panel):
+    """A panel whose image is raw pixels."""
+
+    def _sent(self, picture) -> bytes:
+        """The bytes of a uint8 picture, its shape noted for the page; else ShapeError."""
+        picture = uint8(picture, "render's picture", (2, 3))
+        self.shape = [*picture.shape, 1][:3]
+        return picture.tobytes()
+
+    def _enlarged(self) -> np.ndarray:
+        """The image as large as on the screen."""
+        h, w, channels = self.shape
+        picture = np.frombuffer(self.image, np.uint8)
+        return plot.enlarge(picture.reshape((h, w, 3) if channels == 3 else (h, w)), self.scale)
+
+
+class SliderImage(_Pixels):
     """Controls above raw pixels: `render(**values)` returns uint8 (H, W) or (H, W, 3). No
     matplotlib, so it is the fast one.
 
@@ -204,18 +221,8 @@ class SliderImage(_Panel):
         )
         self.scale = zoom(scale, *self.shape[:2])
 
-    def _picture(self, values: dict) -> bytes:
-        image = uint8(self._render(**values), "render's picture", (2, 3))
-        self.shape = [*image.shape, 1][:3]
-        return image.tobytes()
+    def _image(self, values: dict) -> bytes:
+        return self._sent(self._render(**values))
 
     def still(self) -> bytes:
-        h, w, channels = self.shape
-        return plot.small_webp(
-            plot.enlarge(
-                np.frombuffer(self.picture, np.uint8).reshape(
-                    (h, w, 3) if channels == 3 else (h, w)
-                ),
-                self.scale,
-            )
-        )
+        return plot.small_webp(self._enlarged())

@@ -1,5 +1,6 @@
 """Start JupyterLab and chromium, open notebooks, move widgets: what the browser tests and benchmarks/widget_latency.py share."""
 
+import base64
 import contextlib
 import json
 import os
@@ -233,3 +234,26 @@ def film_rate(root, seconds: float = 2) -> float:
     )
     root.locator(".ddpm-play").click()
     return rate
+
+
+STATIC = """async ([code, state, buffers]) => {
+    const values = { ...state }, listeners = {};
+    for (const [name, data] of Object.entries(buffers))
+        values[name] = new DataView(Uint8Array.from(atob(data), c => c.charCodeAt(0)).buffer);
+    const model = { get: name => values[name], save_changes() {}, off() {}, on: (event, f) => { (listeners[event] ||= []).push(f); },
+        set(name, value) { values[name] = value; (listeners['change:' + name] || []).forEach(f => f()); } };
+    const module = await import(URL.createObjectURL(new Blob([code], { type: 'text/javascript' })));
+    module.default.render({ model, el: document.body }); }"""
+
+
+def standing(page, widget, names: str):
+    """The widget's page code on a stand-in for the saved state, without server and kernel; its root."""
+    state = {name: getattr(widget, name) for name in f"caption error note alt {names}".split()}
+    buffers = {
+        name: base64.b64encode(state.pop(name)).decode()
+        for name, value in list(state.items())
+        if isinstance(value, bytes)
+    }
+    page.goto("about:blank")
+    page.evaluate(STATIC, [widget._esm, state, buffers])
+    return page.locator(".ddpm-widget")

@@ -3,8 +3,10 @@
 import contextlib
 import os
 
+import numpy as np
 import pytest
-from labdriver import after, drawn, new_page, open_and_run, picture, write_notebook
+import torch
+from labdriver import after, drawn, new_page, open_and_run, picture, standing, write_notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -261,3 +263,36 @@ def test_nothing_moves_for_who_wants_no_motion(opened):
     assert drawn(root) == count + 1
     root.get_by_role("button", name="Turn back").click()
     opened.emulate_media(reduced_motion="no-preference")
+
+
+# ------------------------------------------------------------ without a kernel
+
+
+def test_handle_and_turn_need_no_kernel(page):
+    from ddpm_edu.show.widgets import Compare, Turner
+
+    words = {"names": ("a", "b"), "alt": "A ramp", "caption": "Up."}
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    compare = Compare(ramp, 255 - ramp, **words)
+    root = standing(page, compare, "before after shapes names width height at")
+    shown = picture(root)
+    root.get_by_role("slider").focus()
+    assert after(root, lambda: page.keyboard.press("End")) != shown
+    turner = Turner(ramp, lambda x: x.flip(2), **words)
+    root = standing(page, turner, "picture shape places motion names scale at")
+    root.locator(".ddpm-turned").click()
+    root.get_by_text("This way it reads: b").wait_for()
+
+
+def test_a_pad_without_a_kernel_says_what_it_needs(page):
+    from ddpm_edu.show.widgets import Pad
+
+    pad = Pad(lambda picture, mask: np.zeros((32, 32), np.uint8), picture=torch.ones(1, 3, 32, 32),
+              colors={"red": tuple(RED)}, alt="Black", caption="Draw.")  # fmt: skip
+    page.clock.install()
+    names = "sheet size paints names brush cell asked answered controls position image shape scale"
+    root = standing(page, pad, f"{names} idle")
+    stroke(page, root, (4, 4), (20, 4))
+    assert sheet(root)[4][10] == RED and root.locator(".ddpm-busy").inner_text() == "drawing ..."
+    page.clock.fast_forward(9000)
+    assert "drawing needs a running kernel" in root.locator(".ddpm-busy").inner_text()

@@ -97,7 +97,8 @@ def move_widgets(page, name: str) -> None:
 
 def move_panel(page, root, where: str) -> None:
     """Menus, texts and switches first, from the author's starting position; each control goes back to where it was."""
-    for menu in root.locator("select").all():
+    controls = root.locator(".ddpm-controls")
+    for menu in controls.locator("select").all():
         shown, at = picture(root), menu.evaluate("menu => menu.selectedIndex")
         for k in range(menu.locator("option").count()):
             if k != at:
@@ -105,7 +106,7 @@ def move_panel(page, root, where: str) -> None:
                     f"{where}: option {k} of the menu changes nothing"
                 )
         after(root, lambda: menu.select_option(index=at))
-    for field in root.locator("input[type=text]").all():
+    for field in controls.locator("input[type=text]").all():
         shown, at = picture(root), field.input_value()
         other = field.get_attribute("placeholder") or f"{at} !"  # the author's second text
         field.fill(other)
@@ -114,13 +115,13 @@ def move_panel(page, root, where: str) -> None:
         )
         field.fill(at)
         after(root, lambda: field.press("Enter"), 120)
-    for switch in root.locator("input[type=checkbox]").all():
+    for switch in controls.locator("input[type=checkbox]").all():
         shown = picture(root)
         assert after(root, switch.click) != shown, (
             f"{where}: the switch {switch.get_attribute('data-name')} changes nothing"
         )
         after(root, switch.click)
-    for slider in root.locator("input[type=range]").all():
+    for slider in controls.locator("input[type=range]").all():
         if slider.is_disabled():
             wake(root, slider, where)
         name, at = slider.get_attribute("data-name"), slider.input_value()
@@ -235,7 +236,50 @@ def move_unet(page, root, where: str) -> None:
     assert words() != read and "parameters" in words()
 
 
+def drag(page, box, *shares) -> None:
+    """Press the mouse at the first place, move it over the others, let it go."""
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in shares]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for at in places[1:]:
+        page.mouse.move(*at, steps=5)
+    page.mouse.up()
+
+
+def move_pad(page, root, where: str) -> None:
+    """A stroke in each of two paints: at least one is none that is there already."""
+    seen = [picture(root)]
+    box = root.locator(".ddpm-pad").bounding_box()
+    for paint, row in (-1, 0.4), (-2, 0.6):
+        root.get_by_role("group", name="paints").locator("button").nth(paint).click()
+        seen.append(after(root, lambda: drag(page, box, (0.2, row), (0.8, row + 0.1)), 120))
+    assert len(set(seen)) > 1, f"{where}: drawing changes nothing"
+    root.get_by_role("button", name="Undo").click()
+    seen.append(after(root, lambda: root.get_by_role("button", name="Start again").click(), 120))
+    move_panel(page, root, where)
+
+
+def move_compare(page, root, where: str) -> None:
+    shown = picture(root)
+    drag(page, root.locator(".ddpm-compare").bounding_box(), (0.5, 0.5), (0.2, 0.5))
+    assert picture(root) != shown, f"{where}: the handle changes nothing"
+    ends = [after(root, lambda: page.keyboard.press(key)) for key in ("Home", "End")]
+    assert ends[0] != ends[1], f"{where}: both pictures are the same"
+
+
+def move_turner(page, root, where: str) -> None:
+    shown, slider = picture(root), root.get_by_role("slider")
+    root.locator(".ddpm-play").click()
+    page.wait_for_function("root => root.dataset.at === '1'", arg=root.element_handle())
+    assert picture(root) != shown, f"{where}: turned it is the same picture"
+    slider.focus()
+    assert after(root, lambda: page.keyboard.press("Home")) == shown
+
+
 MOVES = {
+    "pad": move_pad,
+    "compare": move_compare,
+    "turner": move_turner,
     "unet": move_unet,
     "slider-picture": move_panel,
     "slider-image": move_panel,

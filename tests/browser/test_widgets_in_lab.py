@@ -1,6 +1,5 @@
 """Every kind of widget in a real JupyterLab: moved by keyboard and by mouse, its pixels compared, its speed measured."""
 
-import base64
 import os
 import statistics
 
@@ -15,6 +14,7 @@ from labdriver import (
     new_page,
     open_and_run,
     picture,
+    standing,
     write_notebook,
 )
 
@@ -338,16 +338,7 @@ def test_drag_point_by_touch(lab, browser):
         assert paths(plane) != before
 
 
-STATIC = """async ([code, state, frames]) => {
-    const values = { ...state, frames: new DataView(Uint8Array.from(atob(frames), c => c.charCodeAt(0)).buffer) }, listeners = {};
-    const model = { get: name => values[name], save_changes() {}, off() {}, on: (event, f) => { (listeners[event] ||= []).push(f); },
-        set(name, value) { values[name] = value; (listeners['change:' + name] || []).forEach(f => f()); } };
-    const module = await import(URL.createObjectURL(new Blob([code], { type: 'text/javascript' })));
-    module.default.render({ model, el: document.body }); }"""
-
-
 def test_a_film_needs_no_kernel(page):
-    """The film's page code on a stand-in for the saved state: no server, no kernel."""
     from ddpm_edu.show.widgets import Film
 
     film = Film(
@@ -356,37 +347,11 @@ def test_a_film_needs_no_kernel(page):
         caption="Up.",
         loop=True,
     )
-    state = {
-        name: getattr(film, name)
-        for name in (
-            "shape",
-            "captions",
-            "label",
-            "index",
-            "fps",
-            "scale",
-            "loop",
-            "caption",
-            "error",
-            "alt",
-        )
-    }
-    page.goto("about:blank")
-    page.evaluate(STATIC, [film._esm, state, base64.b64encode(film.frames).decode()])
-    root = page.locator(".ddpm-widget")
+    root = standing(page, film, "shape captions label index fps scale loop frames")
     first = picture(root)
     root.get_by_role("slider").focus()
     assert after(root, lambda: page.keyboard.press("End")) != first
     assert film_rate(root, 1) > 20
-
-
-def standing(page, widget, names: str, frames: bytes = b"", **given):
-    """The widget's page code on a stand-in for the saved state; its root."""
-    state = {name: getattr(widget, name) for name in f"caption error alt {names}".split()}
-    page.goto("about:blank")
-    encoded = base64.b64encode(frames).decode()
-    page.evaluate(STATIC, [widget._esm, state | given, encoded])
-    return page.locator(".ddpm-widget")
 
 
 def test_a_point_film_plays_once_when_first_seen(page):
@@ -397,7 +362,7 @@ def test_a_point_film_plays_once_when_first_seen(page):
     )
     film = PointFilm({"a": points, "b": -points}, values=range(50), label="up", caption="Up.")
     names = "shape captions label index fps loop autoplay titles colors groups side trail"
-    root = standing(page, film, names + " trail_every", film.frames)
+    root = standing(page, film, names + " trail_every frames")
     page.wait_for_function("root => +root.dataset.index == 39", arg=root.element_handle())
     root.get_by_role("button", name="Play: up").wait_for()
     last = picture(root)  # it has played to the end by itself, and stands there
@@ -415,8 +380,7 @@ def test_a_film_waits_when_the_reader_wants_no_motion(browser):
     film = Film(np.arange(40, dtype=np.uint8)[:, None, None] + np.zeros((1, 8, 8), np.uint8),
                 label="l", caption="c")  # fmt: skip
     with new_page(browser, reduced_motion="reduce") as page:
-        names = "shape captions label index fps scale loop autoplay"
-        root = standing(page, film, names, film.frames)
+        root = standing(page, film, "shape captions label index fps scale loop autoplay frames")
         page.wait_for_timeout(600)
         assert root.get_attribute("data-index") == "20"
 

@@ -6,8 +6,9 @@ function render({ model, el }) {
   let sheet = start, past = [], chosen = 0, filling = false, last = null, hover = null, later = 0, patience = 0;
   let cursor = [Math.floor(W / 2), Math.floor(H / 2)];
 
+  const id = `ddpm-keys-${Math.random().toString(36).slice(2, 9)}`;
   const pad = make("canvas", { class: "ddpm-pad", width: W * cell, height: H * cell, style: `width:${W * cell}px`, tabindex: 0, role: "application",
-    "aria-roledescription": "drawing pad", "aria-label": `${names[0]}: ${W} by ${H} pixels` });
+    "aria-describedby": id, "aria-roledescription": "drawing pad", "aria-label": `${names[0]}: ${W} by ${H} pixels` });
   const result = make("canvas", { role: "img", class: "ddpm-pixels" });
   const busy = make("span", { class: "ddpm-busy", "aria-hidden": "true" }), said = make("output", { class: "ddpm-said", "aria-live": "polite" });
   const swatch = p => make("span", p.color ? { class: "ddpm-swatch", style: `background:rgb(${p.color})` } : { class: `ddpm-swatch ddpm-mark${p.mask}` });
@@ -18,14 +19,14 @@ function render({ model, el }) {
     oninput: () => { across.textContent = brush.value; } });
   const across = make("output", { text: model.get("brush") });
   const tools = make("div", { class: "ddpm-palette" }, fills, button("Undo", undo), button("Clear", clear), button("Start again", restart));
-  const keys = make("div", { class: "ddpm-keys", text: "Keys: arrows move (Shift: 4 pixels), Space paints, F fills, U undoes, C clears, S starts again, digits choose." });
+  const keys = make("div", { id, class: "ddpm-keys", text: "Keys: arrows move (Shift: 4 pixels), Space paints, F fills, U undoes, C clears, S starts again, digits choose." });
   const rows = model.get("controls").map(spec => control(model, spec, move));
   const controls = make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node));
   const root = frame(model, el, "pad", make("div", { class: "ddpm-side" },
     make("div", { style: `width:${W * cell}px;max-width:100%` }, make("div", { class: "ddpm-head", text: names[0] }), pad,
       make("div", { class: "ddpm-palette", role: "group", "aria-label": "paints" }, ...palette),
       make("div", { class: "ddpm-row" }, make("span", { text: "brush" }), brush, across), tools, said, keys),
-    make("div", { style: "max-width:100%" }, make("div", { class: "ddpm-head" }, names[1], busy), result)), controls);
+    make("div", { class: "ddpm-outcome" }, make("div", { class: "ddpm-head" }, names[1], busy), result, controls)));
 
   // ---------------------------------------------------------------- to the kernel and back
   function ask() { // while the kernel is busy the newest state waits, older ones are dropped
@@ -62,7 +63,7 @@ function render({ model, el }) {
   function dab([x, y]) { // a disc, and always the pixel that holds (x, y)
     const r = brush.value / 2;
     for (let j = 0; j < H; j++) for (let i = 0; i < W; i++)
-      if ((i + 0.5 - x) ** 2 + (j + 0.5 - y) ** 2 <= r * r || i === Math.floor(x) && j === Math.floor(y)) put(j * W + i);
+      if ((i + 0.5 - x) ** 2 + (j + 0.5 - y) ** 2 < r * r || i === Math.floor(x) && j === Math.floor(y)) put(j * W + i);
   }
   function line([x, y], [u, v]) {
     const n = Math.max(1, Math.ceil(2 * Math.hypot(u - x, v - y)));

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import re
 import warnings
 from types import SimpleNamespace
@@ -457,12 +458,12 @@ def test_little_strength_keeps_the_picture(one):
         (OptionError, {"strength": 0}),
         (OptionError, {"strength": 0.04}),
         (OptionError, {"strength": 1.1}),
-        (DataError, {"picture": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}),
+        (OptionError, {"strength": math.nan}),
+        (OptionError, {"strength": "0.5"}),
         (DataError, {"picture": torch.full((1, 3, 64, 64), 128.0)}),
-        (ShapeError, {"picture": torch.zeros(1, 3, 64, 60) - 1}),
         (ShapeError, {"picture": torch.zeros(3, 3, 64, 64) - 1}),
-        (ShapeError, {"picture": torch.zeros(1, 4, 64, 64) - 1}),
-        (ShapeError, {"picture": "fox.png"}),
+        (DataError, {"picture": torch.zeros(1, 4, 64, 64) - 1}),  # alpha below 0
+        (DataError, {"picture": "fox.png"}),
         (ShapeError, {"picture": torch.zeros(1, 3, 64, 64, device="meta")}),
         (ShapeError, {"picture": torch.zeros(1, 3, 64, 64).to_sparse()}),
     ],
@@ -879,7 +880,7 @@ def test_models_for_something_else_are_named(two):
             lambda: image_to_image(sd, PROMPT, torch.zeros(1, 3, 64, 64), strength=1),
             lambda: refine(sd, PROMPT, torch.zeros(1, 4, 8, 8)),
         ):
-            with refuses(OptionError, kind, f"{channels} channels"):
+            with refuses(OptionError, f"tiny sdxl is a model for .*{kind}"):
                 call()
 
 

@@ -15,8 +15,10 @@ from diffusers import (
     HeunDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -87,7 +89,7 @@ def text_encoder(kind, act):
     ).eval()
 
 
-def unet(context, vector=0, depth=1, linear=False, channels=64):
+def unet(context, vector=0, depth=1, linear=False, channels=64, inputs=4):
     more = (
         {
             "addition_embed_type": "text_time",
@@ -99,7 +101,7 @@ def unet(context, vector=0, depth=1, linear=False, channels=64):
     )
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
+        in_channels=inputs,
         out_channels=4,
         layers_per_block=1,
         block_out_channels=(channels, 2 * channels),
@@ -136,9 +138,18 @@ def from_picture(pipe):
     return other
 
 
-def build(name, seed=0):
+def inpainting(pipe):
+    """The inpainting pipeline of the same parts."""
+    xl = isinstance(pipe, StableDiffusionXLPipeline)
+    kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
+    other = kind(**pipe.components, **({} if xl else {"requires_safety_checker": False}))
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def build(name, seed=0, channels=4):
     """A pipeline of diffusers with its official scheduler: "sd" (PNDM), "sd2" (DDIM, v), "sdxl" or
-    "refiner" (Euler)."""
+    "refiner" (Euler). channels: that the UNet takes, 9 for inpainting."""
     torch.manual_seed(seed)
     clip, open_clip = tokenizer(), tokenizer("!")
     if name in ("sd", "sd2"):
@@ -146,7 +157,7 @@ def build(name, seed=0):
             vae=vae(0.18215),
             text_encoder=text_encoder(CLIPTextModel, "quick_gelu" if name == "sd" else "gelu"),
             tokenizer=clip if name == "sd" else open_clip,
-            unet=unet(32, linear=name == "sd2"),
+            unet=unet(32, linear=name == "sd2", inputs=channels),
             safety_checker=None,
             feature_extractor=None,
             scheduler=scheduler("pndm")
@@ -161,7 +172,7 @@ def build(name, seed=0):
             tokenizer=clip,
             text_encoder_2=text_encoder(CLIPTextModelWithProjection, "gelu"),
             tokenizer_2=open_clip,
-            unet=unet(64, 24 + 6 * 8, 2, True),
+            unet=unet(64, 24 + 6 * 8, 2, True, inputs=channels),
             scheduler=scheduler("euler"),
             add_watermarker=False,
         )

@@ -6,7 +6,6 @@ They leave as x_0 (B, C, H, W), float32 in [-1, 1], with a one-hot `Cond.vector`
 import copy
 import hashlib
 import http.client
-import math
 import os
 import tarfile
 import time
@@ -21,6 +20,7 @@ from torch import Tensor
 from ..diffusion import Cond, class_cond
 from ..errors import DataError, OptionError, ResourceError, ShapeError, one_of, pixels, warn, whole
 from ..paths import data_folder, locked, replacing, shipped
+from ..systems.pictures import on_white, opened
 
 SPLITS = ("train", "test")
 
@@ -166,8 +166,6 @@ SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .tga .ico "
     ".avif .heic .heif .jxl .jp2".split()
 )
-FORMATS = "JPEG PNG WEBP GIF BMP TIFF PPM TGA ICO AVIF HEIF JPEG2000".split()  # no PostScript
-MOST_PIXELS = 150_000_000  # of one picture; more is a bomb, or needs gigabytes
 
 
 def folder(
@@ -250,17 +248,7 @@ def _some(files: list[Path]) -> str:
 def _read_picture(file: Path, size: int, channels: int, pad: bool) -> Tensor:
     from PIL import Image, ImageOps  # here, so that importing this module stays quick
 
-    Image.init()
-    with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
-        if math.prod(image.size) > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many, make it smaller")
-        image.draft(None, (2 * size, 2 * size))  # JPEG: decode no more than is needed
-        image.load()
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-        except Exception:  # a picture with damaged EXIF is still a picture
-            pass
-        image = _on_white(image)
+    image = on_white(opened(file, small=(2 * size, 2 * size)))
     if pad:
         small = [max(1, round(size * side / max(image.size))) for side in image.size]
         ground = Image.new(image.mode, (size, size), "white")
@@ -271,25 +259,6 @@ def _read_picture(file: Path, size: int, channels: int, pad: bool) -> Tensor:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     array = np.array(image.convert("L" if channels == 1 else "RGB")).reshape(size, size, channels)
     return torch.from_numpy(array).permute(2, 0, 1)
-
-
-def _on_white(image):
-    """Any picture of Pillow's as RGB or L."""
-    from PIL import Image
-
-    if image.mode[0] in "IF":  # grey of 16 or 32 bits, which Pillow would clip
-        x = np.asarray(image).astype(np.float32)
-        deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
-        tops = [65535] if deep else [255, 65535] if image.mode == "I" else [1, 255, 65535]
-        top = next((top for top in tops if 0 <= x.min() and x.max() <= top), None)
-        if top is None:
-            raise ValueError(f"grey from {x.min():g} to {x.max():g}: save it with 8 or 16 bits")
-        return Image.fromarray((x * (255 / top)).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode in ("RGB", "L") else image.convert("RGB")
 
 
 # ---------------------------------------------------------------- MNIST

@@ -6,8 +6,12 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "system": "StableDiffusion SystemConfig build",
-        "pipeline": "text_to_image image_to_image refine prompted condition unet_of decode draw",
+        "pipeline": (
+            "text_to_image image_to_image inpaint upscale refine prompted condition unet_of decode "
+            "draw edit"
+        ),
         "arguments": "",
+        "pictures": "picture_of mask_of",
         "attention_maps": "attention_weights recording word_maps token_words",
         "guard": "",
         "memory": "memory_needed weight_bytes peak_bytes",

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import OptionError, ShapeError, checked_prompts, fits, warn, whole
 from ..networks.tokenizer import unseen
 from ..paths import data_folder
-from .system import StableDiffusion
+from .system import StableDiffusion, SystemConfig
 
 MAX_SIDE = 8192  # pixels: more than any model was trained for, and attention fits nowhere
 
@@ -134,23 +134,32 @@ def dense(name, x, shape, whose) -> None:
         raise ShapeError(f"{name} is on the meta device, where it has no numbers: {whose} them")
 
 
-def drawable(sd, name="sd", begins=False) -> StableDiffusion:
-    """sd, after a look whether it can draw; begins: from nothing but noise."""
+def drawable(sd, name="sd", begins=False, takes=("text",)) -> StableDiffusion:
+    """sd, after a look whether it can draw so; begins: from nothing but noise.
+
+    takes: the kinds of models, see `kind_of`, that will do.
+    """
     loaded(sd, name)
-    takes, latent = sd.config.unet.in_channels, sd.config.vae.latent
-    if takes != latent:
-        kind = {2 * latent + 1: "inpainting", 2 * latent: "instruct-pix2pix"}.get(
-            takes, "something else"
-        )
-        raise OptionError(
-            f"{name} = {sd.config.name} is a model for {kind}: its UNet takes {takes} channels, "
-            f"{takes - latent} of them besides the {latent} of a latent, which a text does not give"
-        )
+    kind, said = kind_of(sd.config), f"{name} = {sd.config.name}"
+    if kind not in takes:
+        beside = sd.config.unet.in_channels - sd.config.vae.latent
+        ways = {"inpainting": "use inpaint or edit", "enlarging": "use upscale or edit"}
+        remedy = ways.get(kind, f"{beside} channels of its UNet are for what is not given here")
+        wanted = " or ".join({"text": "drawing from a text"}.get(k, k) for k in takes)
+        raise OptionError(f"{said} is a model for {kind}, not for {wanted}: {remedy}")
     if begins and sd.config.vector == "refiner":
-        raise OptionError(
-            f"{name} = {sd.config.name} is a refiner: draw with a base first, or use image_to_image"
-        )
+        raise OptionError(f"{said} is a refiner: draw with a base first, or use image_to_image")
     return sd
+
+
+def kind_of(config: SystemConfig) -> str:
+    """What a system is for, by its UNet's channels besides those of a latent."""
+    latent, beside = config.vae.latent, config.unet.in_channels - config.vae.latent
+    if config.vector == "upscaler":
+        return "enlarging"
+    return {0: "text", latent + 1: "inpainting", latent: "instruct-pix2pix"}.get(
+        beside, "something else"
+    )
 
 
 def same_latents(sd, refiner) -> None:

@@ -1,4 +1,4 @@
-"""Text to picture: text -> condition, noise -> latent by a sampler, latent -> picture. Notebook 09.
+"""Text to picture, picture to picture: condition, noise -> latent, latent -> picture. Notebook 09.
 
 Nothing here is new: a condition for the UNet, guidance around it, one of SAMPLERS. Sizes are
 (height, width) in pixels. Guidance = Ho & Salimans 2022 (arXiv 2207.12598), SDXL = Podell et al.
@@ -6,23 +6,15 @@ Nothing here is new: a condition for the UNet, guidance around it, one of SAMPLE
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion import Cond, Denoiser, Step, check_interval, generators, guided, last, randn_like
-from ..errors import (
-    OptionError,
-    SamplingError,
-    ShapeError,
-    checked_prompts,
-    in_range,
-    pixels,
-    warn,
-    whole,
-)
+from ..errors import OptionError, SamplingError, ShapeError, checked_prompts, in_range, warn, whole
 from ..networks.unet import timestep_embedding
 from ..networks.vae import decode_tiled
 from ..samplers import SAMPLERS, karras_clock, noise_scale, sampling_times
@@ -30,6 +22,7 @@ from ..schedule import Schedule
 from .arguments import (
     dense,
     drawable,
+    kind_of,
     loaded,
     one_each,
     same_latents,
@@ -39,6 +32,7 @@ from .arguments import (
     weight,
 )
 from .guard import make_room, watched, within_memory
+from .pictures import grown, mask_of, padded, picture_and_mask, picture_of
 from .system import StableDiffusion
 
 OTHER_ASPECT = 0.05  # difference of the logarithms; two neighbouring buckets of SDXL have 0.12
@@ -84,7 +78,7 @@ def text_to_image(
 def image_to_image(
     sd: StableDiffusion,
     prompts,
-    picture: Tensor,
+    picture,
     *,
     strength: float,
     negative="",
@@ -97,18 +91,96 @@ def image_to_image(
 ) -> Iterator[Step]:
     """SDEdit: noise the latent of a picture up to times[k], then walk times[k:].
 
-    picture: (B, 3, H, W) in [-1, 1], or (1, 3, H, W) for all prompts.  strength: the share of the
-    steps that is walked, up to 1; the lower, the more stays.  The rest: see `text_to_image`.
+    picture: any, see `picture_of`; one for all prompts, or a tensor of one each. Sides that are no
+    multiples of 8 are padded, see `padded`.  strength: the share of the steps that is walked, up to
+    1; the lower, the more stays.  The rest: see `text_to_image`.
     """
     prompts, negative, seeds = one_each(prompts, negative, seeds)
     gens = generators(seeds)
-    z_0 = encode(drawable(sd), picture, gens)
-    size = tuple(side * sd.vae.factor for side in z_0.shape[2:])
+    x = padded(picture_of(picture)[0], drawable(sd).vae.factor)
     walk = plan_walk(sd, steps, sampler, spacing).last(strength)
-    model = prompted(sd, prompts, negative, guidance, size, **more)
-    s, n = sd.schedule.signal_noise(walk.times[0])
-    x = s * z_0 + n * randn_like(z_0, gens)  # q_sample(z_0, times[k]), whole or not
-    return walk.run(sd, model, x, gens)
+    model = prompted(sd, prompts, negative, guidance, x.shape[2:], **more)
+    z_0 = encode(sd, x, gens)
+    x_t = noised(sd.schedule, z_0, randn_like(z_0, gens), walk.times[0])
+    return walk.run(sd, model, x_t, gens)
+
+
+def inpaint(
+    sd: StableDiffusion,
+    prompts,
+    picture,
+    mask,
+    *,
+    strength: float = 1.0,
+    negative="",
+    seeds=0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    spacing: str | None = None,
+    **more,
+) -> Iterator[Step]:
+    """Paint anew where the mask is 1 (at least 1/2), and keep the rest of the latent.
+
+    A UNet of 4 channels: at every time all outside of the mask is replaced by the picture's latent
+    with the noise of that time, see `keeping`. One of 9 sees mask and masked picture beside x_t,
+    see `hollow`, and returns the rest as it understands it: what is outside the mask is then only
+    nearly the picture's, see `edit`.
+    picture, mask: any of one size, see `picture_of`, `mask_of`.  strength: 1 starts from noise
+    alone; below, see `image_to_image`.  The rest: see `text_to_image`. OptionError for a mask that
+    is nowhere 1.
+    """
+    prompts, negative, seeds = one_each(prompts, negative, seeds)
+    gens = generators(seeds)
+    drawable(sd, takes=("text", "inpainting"))
+    x, mask = picture_and_mask(picture, mask)
+    x, mask = (padded(part, sd.vae.factor) for part in (x, mask))
+    walk = plan_walk(sd, steps, sampler, spacing).last(strength)
+    own = kind_of(sd.config) == "inpainting"  # it sees the hole
+    shape = len(prompts), sd.config.vae.latent, *(side // sd.vae.factor for side in x.shape[2:])
+    z_0 = None if own and strength == 1 else encode(sd, x, gens)
+    eps = randn_like(torch.empty(shape, device=weight(sd.unet).device), gens)
+    x_t = walk.scale * eps if strength == 1 else noised(sd.schedule, z_0, eps, walk.times[0])
+    beside = hollow(lambda x: encode(sd, x, gens), x, mask) if own else None
+    model = prompted(sd, prompts, negative, guidance, x.shape[2:], **more, picture=beside)
+    if own:
+        return walk.run(sd, model, x_t, gens)
+    kept = Kept(sd.schedule, z_0, eps, on_grid(mask, z_0))
+    return kept.steps(walk.run(sd, model, x_t, gens, kept.around(walk.times[0])), walk)
+
+
+def upscale(
+    sd: StableDiffusion,
+    prompts,
+    picture,
+    *,
+    noise: float = 0.0,
+    negative="",
+    seeds=0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    spacing: str | None = None,
+    **more,
+) -> Iterator[Step]:
+    """Latents of the picture twice as large, from noise, beside that of the enlarged picture.
+
+    noise: how much of it is put into what is enlarged, 0 to 1, see `with_noise`: the UNet was told
+    so in training, and knows how far to trust it. More for pictures that are damaged (by JPEG, say)
+    and for new details. Cascaded diffusion: Ho et al. 2021 (arXiv 2106.15282).
+    picture: any, see `picture_of`.  The rest: see `text_to_image`.
+    """
+    prompts, negative, seeds = one_each(prompts, negative, seeds)
+    gens = generators(seeds)
+    drawable(sd, takes=("enlarging",))
+    in_range("noise", noise, 0, 1, "in what is enlarged")
+    x = padded(enlarged(picture_of(picture)[0]), sd.vae.factor)
+    walk = plan_walk(sd, steps, sampler, spacing)
+    z = encode(sd, x, gens)
+    beside = with_noise(z, noise, randn_like(z, gens))
+    more |= dict(picture=beside, noise=noise)
+    model = prompted(sd, prompts, negative, guidance, x.shape[2:], **more)
+    return walk.run(sd, model, walk.scale * randn_like(z, gens), gens)
 
 
 def refine(
@@ -176,6 +248,7 @@ def prompted(
     aesthetic=(6.0, 2.5),
     denoiser: Denoiser | None = None,
     picture: Tensor | None = None,
+    noise: float = 0.0,
 ) -> Denoiser:
     """sd's UNet as a Denoiser that knows its text: (x_t, t, whatever) -> prediction, guided.
 
@@ -185,7 +258,7 @@ def prompted(
     They are only numbers: a crop may lie outside. A target of another aspect than `size` is warned
     of: no picture of training was told so.
     denoiser: what takes the UNet's place, such as one that a ControlNet steers.
-    picture: what goes in beside x_t, see `Cond`.
+    picture: what goes in beside x_t, see `Cond`.  noise: how much of it is in there, see `upscale`.
     """
     c, size = sd.config, size_of(sd, size)
     guidance = in_range("guidance", c.guidance if guidance is None else guidance, 0, 100)
@@ -207,10 +280,10 @@ def prompted(
             f"{c.name} is told of a shape that it does not draw; pass target_size=None for its own"
         )
     texts = [spelt_out(sd, text) for text in checked_prompts(prompts)]
-    empty = dict(told, score=scores[1], zero_empty=c.zero_empty)
+    empty = dict(told, score=scores[1], noise=noise, zero_empty=c.zero_empty)
 
     model = denoiser or unet_of(sd)
-    cond = within_memory(lambda: condition(sd, texts, **told, score=scores[0]))
+    cond = within_memory(lambda: condition(sd, texts, **told, score=scores[0], noise=noise))
     cond = cond._replace(picture=picture)
     if guidance > 1:
         uncond = within_memory(lambda: condition(sd, checked_prompts(negative), **empty))
@@ -226,12 +299,14 @@ def condition(
     crop,
     target_size,
     score: float = 6.0,
+    noise: float = 0.0,
     zero_empty: bool = False,
 ) -> Cond:
     """The texts as a Cond for sd.unet; SDXL's vector = pooled text ++ cosines and sines of numbers.
 
-    Numbers (SDXL section 2.2), in pixels: original height, width, crop top, left, then target
-    height, width (base) or the aesthetic score (refiner).  zero_empty: an empty text is zeros, its
+    Numbers of SDXL (section 2.2), in pixels: original height, width, crop top, left, then target
+    height, width (base) or the aesthetic score (refiner). An upscaler's vector is one number alone,
+    1000 noise, of what it enlarges.  zero_empty: an empty text is zeros, its
     pooled text too, as SDXL base was trained. ShapeError if the encoders' width is not the UNet's.
     """
     cond, c = sd.text.encode(texts), sd.config
@@ -240,9 +315,15 @@ def condition(
         cond = cond.map(lambda part: part * full.view(-1, *[1] * (part.ndim - 1)))
     context, vector = cond.context, None
     if c.vector:
-        last = target_size if c.vector == "sdxl" else (score,)
-        numbers = embed_numbers(torch.tensor([[*original_size, *crop, *last]]), c.number_dim)
-        vector = torch.cat([cond.vector, numbers.to(context.device).expand(len(texts), -1)], dim=1)
+        told = {
+            "sdxl": (*original_size, *crop, *target_size),
+            "refiner": (*original_size, *crop, score),
+            "upscaler": (1000 * noise,),
+        }
+        numbers = embed_numbers(torch.tensor([told[c.vector]]), c.number_dim)
+        vector = numbers.to(context.device).expand(len(texts), -1)
+        if c.vector != "upscaler":
+            vector = torch.cat([cond.vector, vector], dim=1)
     for name, part in (("context", context), ("vector", vector)):
         takes, width = getattr(c.unet, name), 0 if part is None else part.shape[-1]
         if width != takes:
@@ -277,11 +358,15 @@ class Walk(NamedTuple):
     scale: float  # of the first noise
     karras: bool  # the UNet is asked near by these times, see `karras_clock`
 
-    def run(self, sd, model, x, gens) -> Iterator[Step]:
-        """The Steps from x, which has the noise of the first time; sd is the owner of `model`."""
+    def run(self, sd, model, x, gens, around=lambda model: model) -> Iterator[Step]:
+        """The Steps from x, which has the noise of the first time; sd is the owner of `model`.
+
+        around: what is done to each x_t before the model sees it, as a wrapper of the Denoiser.
+        """
         make_room(sd, x)
         if self.karras:
             model = karras_clock(model, self.schedule, self.sampler)
+        model = around(model)
         steps = SAMPLERS[self.sampler](
             model, self.schedule, x, self.times, predict=sd.predict, end=self.end, generator=gens
         )
@@ -328,14 +413,11 @@ def plan_walk(sd: StableDiffusion, steps=None, sampler=None, spacing=None) -> Wa
 # ---------------------------------------------------------------- pictures and latents
 
 
-def encode(sd: StableDiffusion, picture: Tensor, gens: list[torch.Generator]) -> Tensor:
-    """A latent (B, 4, H/8, W/8) float32 of a picture (B or 1, 3, H, W), drawn from q(z | x)."""
-    channels = sd.config.vae.in_channels
-    dense("picture", picture, ("B", channels, "H", "W"), "image_to_image takes")
-    pixels("picture", picture, beyond=0.1)
-    if len(picture) not in (1, len(gens)):
-        raise ShapeError(f"{len(picture)} pictures for {len(gens)} prompts: pass one, or as many")
-    x = picture.to(weight(_sound(sd)), copy=False).expand(len(gens), -1, -1, -1)
+def encode(sd: StableDiffusion, x: Tensor, gens: list[torch.Generator]) -> Tensor:
+    """A latent (B, 4, H/8, W/8) float32 of a picture x (B or 1, 3, H, W), drawn from q(z | x)."""
+    if len(x) not in (1, len(gens)):
+        raise ShapeError(f"{len(x)} pictures for {len(gens)} prompts: pass one, or as many")
+    x = x.to(weight(_sound(sd))).expand(len(gens), -1, -1, -1)
     with torch.no_grad():
         parts = [
             within_memory(lambda: sd.vae.to_latent(one, [gen]))
@@ -400,8 +482,123 @@ def draw(
     return decode(refiner or sd, z, tiled)
 
 
+STRENGTH = 0.6  # of an edit without a mask
+
+
+def edit(
+    sd: StableDiffusion,
+    prompts,
+    picture,
+    *,
+    mask=None,
+    strength: float | None = None,
+    progress: bool = True,
+    **options,
+) -> Tensor:
+    """A picture edited: (B, 3, H, W) in [-1, 1], as large as it was, twice as large if enlarged.
+
+    With a mask `inpaint`, with an upscaler `upscale`, else `image_to_image`; then `decode`. What
+    lies outside of the mask is the picture's own, to the last bit; where it is soft, both are
+    blended. The mask of a picture with alpha is what is transparent, unless one is given.
+    strength: 1 with a mask, else 0.6, unless given.  options: see there, denoiser, too.
+    """
+    from tqdm.auto import tqdm
+
+    kind, (x, alpha) = kind_of(loaded(sd).config), picture_of(picture)
+    if mask is None and alpha is not None and kind != "enlarging":
+        mask = 1 - alpha
+    soft = None if mask is None else mask_of(mask, x.shape[2:])
+    share = strength if strength is not None else STRENGTH if soft is None else 1.0
+    if kind == "enlarging":
+        if soft is not None or strength is not None:
+            raise OptionError(f"mask, strength: {sd.config.name} enlarges, leave them out")
+        share, steps = 1.0, upscale(sd, prompts, x, **options)
+    elif soft is not None:
+        steps = inpaint(sd, prompts, x, grown(soft, sd.vae.factor), strength=share, **options)
+    elif kind == "inpainting":
+        raise OptionError(f"mask = None: {sd.config.name} paints into a mask, pass one")
+    else:
+        steps = image_to_image(sd, prompts, x, strength=share, **options)
+    total = int(share * (options.get("steps") or sd.config.steps))
+    z = last(tqdm(steps, total=total, desc="editing", disable=not progress))
+    height, width = (side * (2 if kind == "enlarging" else 1) for side in x.shape[2:])
+    out = decode(sd, z)[:, :, :height, :width].cpu()
+    return out if soft is None else soft * out + (1 - soft) * x
+
+
 def _sound(sd):
     """The VAE, never in float16."""
     if weight(sd.vae).dtype == torch.float16:
         sd.vae.float()
     return sd.vae
+
+
+# ---------------------------------------------------------------- what is beside x_t, or kept
+
+
+def hollow(encode: Callable, x: Tensor, mask: Tensor) -> Tensor:
+    """Beside x_t of an inpainting UNet, (B, 1 + 4, h, w): the mask, the picture with grey in it.
+
+    x (B, 3, H, W) in [-1, 1], mask (B, 1, H, W) of 0 and 1; encode: pictures to latents.
+    """
+    z = encode(x * (mask < 0.5))
+    return torch.cat([on_grid(mask, z).expand(len(z), -1, -1, -1), z], 1)
+
+
+def on_grid(mask: Tensor, z: Tensor) -> Tensor:
+    """The mask of 0 and 1 for latents z: of each square of pixels the one at the top left."""
+    return F.interpolate(mask, z.shape[2:]).to(z)
+
+
+def enlarged(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 2 H, 2 W) by cubic curves (Keys 1981), within [-1, 1]."""
+    return F.interpolate(x, scale_factor=2, mode="bicubic").clamp(-1, 1)
+
+
+def with_noise(z: Tensor, noise, eps: Tensor) -> Tensor:
+    """sqrt(1 - noise^2) z + noise eps; noise in [0, 1], one number or one a picture."""
+    noise = torch.as_tensor(noise, dtype=z.dtype, device=z.device).view(-1, 1, 1, 1)
+    return (1 - noise**2).sqrt() * z + noise * eps
+
+
+def noised(schedule: Schedule, z_0: Tensor, eps: Tensor, t: float) -> Tensor:
+    """q_sample(z_0, t, eps) at any time, whole or not."""
+    s, n = schedule.signal_noise(t)
+    return s * z_0 + n * eps
+
+
+class Kept(NamedTuple):
+    """A latent that stays outside of a mask; at each time it has the same noise eps, scaled."""
+
+    schedule: Schedule
+    z_0: Tensor
+    eps: Tensor
+    mask: Tensor  # (B or 1, 1, h, w) of 0 and 1
+
+    def blend(self, x_t: Tensor, t: float) -> Tensor:
+        """x_t inside, the kept latent at time t outside."""
+        return self.mask * x_t + (1 - self.mask) * noised(self.schedule, self.z_0, self.eps, t)
+
+    def around(self, first: float) -> Callable:
+        """A wrapper of Denoisers that blends what they see, after the first time.
+
+        A solver moves each number by itself: what it makes of those outside is never looked at, and
+        those inside go as if x_t had been blended after every step (Lugmayr et al. 2022, eq. 8).
+        """
+
+        def wrapper(model):
+            def denoise(x_t, t, cond=None):
+                now = t[0].item()
+                return model(self.blend(x_t, now) if now < first else x_t, t, cond)
+
+            return denoise
+
+        return wrapper
+
+    def steps(self, steps: Iterator[Step], walk: Walk) -> Iterator[Step]:
+        """The Steps as they look blended; the last ends at z_0 itself."""
+        times = [*walk.times, -1]
+        for step, t, t_next in zip(steps, times, times[1:]):
+            x_t = self.blend(step.x_t, t) if t < walk.times[0] else step.x_t
+            x_prev, x0_hat = self.blend(step.x_prev, t_next), self.blend(step.x0_hat, -1)
+            yield step._replace(x_t=x_t, x0_hat=x0_hat, x_prev=x_prev)

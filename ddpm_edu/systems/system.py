@@ -16,7 +16,8 @@ from ..networks.vae import SD_VAE, SDXL_VAE, VAE, VAEConfig
 from ..samplers import SAMPLERS, WALKS
 from ..schedule import Schedule
 
-NUMBERS = {"": 0, "sdxl": 6, "refiner": 5}  # sizes, crop, target; or sizes, crop, aesthetic score
+# How many: sizes, crop, target; sizes, crop, aesthetic score; noise in what is enlarged
+NUMBERS = {"": 0, "sdxl": 6, "refiner": 5, "upscaler": 1}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SystemConfig:
     predict: str = "eps"  # what the UNet returns: "eps", "v" or "x_0"
     size: int = 512  # pixels of a side it was trained on
     vector: str = ""  # what is in cond.vector: "" nothing; "sdxl" pooled text, sizes, crop and
-    # target; "refiner" pooled text, sizes, crop and aesthetic score
+    # target; "refiner" pooled text, sizes, crop and aesthetic score; "upscaler" the noise alone
     number_dim: int = 256  # cosines and sines that each of these numbers becomes
     zero_empty: bool = False  # an empty negative prompt is zeros, not the encoding of ""
     spacing: str = "leading"  # of the times, one of WALKS
@@ -60,7 +61,8 @@ class SystemConfig:
                 f"{self.name}: text encoders {width} wide, but unet.context = {self.unet.context}"
             )
         pooled = self.text[-1].projection or self.text[-1].width
-        width = NUMBERS[self.vector] * self.number_dim + (pooled if self.vector else 0)
+        pooled = 0 if self.vector in ("", "upscaler") else pooled
+        width = NUMBERS[self.vector] * self.number_dim + pooled
         if self.unet.vector != width:
             raise OptionError(
                 f"{self.name}: vector = {self.vector!r} is {width} wide, not {self.unet.vector}"

@@ -46,7 +46,7 @@ for tile, e in zip(tiles, known):
 sheet = tiles.reshape(-1, COLUMNS, 64, 64, 3).swapaxes(1, 2).reshape(-1, COLUMNS * 64, 3)
 
 packed = io.BytesIO()
-Image.fromarray(sheet).save(packed, "WEBP", lossless=True, quality=60, method=4)
+Image.fromarray(sheet).save(packed, "WEBP", lossless=True, quality=100, method=6)
 names = json.dumps({"categories": list(CATEGORIES.items()), "emoji": rows}, ensure_ascii=False, separators=(",", ":")).encode()
 for name, content in (("sheet.webp", packed.getvalue()), ("names.json.gz", gzip.compress(names, 9, mtime=0))):
     (HERE / name).write_bytes(content)

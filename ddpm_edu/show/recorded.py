@@ -8,6 +8,7 @@
 The first three are of benchmarks/gpu_sampling.py, the last of stable_diffusion_from_nothing.py.
 Each is a `Report`, shown when it ends a cell. What was not recorded, or failed, it says.
 Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures, .scores();
+linear_start.py's system, whose VAE starts linear: linear_start().card, .right, .pictures;
 sdxl_craft.py's pairs, with and without a part of SDXL's training: craft().card, .pictures.
 """
 
@@ -204,8 +205,8 @@ def from_nothing(file=FIVE_MINUTES) -> Report:
         return Report([Text(NO_RUN)])
     with np.load(file) as run:
         result = json.loads(str(run["result"]))
-        sheet, at = run["sheet"][:, :8], [str(x).split() for x in run["sheet_at"]]
-        texts = [str(text) for text in run["sheet_prompts"][:8]]
+        sheet, at = run["sheet"], [str(x).split() for x in run["sheet_at"]]
+        texts = [str(text) for text in run["sheet_prompts"]]
         curves = {part: run[f"loss_{part}"] for part in PARTS if f"loss_{part}" in run}
     clock = result["seconds"] is not None  # else by updates, and wall time says nothing
     when = lambda seconds: f", {seconds} s" if clock else ""
@@ -289,6 +290,31 @@ def _recorded(name: str, script: str, folder=None) -> tuple[dict, dict]:
 def _pictures(arrays: dict) -> dict:
     """Bytes to [-1, 1]."""
     return {key: array / np.float32(127.5) - 1 for key, array in arrays.items()}
+
+
+# ---------------------------------------------------------------- a VAE that starts linear
+
+
+class LinearStart(NamedTuple):
+    """Pictures of a system whose VAE starts linear, as benchmarks/linear_start.py read them.
+
+    Three kinds: "copies" of new pictures, "noisy" copies, "drawn" prompts.
+    """
+
+    card: dict  # command, device, date, versions, vae: its config, noise: that of the latents
+    right: dict  # {kind: (N, 5) bool}: digit, ink, ground, size, place as the caption says
+    pictures: dict  # {kind: (8, 3, H, W) in [-1, 1]}, the first ones
+
+    def main(self, kind: str) -> float:
+        """The share whose digit, ink and ground are right."""
+        return float(self.right[kind][:, :3].all(1).mean())
+
+
+def linear_start(folder=None) -> LinearStart:
+    """data/recorded/linear_start.npz. DataError where it is not there."""
+    card, arrays = _recorded("linear_start", "linear_start.py", folder)
+    right = {key.removesuffix("_right"): arrays.pop(key) for key in list(arrays) if "_" in key}
+    return LinearStart(card, right, _pictures(arrays))
 
 
 # ---------------------------------------------------------------- pairs of trainings

@@ -3,7 +3,7 @@
     python benchmarks/widget_latency.py [--moves 40]
 
 The last line is one JSON object. Milliseconds run from the slider's event in the page to the screen frame with the new picture:
-page -> kernel -> matplotlib -> page. Other work on the machine makes them longer; `load` is the load average before the start.
+page -> kernel -> matplotlib -> page; for the pad from lifting the pen, with image-to-image of the painted system in the kernel. Other work on the machine makes them longer; `load` is the load average before the start.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from labdriver import (
     latencies,
     new_page,
     open_and_run,
+    pen_times,
     write_notebook,
 )
 
@@ -55,10 +56,11 @@ def main() -> None:
             samples.SETUP,
             *(cell for cell, _ in MEASURED.values()),
             samples.FILM,
+            samples.PAD,
         )
         open_and_run(page, url, "timing.ipynb")
         roots = page.locator(".ddpm-widget")
-        roots.nth(len(MEASURED)).wait_for()
+        roots.nth(len(MEASURED) + 1).wait_for()
         for i, (name, (_, control)) in enumerate(MEASURED.items()):
             roots.nth(i).scroll_into_view_if_needed()
             latencies(roots.nth(i), control, 5)  # warm up
@@ -72,6 +74,12 @@ def main() -> None:
             )
         roots.nth(len(MEASURED)).scroll_into_view_if_needed()
         result["film_fps"] = round(film_rate(roots.nth(len(MEASURED)), 3), 1)
+        pad = roots.nth(len(MEASURED) + 1)
+        pad.scroll_into_view_if_needed()
+        pad.get_by_role("button", name="red").click()
+        pen_times(pad, 2)  # warm up
+        times = pen_times(pad, max(5, moves // 4))
+        result["pad_median_ms"], result["pad_max_ms"] = statistics.median(times), max(times)
     print(json.dumps(result))
 
 

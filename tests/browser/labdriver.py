@@ -223,6 +223,40 @@ def latencies(root, name: str, moves: int = 20) -> list[float]:
     return root.page.evaluate(LATENCY, [root.element_handle(), name, moves])
 
 
+def place(root, column: float, row: float) -> tuple[float, float]:
+    """Where a pixel of a pad of 32 x 32 is on the screen."""
+    box = root.locator(".ddpm-pad").bounding_box()
+    return box["x"] + column / 32 * box["width"], box["y"] + row / 32 * box["height"]
+
+
+def stroke(page, root, *points) -> None:
+    """Draw on a pad with the mouse, from one (column, row) to the next."""
+    page.mouse.move(*place(root, *points[0]))
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*place(root, *point), steps=4)
+    page.mouse.up()
+    page.mouse.move(0, 0)
+
+
+TIMED = """root => {
+    root.addEventListener("pointerup", () => { root.up = performance.now(); }, true);
+    new MutationObserver(() => requestAnimationFrame(() => { root.took = performance.now() - root.up; }))
+        .observe(root, { attributes: true, attributeFilter: ["data-drawn"] }); }"""
+
+
+def pen_times(root, strokes: int) -> list[float]:
+    """Milliseconds from lifting the pen to the frame that shows the pad's new picture, one a stroke."""
+    root.evaluate(TIMED)
+    times = []
+    for k in range(strokes):
+        column = 8 + 16 * k / strokes
+        after(root, lambda: stroke(root.page, root, (column, 8), (column, 22)))
+        root.page.wait_for_timeout(100)
+        times.append(round(root.evaluate("root => root.took"), 1))
+    return times
+
+
 def film_rate(root, seconds: float = 2) -> float:
     """Press play and count the frames shown in a second."""
     root.locator(".ddpm-play").click()

@@ -93,6 +93,21 @@ predict("Which numbers are prime?", ["prime", "not prime"], ["not prime", "prime
         items=["1", "2", "3"])
 """
 
+# image-to-image with the painted system: 6 of 8 steps, each with guidance
+PAD = """
+import torch
+from ddpm_edu import last, load
+from ddpm_edu.datasets.painted import COLOURS
+from ddpm_edu.show.widgets import Pad
+from ddpm_edu.systems import decode, image_to_image
+torch.set_num_threads(2)
+sd, blue = load("painted"), torch.tensor([70, 30, 250])[None, :, None, None] / 127.5 - 1
+def become(picture, mask, strength):
+    steps = image_to_image(sd, "a large red seven on a blue ground, centre", picture, strength=strength, steps=8)
+    return plot.tile(decode(sd, last(steps)))
+Pad(become, Slider("strength", [0.5, 0.75, 1.0], 0.75), picture=blue.repeat(1, 1, 32, 32), colors=COLOURS, alt="A digit", caption="Draw a digit.")
+"""
+
 STILL = """
 fig, ax = plot.axes(5, 2)
 ax.plot(x)

@@ -2,8 +2,8 @@
 
 function render({ model, el }) {
   const [H, W] = model.get("size"), cell = model.get("cell"), paints = model.get("paints"), names = model.get("names");
-  const start = bytes(model.get("sheet")).slice(); // four bytes a pixel: red, green, blue, mask
-  let sheet = start, past = [], chosen = 0, filling = false, last = null, hover = null, later = 0, patience = 0;
+  let sheet = bytes(model.get("sheet")).slice(); // four bytes a pixel: red, green, blue, mask
+  let past = [], chosen = 0, filling = false, last = null, hover = null, later = 0, patience = 0;
   let cursor = [Math.floor(W / 2), Math.floor(H / 2)];
 
   const id = `ddpm-keys-${Math.random().toString(36).slice(2, 9)}`;
@@ -22,11 +22,10 @@ function render({ model, el }) {
   const keys = make("div", { id, class: "ddpm-keys", text: "Keys: arrows move (Shift: 4 pixels), Space paints, F fills, U undoes, C clears, S starts again, digits choose." });
   const rows = model.get("controls").map(spec => control(model, spec, move));
   const controls = make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node));
-  const root = frame(model, el, "pad", make("div", { class: "ddpm-side" },
-    make("div", { style: `width:${W * cell}px;max-width:100%` }, make("div", { class: "ddpm-head", text: names[0] }), pad,
-      make("div", { class: "ddpm-palette", role: "group", "aria-label": "paints" }, ...palette),
-      make("div", { class: "ddpm-row" }, make("span", { text: "brush" }), brush, across), tools, said, keys),
-    make("div", { class: "ddpm-outcome" }, make("div", { class: "ddpm-head" }, names[1], busy), result, controls)));
+  const head = (...parts) => make("div", { class: "ddpm-head" }, ...parts);
+  const root = frame(model, el, "pad", make("div", { class: "ddpm-board" }, make("div", {}, head(names[0]), pad), make("div", {}, head(names[1], busy), result),
+    make("div", { style: `width:${Math.max(320, W * cell)}px` }, make("div", { class: "ddpm-palette", role: "group", "aria-label": "paints" }, ...palette),
+      make("div", { class: "ddpm-row" }, make("span", { text: "brush" }), brush, across), tools, said, keys), controls));
 
   // ---------------------------------------------------------------- to the kernel and back
   function ask() { // while the kernel is busy the newest state waits, older ones are dropped
@@ -81,7 +80,7 @@ function render({ model, el }) {
   }
   function remember() { past = [...past.slice(-49), sheet]; sheet = sheet.slice(); }
   function undo() { if (past.length) { sheet = past.pop(); draw(); send(); say("taken back"); } else say("nothing to take back"); }
-  function restart() { remember(); sheet = start.slice(); draw(); send(); say("as at the start"); }
+  function restart() { remember(); sheet = bytes(model.get("start")).slice(); draw(); send(); say("as at the start"); }
   function clear() {
     const ground = paints[0].color;
     remember();

@@ -51,6 +51,7 @@ class Pad(_Pixels):
     _moved, _least = "asked", 0
     _esm = static("common.js") + static("controls.js") + static("pad.js")
     sheet = tr.CBytes().tag(sync=True, echo_update=False)  # (H, W, 4): red, green, blue, mask
+    start = tr.Bytes().tag(sync=True)  # the sheet before the first stroke
     size = tr.List().tag(sync=True)
     paints = tr.List().tag(sync=True)
     names = tr.List().tag(sync=True)
@@ -87,6 +88,7 @@ class Pad(_Pixels):
             kind="pad",
             raw=True,
             sheet=sheet.tobytes(),
+            start=sheet.tobytes(),
             size=[h, w],
             names=list(names),
             paints=_paints(colors, mask is not None),

@@ -301,7 +301,7 @@ def train(args) -> None:
 
 def models(args) -> None:
     """What ships, then the published systems: name, size, title, where each is or is looked for."""
-    from .files.load import KNOWN, where
+    from .files.load import CONTROLS, KNOWN, where
 
     for path in sorted((data_folder() / "weights").glob("*.safetensors")):
         card, title = path.with_suffix(".md"), "no card"
@@ -315,6 +315,10 @@ def models(args) -> None:
         print(f"\n{name:16} {size:5.1f} GiB  {about}")
         for place in where(name):
             print(f"{'':16} {'found' if os.path.exists(place) else 'looked for'}: {place}")
+    print("\nControlNets:")
+    for name, known in CONTROLS.items():
+        found = [str(place) for place in where(name) if os.path.exists(place)]
+        print(f"{name:22} hub name {known.hub}", *(f"found: {place}" for place in found[:1]))
 
 
 def student(args) -> None:

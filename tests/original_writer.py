@@ -74,6 +74,18 @@ def unet_name(name: str) -> str:
     return f"{place}.{number}.{rest}"
 
 
+def control_name(name: str) -> str:
+    """Of a ControlNet: zeros.3.weight -> control_model.zero_convs.3.0.weight, and so on."""
+    side, rest = name.split(".", 1)
+    own = {"hint": "input_hint_block.", "zero_mid": "middle_block_out.0."}
+    if side == "zeros":
+        number, last = rest.split(".")
+        new = f"zero_convs.{number}.0.{last}"
+    else:
+        new = own[side] + rest if side in own else unet_name(name)
+    return f"control_model.{new}"
+
+
 def vae_name(name: str, levels: int) -> str:
     """decoder.up.0.1.norm1.weight -> decoder.up.2.block.1.norm1.weight of three levels."""
     name = re.sub(r"^(post_quant|quant)\.", r"\1_conv.", name)

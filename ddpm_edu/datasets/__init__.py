@@ -9,6 +9,7 @@ __getattr__, __dir__ = lazily(
         "points": "swiss_roll gaussian_mixture",
         "painted": "Scene caption parse painted_digits prompts scenes",
         "emoji": "emoji Emoji",
+        "hints": "edges strokes blurred",
         "originals": "Original Cut originals",
         "buckets": "buckets nearest_bucket bucket_order",
     },

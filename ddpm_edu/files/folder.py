@@ -16,6 +16,7 @@ import torch
 
 from ..errors import CheckpointError, DataError, OptionError
 from ..networks.clip import CLIPConfig
+from ..networks.controlnet import ControlNetConfig
 from ..networks.text import CLIP_L, TextConfig
 from ..networks.tokenizer import Tokenizer, clip_tokenizer
 from ..networks.unet import UNetConfig
@@ -138,6 +139,11 @@ UNET_ENTRIES = {
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "addition_embed_type": (None, "text_time"),
+}
+CONTROL_ENTRIES = {
+    "controlnet_conditioning_channel_order": ("rgb",),
+    "global_pool_conditions": (False,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
 }
 VAE_ENTRIES = {
     "act_fn": ("silu", "swish"),
@@ -262,6 +268,23 @@ def unet_config(entries: dict, source="unet/config.json") -> UNetConfig:
             vector=vector if adds else 0,
             blocks=_levels(entries, "layers_per_block", 2, n, same=True)[0],
             groups=get("norm_num_groups", 32),
+        )
+
+
+def control_config(entries: dict, source="config.json") -> ControlNetConfig:
+    """Of a `ControlNetModel`: a UNet's entries without the way up, and the hint's."""
+    with plan_of(source):
+        _possible(entries, CONTROL_ENTRIES)
+        get = entries.get
+        down = get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
+        up = [block.replace("Down", "Up") for block in reversed(down)]
+        same = {"mid_block_type": "UNetMidBlock2DCrossAttn", "up_block_types": up}
+        unet = unet_config({**entries, **same, "out_channels": get("in_channels", 4)}, source)
+        middle = unet.middle if get("mid_block_type") != "UNetMidBlock2D" else 0
+        return ControlNetConfig(
+            **{**vars(unet), "middle": middle},
+            hint=get("conditioning_channels", 3),
+            widths=tuple(get("conditioning_embedding_out_channels", ControlNetConfig.widths)),
         )
 
 

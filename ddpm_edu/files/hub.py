@@ -62,8 +62,11 @@ def snapshot(repo: str, dtype=torch.float32, ema: bool = True, places=()) -> Pat
 
 
 def complete(folder: Folder, dtype, ema: bool) -> bool:
-    """Whether a snapshot holds what `load` reads: the index, config and weights of each part."""
+    """Whether a snapshot holds what `load` reads: the index, config and weights of each part; of a
+    ControlNet, which has no index, these alone."""
     try:
+        if folder.has("config.json") and not folder.has("model_index.json"):
+            return bool(folder.weights(".", dtype))
         index = folder.json("model_index.json")
         for part in PARTS:
             if (index.get(part) or [None])[0]:
@@ -77,15 +80,23 @@ def complete(folder: Folder, dtype, ema: bool) -> bool:
 
 def needed(names: list[str], dtype, ema: bool) -> list[str]:
     """Of the files of a repository, those that `load` reads. ValueError if it is no such model."""
-    if "model_index.json" not in names:
+    if "model_index.json" not in names and "config.json" not in names:
         raise ValueError("it has no model_index.json: not a model in diffusers' layout")
+    if "model_index.json" not in names:
+        return ["config.json", *_weights("", names, dtype, ema)]
     small = r"model_index\.json|(scheduler|tokenizer|tokenizer_2)/[^/]*\.(json|txt)"
     keep = [name for name in names if re.fullmatch(small, name)]
     for part in PARTS:
-        for variant in map(re.escape, variants(part_dtype(part, dtype), ema)):
-            whole = rf"{variant}(-\d{{5}}-of-\d{{5}})?\.safetensors"  # or a shard, or their index
-            file = re.compile(rf"{part}/\w+({whole}|\.safetensors\.index{variant}\.json)")
-            if files := [name for name in names if file.fullmatch(name)]:
-                keep += [*files, f"{part}/config.json"]
-                break
+        if files := _weights(f"{part}/", names, part_dtype(part, dtype), ema):
+            keep += [*files, f"{part}/config.json"]
     return keep
+
+
+def _weights(folder: str, names: list[str], dtype, ema: bool) -> list[str]:
+    """Of the names in a folder those of the most wanted variant of its weights."""
+    for variant in map(re.escape, variants(dtype, ema)):
+        whole = rf"{variant}(-\d{{5}}-of-\d{{5}})?\.safetensors"  # or a shard, or their index
+        file = re.compile(rf"{folder}\w+({whole}|\.safetensors\.index{variant}\.json)")
+        if files := [name for name in names if file.fullmatch(name)]:
+            return files
+    return []

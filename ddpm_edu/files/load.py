@@ -34,6 +34,13 @@ from ..errors import (
 )
 from ..networks.classifier import Classifier, ClassifierConfig
 from ..networks.clip import CLIP, CLIPConfig
+from ..networks.controlnet import (
+    SD15_CONTROL,
+    SD21_CONTROL,
+    SDXL_CONTROL,
+    ControlNet,
+    ControlNetConfig,
+)
 from ..networks.gaussian import GaussianPrior
 from ..networks.mlp import MLP
 from ..networks.tokenizer import Tokenizer, tokenize
@@ -45,11 +52,17 @@ from ..schedule import Schedule
 from ..systems.system import PLANS, StableDiffusion, SystemConfig, build, part_dtype
 from . import folder as folders
 from . import hub
-from .names import MARKS, count, looks_like, size, split_single_file, strange, to_ours
+from .names import CONTROL, MARKS, count, looks_like, size, split_single_file, strange, to_ours
 from .tensors import PIECE, header, load_tensors, pack, save_tensors, unpack
 
 # The classes that come in several layouts
-LAYERED = {"UNet": "unet", "VAE": "vae", "TextEncoder": "text", "CLIP": "clip"}
+LAYERED = {
+    "UNet": "unet",
+    "ControlNet": "control",
+    "VAE": "vae",
+    "TextEncoder": "text",
+    "CLIP": "clip",
+}
 FORMAT = 1  # of the files that `save` writes; one of another format is refused
 MOST_BLOCKS = 2000  # of a plan, before it is built; SDXL has 140
 
@@ -101,6 +114,33 @@ KNOWN = {
 }
 
 
+class KnownControl(NamedTuple):
+    """A published ControlNet: its hub name, and the single file that others made of it."""
+
+    hub: str
+    files: tuple[str, ...]
+
+
+CONTROLS = {
+    "sd15-control-canny": KnownControl(
+        "lllyasviel/control_v11p_sd15_canny", ("control_v11p_sd15_canny_fp16.safetensors",)
+    ),
+    "sd15-control-depth": KnownControl(
+        "lllyasviel/control_v11f1p_sd15_depth", ("control_v11f1p_sd15_depth_fp16.safetensors",)
+    ),
+    "sd15-control-scribble": KnownControl(
+        "lllyasviel/control_v11p_sd15_scribble", ("control_v11p_sd15_scribble_fp16.safetensors",)
+    ),
+    "sdxl-control-canny": KnownControl(
+        "diffusers/controlnet-canny-sdxl-1.0", ("diffusers_xl_canny_full.safetensors",)
+    ),
+    "sdxl-control-depth": KnownControl(
+        "diffusers/controlnet-depth-sdxl-1.0", ("diffusers_xl_depth_full.safetensors",)
+    ),
+}
+PUBLISHED = KNOWN | CONTROLS
+
+
 # ---------------------------------------------------------------- finding
 
 
@@ -112,10 +152,10 @@ def shipped() -> list[str]:
 def where(name: str) -> list[Path]:
     """The places where a known name is looked for, in this order: the weights that ship; a folder
     and single files below data/models; the hub's cache."""
-    one_of("name", name, [*KNOWN, *shipped()])
-    if name not in KNOWN:
+    one_of("name", name, [*PUBLISHED, *shipped()])
+    if name not in PUBLISHED:
         return [data_folder() / "weights" / f"{name}.safetensors"]
-    models, known = data_folder() / "models", KNOWN[name]
+    models, known = data_folder() / "models", PUBLISHED[name]
     return [models / name, *(models / file for file in known.files), hub.cache(known.hub)]
 
 
@@ -123,11 +163,11 @@ def find(source, dtype=torch.float32, ema: bool = True) -> Path:
     """The folder or file that a source of `load` means; a hub name is fetched if need be."""
     if not isinstance(source, (str, os.PathLike)) or not str(source):
         raise OptionError(f"source = {source!r:.80}: pass a name or a path")
-    name, known = str(source), [*KNOWN, *shipped()]
+    name, known = str(source), [*PUBLISHED, *shipped()]
     if name in known:
         places = where(name)
         here = [place for place in places if os.path.exists(place) and place.name[:8] != "models--"]
-        return here[0] if here else hub.snapshot(KNOWN[name].hub, dtype, ema, places)
+        return here[0] if here else hub.snapshot(PUBLISHED[name].hub, dtype, ema, places)
     path = Path(os.path.expanduser(source))
     if os.path.exists(path):
         return path
@@ -137,7 +177,7 @@ def find(source, dtype=torch.float32, ema: bool = True) -> Path:
     raise CheckpointError(
         f"{name}: no such file or folder, or none that may be seen; {''.join(near)}Pass a "
         f".safetensors file, a folder in diffusers' layout, a hub name owner/name, or one of "
-        f"{', '.join(KNOWN)}. Shipped with the course: {', '.join(shipped()) or 'none found'}"
+        f"{', '.join(PUBLISHED)}. Shipped with the course: {', '.join(shipped()) or 'none found'}"
     )
 
 
@@ -148,12 +188,13 @@ def load(source, *, device="cpu", dtype=torch.float32, config=None, ema: bool = 
     """What `source` holds, ready to use: a StableDiffusion, a Pretrained denoiser, or a module.
 
     source: a name that ships ("emoji", "mnist", "emoji_clip", "mnist_classifier"), one of KNOWN
-    ("sd15"), a hub name "owner/name", a folder in diffusers' layout, or a .safetensors file.
-    dtype: of the weights in memory, whatever the file has (see `part_dtype`).  config: the
-    SystemConfig of a single file, which does not say it all; without one the context's width tells
-    which known system it is.  ema: the averaged weights of the UNet where a source has both.
-    Systems and modules have `.meta`, what the file says beside. Raises CheckpointError for what is
-    missing, damaged or for another model, ResourceError when memory ends; memory holds one copy.
+    ("sd15") or CONTROLS, a hub name "owner/name", a folder in diffusers' layout, or a .safetensors
+    file. dtype: of the weights in memory, whatever the file has (see `part_dtype`).  config: the
+    SystemConfig or ControlNetConfig of a single file, which does not say it all; without one the
+    context's width tells which known one it is.  ema: the averaged weights of the UNet where a
+    source has both.  Systems and modules have `.meta`, what the file says beside. Raises
+    CheckpointError for what is missing, damaged or for another model, ResourceError when memory
+    ends; memory holds one copy.
     """
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise OptionError(f"dtype = {dtype!r:.80}: choose torch.float32, bfloat16 or float16")
@@ -183,6 +224,8 @@ def _load(place, device, dtype, config, ema):
         return _load_ours(place, views, meta, device, dtype)
     if is_folder:
         model, parts = _folder(folders.Folder(place), dtype, ema)
+    elif strange(views) == CONTROL:
+        model, parts = _control(place, views, config)
     else:
         model, parts = _single(place, views, config, dtype, ema)
     for part in parts.values():  # compared before a number is read
@@ -224,8 +267,12 @@ def _read(files, names=None, dtype=None, device=None):
 
 
 def _folder(folder, dtype, ema):
-    """(model on the meta device, {name: Part}) of a system or, in transformers' layout, a CLIP."""
+    """(model on the meta device, {name: Part}) of a system, a ControlNet, or a CLIP."""
     if folder.has("config.json") and not folder.has("model_index.json"):
+        entries = folder.json("config.json")
+        if entries.get("_class_name") == "ControlNetModel":
+            config = folders.control_config(entries, folder.root / "config.json")
+            return _control_parts(config, folder.root, folder.weights(".", dtype))
         config, files = folders.clip_config(folder), folder.weights(".", dtype)
         _bounded(len(_read(files)), folder.root, config)
         own = folder.has("tokenizer.json") and folders.tokenizer(folder, ".", config.text)
@@ -264,6 +311,28 @@ def _single(path, views, config, dtype, ema):
         own = {new: names[id(x)] for new, x in states[side].items()}
         parts[name] = Part(part, f"{path} ({name})", [path], own)
     return sd, parts
+
+
+def _control(path, views, config):
+    """The same of a single file of a ControlNet, in the original names or in diffusers'."""
+    if config is None:
+        width = size(views, r"attn2\.to_k\.weight$", 1, 0)
+        hint = size(views, r"(input_hint_block\.0|cond_embedding\.conv_in)\.weight$", 1, 3)
+        known = [c for c in (SD15_CONTROL, SD21_CONTROL, SDXL_CONTROL) if c.context == width]
+        if not known:
+            raise CheckpointError(
+                f"{path}: a ControlNet whose context is {width} wide, as of no known system: pass "
+                "config=ControlNetConfig(...), or its folder"
+            )
+        config = replace(known[0], hint=hint)
+    return _control_parts(config, path, [path])
+
+
+def _control_parts(config, source, files):
+    _bounded(len(_read(files)), source, config)
+    with torch.device("meta"):
+        net = ControlNet(config)
+    return net, {"control": Part(net, source, files)}
 
 
 def _plan(path, views, config=None) -> SystemConfig:
@@ -474,6 +543,7 @@ CONFIGS = {
     VAE: VAEConfig,
     CLIP: CLIPConfig,
     Classifier: ClassifierConfig,
+    ControlNet: ControlNetConfig,
     StableDiffusion: SystemConfig,
 }
 SETTINGS = {  # of classes without a config: how their arguments are read back

@@ -37,6 +37,13 @@ ORIGINAL_UNET = (
 FOLDER_UNET = TRANSFORMER + table("""
     .time_emb_proj. > .time.        .conv_shortcut. > .skip.
 """)  # inside a block of diffusers; where the blocks lie, see `folder_unet_rows`
+ORIGINAL_CONTROL = table("""
+    input_hint_block. > hint.   zero_convs.#.0. > zeros.#.      middle_block_out.0. > zero_mid.
+""")
+FOLDER_CONTROL = table("""
+    controlnet_down_blocks.# > zeros.#      controlnet_mid_block. > zero_mid.
+    controlnet_cond_embedding.conv_in. > hint.0.
+""")  # beside those of a UNet; the rest of the hint's encoder, see `_folder_control`
 ORIGINAL_VAE = table("""
     post_quant_conv. > post_quant.  .down.#.block.#. > .down.#.#.   .mid.block_1. > .mid.0.
     quant_conv. > quant.            .up.#.block.#. > .up.#.#.       .mid.attn_1. > .mid.1.
@@ -136,6 +143,20 @@ def _folder_unet(names):
     return folder_unet_rows(levels, blocks, attention, has("mid_block")) + FOLDER_UNET
 
 
+def _folder_control(names):
+    """The hint's encoder has an activation after each convolution, which we count."""
+    found = re.findall(r"^controlnet_cond_embedding\.blocks\.(\d\d?)\.", "\n".join(names), re.M)
+    last = 1 + max(map(int, found), default=-1)
+    start = "controlnet_cond_embedding."
+    rows = [(f"{start}blocks.{k}.", f"hint.{2 * k + 2}.") for k in range(last)]
+    return [
+        *FOLDER_CONTROL,
+        *rows,
+        (f"{start}conv_out.", f"hint.{2 * last + 2}."),
+        *_folder_unet(names),
+    ]
+
+
 def _original_vae(names):
     """The original counts the decoder's levels from the finest, we in the order of running."""
     levels = len({name.split(".")[2] for name in names if name.startswith("decoder.up.")})
@@ -146,6 +167,8 @@ def _original_vae(names):
 ROWS = {  # (part, layout): the rows for these names
     ("unet", "original"): lambda names: ORIGINAL_UNET,
     ("unet", "folder"): _folder_unet,
+    ("control", "original"): lambda names: ORIGINAL_CONTROL + ORIGINAL_UNET,
+    ("control", "folder"): _folder_control,
     ("vae", "original"): _original_vae,
     ("vae", "folder"): lambda names: OLD_FOLDER_VAE + FOLDER_VAE,
     ("text", "original"): lambda names: OPENCLIP_TEXT,
@@ -157,8 +180,8 @@ MATRICES = re.compile(r"\.proj_(in|out)\.|\.mid\.1\.")  # 1x1 convolutions in ot
 
 def to_ours(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names of any layout -> ours: original (with its prefix or not, or a whole single file),
-    folder, or ours already. kind: "unet", "vae", "text" or "clip". What is HARMLESS is left out;
-    a name that is in no table stays as it is."""
+    folder, or ours already. kind: "unet", "control", "vae", "text" or "clip". What is HARMLESS is
+    left out; a name that is in no table stays as it is."""
     found = parts_in(state)
     if kind == "text" and {"text", "text_2"} <= found:
         raise CheckpointError("these are two text encoders: take one, see split_single_file")
@@ -193,8 +216,8 @@ PREFIXES = {  # what stands before the names in a single file -> the part
     "conditioner.embedders.0.": "text",
     "conditioner.embedders.1.": "text_2",
 }
-WRAPPER = re.compile(  # around a whole model, or around a text encoder
-    r"^((_orig_mod|module)\.)+|^(model|transformer)\."
+WRAPPER = re.compile(  # around a whole model, a ControlNet, or a text encoder
+    r"^((_orig_mod|module)\.)+|^control_model\.|^(model|transformer)\."
     r"(?=text_model\.|transformer\.|ln_final\.|positional_|token_|text_projection|logit_scale)"
 )
 HARMLESS = re.compile(  # counters, leftovers of training, what the schedule or the config says
@@ -256,6 +279,9 @@ def split_single_file(state: dict[str, Tensor], ema: bool = True) -> dict[str, d
 
 SIGNS = {  # (part, layout): a name that says so, once the prefix is off
     ("clip", "folder"): r"^vision_model\.",
+    ("control", "original"): r"^(input_hint_block|zero_convs|middle_block_out)\.",
+    ("control", "folder"): r"^controlnet_(cond_embedding|down_blocks|mid_block)\.",
+    ("control", "ours"): r"^zero(s\.\d|_mid\.)",
     ("unet", "original"): r"^(input_blocks|output_blocks|middle_block)\.",
     ("unet", "folder"): r"^(down_blocks|up_blocks|mid_block)\.",
     ("unet", "ours"): r"^(down|up|mid)\.\d",
@@ -266,11 +292,11 @@ SIGNS = {  # (part, layout): a name that says so, once the prefix is off
     ("text", "folder"): r"^(text_model\.)?encoder\.layers\.\d+\.\w+\.",  # ours too: the same names
 }
 EMBEDDING = "a textual inversion (an embedding): a new word, not a model"
+CONTROL = "a ControlNet: an addition to a model, not a model"
 STRANGERS = {  # what it is: a name somewhere
     "a LoRA: small changes to a model, not a model": r"lora_(up|down|A|B|a|b|linear)\b"
     r"|[._]lora\.|^lora_|\.hada_w|\.lokr_|\.oft_|\.dora_scale$|lora_linear_layer",
-    "a ControlNet: an addition to a model, not a model": r"^control_model\."
-    r"|^(input_hint_block|zero_convs|controlnet_\w+)\.",
+    CONTROL: r"^control_model\.|^(input_hint_block|zero_convs|controlnet_\w+|zero_mid)\.",
     "an adapter: an addition to a model, not a model": r"^(ip_adapter|image_proj|adapter)\.",
     "a motion module: an addition to a model, not a model": r"motion_modules\.",
     "SD 3, another kind of model": r"^(model\.diffusion_model\.)?joint_blocks\.|\.add_q_proj\.",
@@ -313,7 +339,8 @@ def looks_like(state: dict) -> str:
     """What {name: tensor or shape} is: "SDXL base (a single file)", "the UNet of SD 1.5 (folder
     names)", ..."""
     if not state or strange(state):
-        return strange(state) or "nothing: it is empty"
+        kind = strange(state) or "nothing: it is empty"
+        return kind.replace(":", f" for {_which_unet(state)}:") if kind == CONTROL else kind
     if found := parts_in(state):  # names of one part only, for the signs
         part = next(part for part in ("unet", "vae", "text", "text_2") if part in found)
         starts = tuple(prefix for prefix, its in PREFIXES.items() if its == part)

@@ -9,6 +9,6 @@ __getattr__, __dir__ = lazily(
             "frechet_distance frechet frechet_to_real moments features precision_recall psnr "
             "accuracy"
         ),
-        "obedience": "fidelity read",
+        "obedience": "edge_f1 fidelity read",
     },
 )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..datasets.hints import edges
 from ..datasets.images import to_uint8
 from ..datasets.painted import COLOURS, PIXELS, PLACES, SIZES, Scene, extent, parse, scene_of, step
 from ..errors import ShapeError, fits
@@ -93,3 +94,21 @@ def fidelity(
     shares = dict(zip(Scene._fields, right.mean(0).tolist()))
     groups = {"colours": [1, 2], "main": [0, 1, 2], "all": [0, 1, 2, 3, 4]}
     return shares | {name: right[:, c].prod(1).mean().item() for name, c in groups.items()}
+
+
+def edge_f1(images: Tensor, hint: Tensor, within: int = 1) -> Tensor:
+    """Are the lines of a hint (B, C, H, W) the edges of pictures (B, 3, H, W)? F1, 0 to 1: (B,).
+
+    precision: share of the pictures' edges with a line at most `within` pixels away, along rows and
+    columns; recall: share of the lines with an edge there; F1 = 2 precision recall / their sum.
+    """
+    fits("hint", hint, (len(images), "C", *images.shape[2:]), "for these images pass")
+    drawn, asked = edges(images)[:, :1] > 0, hint.amax(1, keepdim=True) > 0
+    precision, recall = _near(drawn, asked, within), _near(asked, drawn, within)
+    return 2 * precision * recall / (precision + recall).clamp(min=1e-9)
+
+
+def _near(a: Tensor, b: Tensor, within: int) -> Tensor:
+    """The share of a, (B, 1, H, W) booleans, with b around."""
+    hits = a & (F.max_pool2d(b.float(), 2 * within + 1, 1, within) > 0)
+    return hits.flatten(1).sum(1) / a.flatten(1).sum(1).clamp(min=1)

@@ -12,6 +12,7 @@ __getattr__, __dir__ = lazily(
         ),
         "arguments": "",
         "pictures": "picture_of mask_of",
+        "control": "controlled",
         "attention_maps": "attention_weights recording word_maps token_words",
         "guard": "",
         "memory": "memory_needed weight_bytes peak_bytes",

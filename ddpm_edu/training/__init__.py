@@ -14,6 +14,7 @@ __getattr__, __dir__ = lazily(
             "classifier_features measure_scale perceptual"
         ),
         "latents": "Latents conditions encode",
+        "control": "PAINTED_EDGES ControlRecipe Hinted hinted train_control",
         "cuts": "Cuts CutLatents cuts encode_cuts",
         "recipes": "RECIPES Recipe MINUTE MNIST CIFAR10 PAINTED EMOJI FIVE_MINUTES",
         "whole_system": "assemble train_clip train_system train_unet train_vae",

@@ -14,6 +14,7 @@ from ..datasets.hints import edges
 from ..datasets.images import from_uint8, to_uint8
 from ..datasets.painted import painted_digits
 from ..diffusion import Cond
+from ..files.load import load
 from ..networks.controlnet import ControlNet, control_net
 from ..networks.unet import UNet
 from ..systems.system import StableDiffusion
@@ -49,6 +50,7 @@ PAINTED_EDGES = ControlRecipe(
     n=30000,
     net=dict(depth=(0, 0), middle=0, widths=(16, 32, 96)),
 )
+CONTROL_RECIPES = {PAINTED_EDGES.name: PAINTED_EDGES}
 
 
 # ---------------------------------------------------------------- the data
@@ -97,16 +99,17 @@ class Steered(nn.Module):
 
 def train_control(
     recipe: ControlRecipe,
-    sd: StableDiffusion,
     checkpoint=None,
     log: Callable = iter,
+    device: str = "cpu",
     change: Callable = lambda net: net,
 ) -> ControlNet:
-    """The averaged ControlNet. change: what is done to it before the first update."""
+    """The averaged ControlNet; resumable like every run. change: what its start goes through."""
+    sd = load(recipe.base, device=device)
     torch.manual_seed(recipe.train.seed)
     model = Steered(sd.unet, change(control_net(sd.unet, **recipe.net)))
     data = hinted(sd, recipe.dataset(), recipe.hint, recipe.n)
     step = last_step(log(train(model, sd.schedule, data, recipe.train, checkpoint=checkpoint)))
-    net = step.ema.net.eval().requires_grad_(False)
+    net = step.ema.net.cpu().eval().requires_grad_(False)
     net.meta = {"base": recipe.base, "hint": recipe.hint.__name__}
     return net

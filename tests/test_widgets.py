@@ -604,6 +604,12 @@ def test_a_turner_moves_the_pixels_as_its_view_does(view, motion):
         (lambda: a_turner(view=lambda x: -x), OptionError, "view"),
         (lambda: a_turner(view=lambda x: x * 0), OptionError, "view"),
         (lambda: a_turner(names=("", "b")), OptionError, "names"),
+        (lambda: Turner(SQUARE, 7, names="ab", **WORDS), OptionError, "the function"),
+        (
+            lambda: Turner(lambda k: SQUARE, tiles, Slider("k", [1, 2]), names="ab", **WORDS),
+            OptionError,
+            "tiles",
+        ),
     ],
 )
 def test_compare_and_turner_refuse(make, error, name):

@@ -57,6 +57,7 @@ Compare(ramp, 255 - plot.enlarge(ramp, 2), names=("small", "large"), alt="Two ra
 TURNERS = """
 for view in (lambda x: x.rot90(1, (2, 3)), lambda x: x.flip(2), lambda x: torch.cat(x.chunk(2, 3)[::-1], 3)):
     display(Turner(ramp, view, names=("six", "nine"), alt="A ramp", caption="Turn it."))
+Turner(lambda k: np.roll(ramp, k), lambda x, k: x.flip(2), Slider("k", range(9)), names=("by {k}", "flipped"), alt="A ramp by {k}", caption="Flip it.")
 """
 
 
@@ -230,6 +231,16 @@ def test_a_picture_turns_smoothly_and_by_hand(opened, nth, corners):
     root.get_by_text("This way it reads: six").wait_for()
 
 
+def test_a_turner_with_a_control_shows_a_new_picture_as_it_is(opened):
+    root = widget(opened, "turner", 3)
+    root.get_by_role("button", name="Turn").click()
+    root.get_by_text("This way it reads: flipped").wait_for()
+    shown = picture(root)
+    assert after(root, lambda: root.get_by_role("slider", name="k").press("End")) != shown
+    root.get_by_text("This way it reads: by 8").wait_for()
+    assert root.get_by_role("img").get_attribute("aria-label").startswith("A ramp by 8")
+
+
 def test_nothing_moves_for_who_wants_no_motion(opened):
     root = widget(opened, "turner")
     opened.emulate_media(reduced_motion="reduce")
@@ -254,7 +265,7 @@ def test_handle_and_turn_need_no_kernel(page):
     root.get_by_role("slider").focus()
     assert after(root, lambda: page.keyboard.press("End")) != shown
     turner = Turner(ramp, lambda x: x.flip(2), **words)
-    root = standing(page, turner, "picture shape places motion names scale at")
+    root = standing(page, turner, "image shape places motion names scale at controls position")
     root.locator(".ddpm-turned").click()
     root.get_by_text("This way it reads: b").wait_for()
 

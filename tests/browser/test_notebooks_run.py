@@ -268,7 +268,8 @@ def move_compare(page, root, where: str) -> None:
 
 
 def move_turner(page, root, where: str) -> None:
-    shown, slider = picture(root), root.get_by_role("slider")
+    move_panel(page, root, where)
+    shown, slider = picture(root), root.locator(".ddpm-transport input")
     root.locator(".ddpm-play").click()
     page.wait_for_function("root => root.dataset.at === '1'", arg=root.element_handle())
     assert picture(root) != shown, f"{where}: turned it is the same picture"

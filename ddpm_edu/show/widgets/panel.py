@@ -83,17 +83,19 @@ class _Panel(Widget):
         values = self.values
         with self._noting():
             image = self._image(values)
-            words = {
-                name: text(**values)
-                if callable(text)
-                else text.format(**{k: show(v) for k, v in values.items()})
-                for name, text in self._words.items()
-            }
+            words = {name: _filled(text, values) for name, text in self._words.items()}
         with self.hold_sync():  # image, alt text and caption reach the page in one message
             self.image = image
             self.alt, self.caption = words["alt"], words["caption"]
             self.idle = list(self._idle(**values))
             self.drawn += 1
+
+
+def _filled(text, values: dict) -> str:
+    """A text with {name} for a control's value, or a function of the values."""
+    if callable(text):
+        return text(**values)
+    return text.format(**{name: show(value) for name, value in values.items()})
 
 
 def _page(control, options) -> dict:
@@ -179,9 +181,9 @@ class SliderPicture(_Panel):
 class _Pixels(_Panel):
     """A panel whose image is raw pixels."""
 
-    def _sent(self, picture) -> bytes:
+    def _sent(self, picture, what: str = "render's picture") -> bytes:
         """The bytes of a uint8 picture, its shape noted for the page; else ShapeError."""
-        picture = uint8(picture, "render's picture", (2, 3))
+        picture = uint8(picture, what, (2, 3))
         self.shape = [*picture.shape, 1][:3]
         return picture.tobytes()
 

@@ -1,21 +1,18 @@
 // A picture that is turned, flipped or cut up before the reader's eyes. All is sent once, so it works without a kernel.
 
 function render({ model, el }) {
-  const [h, w, channels] = model.get("shape"), scale = model.get("scale"), [W, H] = [w * scale, h * scale];
-  const names = model.get("names"), motion = model.get("motion"), places = model.get("places");
-  const picture = make("canvas", { width: w, height: h });
-  paint(picture, bytes(model.get("picture")), 0, channels);
-  const stage = make("canvas", { class: "ddpm-pixels ddpm-turned", width: W, height: H, style: `width:${W}px`, role: "img", onclick: () => turn() });
+  let h, w, W, H, scale, names, motion, places, degrees;
+  const picture = make("canvas"), stage = make("canvas", { class: "ddpm-pixels ddpm-turned", role: "img", onclick: () => turn() });
   const button = make("button", { type: "button", class: "ddpm-play", onclick: () => turn() });
   const slider = make("input", { type: "range", min: 0, max: 100, "aria-label": "from the first reading to the second",
     oninput: () => { stop(); go(slider.value / 100); } });
   const reading = make("output", { class: "ddpm-reading", "aria-live": "polite" });
-  const root = frame(model, el, "turner", stage,
-    make("div", { class: "ddpm-transport", style: `max-width:${Math.max(320, W)}px` }, button, slider), reading);
+  const rows = model.get("controls").map(spec => control(model, spec, move));
+  const transport = make("div", { class: "ddpm-transport" }, button, slider);
+  const root = frame(model, el, "turner", make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node)), stage, transport, reading);
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let moving = 0, later = 0, goal = model.get("at") < 0.5 ? 0 : 1;
 
-  const degrees = (+motion.split(" ")[1] + 180) % 360 - 180; // 270 to the left is 90 to the right
   const context = stage.getContext("2d");
   const draws = {
     turn: at => { // made smaller on the way, so that the corners stay in sight
@@ -43,7 +40,7 @@ function render({ model, el }) {
     stage.setAttribute("aria-label", `${model.get("alt")}${name ? `, turned so that it reads: ${name}` : ""}`);
     button.textContent = goal ? "↺ Turn back" : "↻ Turn";
     root.dataset.at = at;
-    root.drawn();
+    root.dataset.drawn = +root.dataset.drawn + 1;
   }
   function go(at) {
     goal = at < 0.5 ? 0 : 1;
@@ -63,9 +60,36 @@ function render({ model, el }) {
     };
     moving = requestAnimationFrame(tick);
   }
-  model.on("change:at", draw);
-  draw();
-  return () => { stop(); clearTimeout(later); root.undo(); model.off("change:at", draw); };
+  function move(key, position) {
+    model.set("position", { ...model.get("position"), [key]: position });
+    root.setAttribute("aria-busy", "true");
+    model.save_changes(); // while the kernel is busy the newest state waits, older ones are dropped
+    place();
+  }
+  function place() { rows.forEach(row => row.show(model.get("position")[row.key])); }
+  function ready() { root.removeAttribute("aria-busy"); }
+  function show() { // a new picture: as it is, not turned
+    const shape = model.get("shape");
+    [h, w] = shape; scale = model.get("scale"); [W, H] = [w * scale, h * scale];
+    [names, motion, places] = ["names", "motion", "places"].map(name => model.get(name));
+    degrees = (+motion.split(" ")[1] + 180) % 360 - 180; // 270 to the left is 90 to the right
+    Object.assign(picture, { width: w, height: h });
+    Object.assign(stage, { width: W, height: H });
+    stage.style.width = `${W}px`;
+    transport.style.maxWidth = `${Math.max(320, W)}px`;
+    paint(picture, bytes(model.get("image")), 0, shape[2]);
+    stop();
+    goal = model.get("at") < 0.5 ? 0 : 1;
+    draw();
+    ready();
+  }
+  const heard = { "change:at": draw, "change:drawn": show, "change:position": place, "change:error": ready };
+  for (const [name, act] of Object.entries(heard)) model.on(name, act);
+  place(); show();
+  return () => {
+    stop(); clearTimeout(later); root.undo();
+    for (const [name, act] of Object.entries(heard)) model.off(name, act);
+  };
 }
 
 export default { render };

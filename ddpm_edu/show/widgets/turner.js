@@ -9,7 +9,8 @@ function render({ model, el }) {
   const reading = make("output", { class: "ddpm-reading", "aria-live": "polite" });
   const rows = model.get("controls").map(spec => control(model, spec, move));
   const transport = make("div", { class: "ddpm-transport" }, button, slider);
-  const root = frame(model, el, "turner", make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node)), stage, transport, reading);
+  const controls = make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node));
+  const root = frame(model, el, "turner", controls, stage, transport, reading);
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let moving = 0, later = 0, goal = model.get("at") < 0.5 ? 0 : 1;
 
@@ -77,6 +78,7 @@ function render({ model, el }) {
     Object.assign(stage, { width: W, height: H });
     stage.style.width = `${W}px`;
     transport.style.maxWidth = `${Math.max(320, W)}px`;
+    controls.style.maxWidth = `${Math.max(400, W)}px`;
     paint(picture, bytes(model.get("image")), 0, shape[2]);
     stop();
     goal = model.get("at") < 0.5 ? 0 : 1;

@@ -223,21 +223,21 @@ def test_a_picture_turns_smoothly_and_by_hand(opened, nth, corners):
     assert root.evaluate(CORNERS) == [0, 15, 240, 255]
     first, count = picture(root), drawn(root)
     root.locator(".ddpm-turned").click()
-    root.get_by_text("This way it reads: nine").wait_for()
+    root.get_by_text("This way: nine").wait_for()
     assert drawn(root) - count > 3, "it jumped"
     assert root.evaluate(CORNERS) == corners
     root.get_by_role("slider").focus()
     assert after(root, lambda: opened.keyboard.press("Home")) == first
-    root.get_by_text("This way it reads: six").wait_for()
+    root.get_by_text("This way: six").wait_for()
 
 
 def test_a_turner_with_a_control_shows_a_new_picture_as_it_is(opened):
     root = widget(opened, "turner", 3)
     root.get_by_role("button", name="Turn").click()
-    root.get_by_text("This way it reads: flipped").wait_for()
+    root.get_by_text("This way: flipped").wait_for()
     shown = picture(root)
     assert after(root, lambda: root.get_by_role("slider", name="k").press("End")) != shown
-    root.get_by_text("This way it reads: by 8").wait_for()
+    root.get_by_text("This way: by 8").wait_for()
     assert root.get_by_role("img").get_attribute("aria-label").startswith("A ramp by 8")
 
 
@@ -267,7 +267,7 @@ def test_handle_and_turn_need_no_kernel(page):
     turner = Turner(ramp, lambda x: x.flip(2), **words)
     root = standing(page, turner, "image shape places motion names scale at controls position")
     root.locator(".ddpm-turned").click()
-    root.get_by_text("This way it reads: b").wait_for()
+    root.get_by_text("This way: b").wait_for()
 
 
 def test_a_pad_without_a_kernel_says_what_it_needs(page):

@@ -37,8 +37,8 @@ function render({ model, el }) {
     draws[motion.split(" ")[0]](at);
     slider.value = Math.round(100 * at);
     slider.setAttribute("aria-valuetext", name || `${Math.round(100 * at)} % of the way`);
-    reading.textContent = name ? `This way it reads: ${name}` : "...";
-    stage.setAttribute("aria-label", `${model.get("alt")}${name ? `, turned so that it reads: ${name}` : ""}`);
+    reading.textContent = name ? `This way: ${name}` : "...";
+    stage.setAttribute("aria-label", `${model.get("alt")}${name ? `; this way: ${name}` : ""}`);
     button.textContent = goal ? "↺ Turn back" : "↻ Turn";
     root.dataset.at = at;
     root.dataset.drawn = +root.dataset.drawn + 1;

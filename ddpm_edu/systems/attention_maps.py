@@ -8,6 +8,7 @@ Hertz et al. 2022 (arXiv 2208.01626); Tang et al. 2022 (DAAM, arXiv 2210.04885).
 """
 
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -99,6 +100,49 @@ def word_maps(maps: list[AttentionMap], size, row: int = 0) -> Tensor:
         grid = m.weights[row].T.unflatten(1, m.size)  # (L, h, w)
         total = total + F.interpolate(grid[None], size, mode="bilinear", antialias=True)[0]
     return total / len(maps)
+
+
+class Sharing:
+    """A switch: while `on`, every second picture of a batch attends as the one before it does."""
+
+    on = True
+
+
+@contextmanager
+def shared_attention(unet: nn.Module, kinds=("attn1", "attn2")):
+    """Prompt-to-prompt: rows 1, 3, 5, ... of each batch use the attention of rows 0, 2, 4, ...
+
+    with shared_attention(unet) as switch:
+        ...                        # sample with prompts [old, new, old, new, ...]; switch.on = False
+
+    kinds: "attn1", the places among themselves; "attn2", the places and the words. A picture takes
+    over where the other looks, and reads there what its own prompt says (Hertz et al. 2022). Both
+    must have as many tokens, and equal noise. OptionError for a model without such attention.
+    """
+    switch = Sharing()
+    changed = [
+        module
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and name.rpartition(".")[2] in kinds
+    ]
+    if not changed:
+        raise OptionError(f"this {type(unet).__name__} has no {' or '.join(kinds)}: pass a UNet")
+
+    def forward(attention, x, context=None):
+        context = x if context is None else context
+        A = attention_weights(attention, x, context).to(x)  # (B, heads, N, L)
+        if switch.on:
+            A = A[torch.arange(len(A)) // 2 * 2]
+        v = attention.v(context).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        return attention.out((A @ v).transpose(1, 2).flatten(2))
+
+    try:
+        for module in changed:
+            module.forward = partial(forward, module)
+        yield switch
+    finally:
+        for module in changed:
+            module.__dict__.pop("forward", None)
 
 
 def token_words(

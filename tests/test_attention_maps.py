@@ -12,6 +12,7 @@ from ddpm_edu.systems.attention_maps import (
     AttentionMap,
     attention_weights,
     recording,
+    shared_attention,
     token_words,
     word_maps,
 )
@@ -190,3 +191,48 @@ def test_words_of_an_own_tokenizer():
         and places == [2, 3, 4, 5, 6]
         and token_words("a zebrazebra red", own)[-1] == ("<|endoftext|>", [7])
     )
+
+
+class TestSharedAttention:
+    @torch.no_grad()
+    def test_switched_off_it_changes_nothing_and_on_only_every_second_picture(self, unet):
+        x, t, cond = inputs(b=4)
+        plain = unet(x, t, cond)
+        with shared_attention(unet) as switch:
+            shared = unet(x, t, cond)
+            switch.on = False
+            torch.testing.assert_close(unet(x, t, cond), plain, atol=1e-5, rtol=1e-5)
+        assert torch.equal(unet(x, t, cond), plain)
+        torch.testing.assert_close(shared[0::2], plain[0::2], atol=1e-5, rtol=1e-5)
+        assert all((shared[k] - plain[k]).abs().max() > 1e-3 for k in (1, 3))
+
+    @torch.no_grad()
+    def test_the_second_one_reads_its_own_text_where_the_first_one_looks(self, unet):
+        """softmax(Q_0 K_0^T / sqrt(d)) V_1, written out."""
+        layer = unet.mid[1].blocks[0].attn2
+        generator = torch.Generator().manual_seed(2)
+        x = torch.randn(2, 6, 16, generator=generator)
+        context = torch.randn(2, 5, 6, generator=generator)
+        with shared_attention(unet, ("attn2",)):
+            _, second = layer(x, context)
+        A = attention_weights(layer, x[:1], context[:1])[0]  # (heads, N, L)
+        v = layer.v(context[1]).unflatten(-1, (layer.heads, -1)).transpose(0, 1)
+        torch.testing.assert_close(second, layer.out((A @ v).transpose(0, 1).flatten(1)))
+
+    @torch.no_grad()
+    def test_equal_prompts_and_noise_give_equal_pictures(self, unet):
+        x, t, cond = inputs(b=1)
+        twice = Cond(cond.context.repeat(2, 1, 1))
+        with shared_attention(unet):
+            first, second = unet(x.repeat(2, 1, 1, 1), t.repeat(2), twice)
+        torch.testing.assert_close(first, second)
+
+    def test_an_error_inside_leaves_the_unet_as_it_was(self, unet):
+        with pytest.raises(RuntimeError), shared_attention(unet):
+            raise RuntimeError
+        assert not [m for m in unet.modules() if "forward" in vars(m)]
+
+    def test_a_unet_without_attention_is_refused(self):
+        plain = UNet(UNetConfig(channels=8, mult=(1,), depth=(0,), middle=0, heads=(1,), groups=4))
+        with refuses(OptionError, "attn1"), shared_attention(plain):
+            pass

@@ -113,7 +113,8 @@ def shared_attention(unet: nn.Module, kinds=("attn1", "attn2")):
     """Prompt-to-prompt: rows 1, 3, 5, ... of each batch use the attention of rows 0, 2, 4, ...
 
     with shared_attention(unet) as switch:
-        ...                        # sample with prompts [old, new, old, new, ...]; switch.on = False
+        ...                        # sample with prompts [old, new, old, new, ...]
+        switch.on = False          # from here on each attends for itself
 
     kinds: "attn1", the places among themselves; "attn2", the places and the words. A picture takes
     over where the other looks, and reads there what its own prompt says (Hertz et al. 2022). Both

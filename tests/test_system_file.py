@@ -185,6 +185,64 @@ def test_known_by_its_name(sd, file, tmp_path, monkeypatch, capsys):
         load("tiny")
 
 
+@pytest.fixture
+def shipped_tiny(file, tmp_path, monkeypatch):
+    """The system as one that ships."""
+    (tmp_path / "weights").mkdir()
+    file.rename(tmp_path / "weights" / "tiny.safetensors")
+    monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
+    return load("tiny")
+
+
+def wider(sd):
+    """A system that differs in its UNet's first layer, which takes five more channels."""
+    config = dataclasses.replace(sd.config.unet, in_channels=9, out_channels=4)
+    other = build(dataclasses.replace(sd.config, name="other", unet=config), sd.schedule)
+    other.vae, other.text = sd.vae, sd.text
+    state = sd.unet.state_dict()
+    other.unet.load_state_dict(state | {"conv_in.weight": torch.randn(32, 9, 3, 3)})
+    return other
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, None])
+def test_a_file_of_what_differs(shipped_tiny, tmp_path, dtype):
+    """The rest is the base's, to the last bit."""
+    path, other = tmp_path / "other.safetensors", wider(shipped_tiny)
+    save(path, other, base="tiny", dtype=dtype)
+    kept = {name for name in load_tensors(path)[0] if not name.endswith(".scale")}
+    assert kept == {"unet.conv_in.weight", "schedule.beta"}
+    again = load(path)
+    assert again.config == other.config and again.tokenizer(CAPTIONS).equal(
+        shipped_tiny.tokenizer(CAPTIONS)
+    )
+    own = other.state_dict()
+    for name, w in again.state_dict().items():
+        off = (w - own[name]).abs().max()
+        assert off == 0 if "unet.conv_in.weight" != name else off < 0.02
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t, m: m.update(base="nothing"), ("base", "nothing")),
+        (lambda t, m: m.update(base=["tiny"]), ("base",)),
+        (lambda t, m: m.pop("base"), ("1 tensors are there",)),
+        (lambda t, m: t.update(surplus=torch.ones(2)), ("surplus",)),
+    ],
+)
+def test_damaged_files_of_what_differs(shipped_tiny, tmp_path, change, words):
+    path = tmp_path / "other.safetensors"
+    save(path, wider(shipped_tiny), base="tiny")
+    tensors, meta = load_tensors(path)
+    tensors = {k: v.clone() for k, v in tensors.items()}
+    change(tensors, meta)
+    save_tensors(path, tensors, meta)
+    with refuses(CheckpointError, "other.safetensors", *words):
+        load(path)
+    with refuses(OptionError, "base", "tiny"):
+        save(path, shipped_tiny, base="fox")
+
+
 def test_what_cannot_be_saved(sd, tmp_path):
     own = load_like(sd)
     own.text.tokenizer = lambda prompts, pad: torch.zeros(len(prompts), 16, dtype=torch.long)

@@ -378,6 +378,7 @@ def _load_ours(path, views, meta, device, dtype):
         it = f"format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}"
         raise CheckpointError(f"{path}: {it}: it is of another version, update ddpm_edu")
     with folders.plan_of(path):
+        views = _with_base(views, meta.get("base"))
         beta = views.pop("schedule.beta", None)
         schedule = Schedule(beta.clone()) if beta is not None else None
         model = construct(meta, schedule, len(views), path)
@@ -400,6 +401,15 @@ def _load_ours(path, views, meta, device, dtype):
     load_state(model, state, path)
     _ready(model, device, beside)
     return model if schedule is None or is_system else Pretrained(model, schedule, predict, beside)
+
+
+def _with_base(views, base):
+    """What a file holds, and of the system that it starts from what it does not hold."""
+    if base is None:
+        return views
+    one_of("base", base, shipped())
+    kept, _ = load_tensors(where(base)[0])
+    return {k: w for k, w in kept.items() if k.removesuffix(".scale") not in views} | views
 
 
 def _check_meta(meta):
@@ -491,12 +501,23 @@ def check_finite(tensors: dict[str, Tensor], source) -> None:
 # ---------------------------------------------------------------- saving
 
 
-def save(path, model, meta: dict | None = None, *, schedule=None, predict=None, dtype=None) -> None:
+def save(
+    path,
+    model,
+    meta: dict | None = None,
+    *,
+    schedule=None,
+    predict=None,
+    dtype=None,
+    base: str | None = None,
+) -> None:
     """Write a model with its plan and `meta` (JSON-able) to one file, all or nothing; see `load`.
 
     model: a StableDiffusion, a denoiser (with schedule and predict, or a Pretrained), a VAE, CLIP
     or Classifier; torch.compile, DataParallel and the like are taken off.  dtype: of the weights in
     the file; None: as they are; torch.int8 rounds large ones to 8 bits, a quarter of float32.
+    base: a system that ships; weights that are equal in it are left out, and `load` takes them from
+    there.
     Raises OptionError for what has no plan, CheckpointError for NaN or a failure to write.
     """
     if isinstance(model, Pretrained):
@@ -517,6 +538,10 @@ def save(path, model, meta: dict | None = None, *, schedule=None, predict=None, 
         re.sub(r"(^|\.)(_orig_mod|module)\.", r"\1", k): v for k, v in model.state_dict().items()
     }
     check_finite(state, path)
+    if base is not None:
+        plan["base"], same = one_of("base", base, shipped()), load(base).state_dict()
+        equal = lambda name, w: name in same and torch.equal(w, same[name])
+        state = {name: w for name, w in state.items() if not equal(name, w.cpu())}
     if dtype == torch.int8:
         state = pack(state)
     elif dtype is not None:

@@ -8,13 +8,16 @@ import argparse
 import datetime
 import json
 import platform
+import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sdxl_craft import details
 
-from ddpm_edu import load
+from ddpm_edu import load, noise, save
+from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import (
     PIXELS,
     PLACES,
@@ -26,19 +29,24 @@ from ddpm_edu.datasets.painted import (
 )
 from ddpm_edu.metrics.frechet import frechet, psnr
 from ddpm_edu.metrics.obedience import read
-from ddpm_edu.systems.pipeline import edit, enlarged
+from ddpm_edu.paths import data_folder
+from ddpm_edu.systems.pipeline import edit, embed_numbers, enlarged
+from ddpm_edu.training.editing import (
+    INPAINT,
+    UPSCALE,
+    EditLatents,
+    begin,
+    enlarged_latents,
+    train_editing,
+    with_holes,
+)
+from ddpm_edu.training.whole_system import logged, machine
 
 
 def inpainting(args) -> dict:
     """Test pictures; the box of the digit is masked, another digit is asked for, all else as it is."""
     sd = load(args.model or "painted-inpaint")
-    data = painted_digits("test", args.n, seed=1, held=None)
-    x, _ = data[:]
-    asked = [
-        s._replace(digit=(s.digit + 1 + k) % 10)
-        for s, k in zip(data.scenes(), (random_bits(np.arange(args.n), 2, 20) % 9).tolist())
-    ]
-    mask = torch.stack([digit_box(s) for s in asked])
+    x, asked, mask = other_digits(args.n)
     y = in_parts(sd, [caption(s) for s in asked], x, mask=mask)
     seen = read(y)
     outside = ((y - x).abs() * (1 - mask)).max().item() * 127.5
@@ -50,6 +58,14 @@ def inpainting(args) -> dict:
         "digit_ink_ground": right(lambda s: s[:3]),
         "all": right(lambda s: s),
     }
+
+
+def other_digits(n: int) -> tuple:
+    """Test pictures, scenes with another digit each, and masks of the box of the digit."""
+    data = painted_digits("test", n, seed=1, held=None)
+    more = 1 + random_bits(np.arange(n), 2, 20) % 9
+    asked = [s._replace(digit=int(s.digit + k) % 10) for s, k in zip(data.scenes(), more)]
+    return data[:][0], asked, torch.stack([digit_box(s) for s in asked])
 
 
 def digit_box(scene) -> torch.Tensor:
@@ -90,7 +106,93 @@ def upscaling(args) -> dict:
     return found
 
 
-WAYS = {f.__name__: f for f in (inpainting, upscaling)}
+# ---------------------------------------------------------------- recorded trainings
+
+
+def leaking(sd, latents, dataset) -> EditLatents:
+    """The mistake of who forgets to empty the hole: beside z_t is the picture that is asked for."""
+    holes = with_holes(sd, latents, dataset)
+    return EditLatents(latents, torch.cat([holes.picture[:, :1], latents.z_0], 1))
+
+
+def without_noise(sd, latents, dataset) -> EditLatents:
+    """What is enlarged is always clean, and so it is told."""
+    clean = enlarged_latents(sd, len(latents), dataset)
+    return EditLatents(latents, clean, embed_numbers(torch.zeros(len(latents), 1), 16))
+
+
+MARKS = (50, 150, 300, 600, 1000, 1500)
+RUNS = {
+    "inpaint": INPAINT,
+    "inpaint_leak": replace(INPAINT, beside=leaking),
+    "upscale": UPSCALE,
+    "upscale_no_noise": replace(UPSCALE, beside=without_noise),
+}
+SHORT = 600  # updates of a broken run
+
+
+def recorded(args) -> dict:
+    """Train one of RUNS; losses, pictures and figures on the way go to data/recorded/NAME.npz."""
+    recipe, shots, pictures, record = RUNS[args.run], [], [], {}
+    config = recipe.train_unet
+    if args.run not in ("inpaint", "upscale"):
+        config = replace(config, steps=SHORT)
+    started, cpu, drawing = time.perf_counter(), time.process_time(), 0.0
+    score = score_holes if recipe.vector == "" else score_small_ones
+    sd = begin(recipe)
+
+    def watched(steps):
+        nonlocal drawing
+        for now in logged("UNet", config, record)(steps):
+            if now.step in MARKS:
+                before = time.process_time()
+                sd.unet = now.ema
+                figures, x = score(sd)
+                drawing += time.process_time() - before
+                took = round(before - cpu - drawing, 1)
+                shots.append({"updates": now.step, "seconds": took, "ema": figures})
+                pictures.append(to_uint8(x).numpy())
+                print(shots[-1], flush=True)
+            yield now
+
+    trained = train_editing(replace(recipe, train_unet=config), args.checkpoint, watched)
+    card = {
+        "command": f"python benchmarks/editing.py recorded --run {args.run}",
+        "device": f"{platform.machine()} CPU, 1 thread",
+        "date": datetime.date.today().isoformat(),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "train": asdict(config),
+        "every": max(1, -(-config.steps // 200)),
+        "snapshots": shots,
+    }
+    path = data_folder() / "recorded" / f"{args.run}.npz"
+    arrays = dict(losses=np.array(record["loss"], np.float32), ema=np.stack(pictures))
+    np.savez_compressed(path, card=json.dumps(card), **arrays)
+    if args.out:
+        card = {"unet": record, **machine(recipe, started, "cpu")}
+        save(args.out, trained, {**trained.meta, "train": card}, dtype=torch.int8, base=recipe.base)
+    return {"run": args.run, **shots[-1], "bytes": path.stat().st_size}
+
+
+def score_holes(sd, n: int = 100) -> tuple[dict, torch.Tensor]:
+    """Share of asked digits read right; the first 12 results."""
+    x, asked, mask = other_digits(n)
+    y = in_parts(sd, [caption(s) for s in asked], x, mask=mask)
+    seen = read(y)
+    return {"right": float(np.mean([a[:3] == b[:3] for a, b in zip(asked, seen)]))}, y[:12]
+
+
+def score_small_ones(sd, n: int = 100) -> tuple[dict, torch.Tensor]:
+    """dB of clean and of noisy small pictures enlarged; the first 12 noisy ones."""
+    x, captions = painted_digits("test", n, seed=1, held=None)[:]
+    small = F.avg_pool2d(x, 2)
+    noisy = (small + 0.15 * noise(small.shape[1:], range(n))).clamp(-1, 1)
+    y, z = in_parts(sd, captions, small), in_parts(sd, captions, noisy, noise=0.3)
+    figures = {"psnr": psnr(x, y).mean().item(), "psnr_noisy": psnr(x, z).mean().item()}
+    return figures, z[:12]
+
+
+WAYS = {f.__name__: f for f in (inpainting, upscaling, recorded)}
 
 
 def main():
@@ -98,7 +200,11 @@ def main():
     parser.add_argument("what", choices=WAYS)
     parser.add_argument("--n", type=int, default=500, help="pictures (500)")
     parser.add_argument("--model", help="a name or a file, not what ships")
+    parser.add_argument("--run", choices=RUNS, default="inpaint", help="which training is recorded")
+    parser.add_argument("--out", help="write what was trained to this file, too")
+    parser.add_argument("--checkpoint", help="to save to and go on from")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     result = WAYS[args.what](args)
     about = {
         "command": f"python benchmarks/editing.py {args.what} --n {args.n}",
@@ -106,7 +212,7 @@ def main():
         "torch": torch.__version__,
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
     }
-    print(json.dumps(result | about))
+    print(json.dumps(about | result))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 SAMPLERS = "ddpm, ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, ipndm"
 OWN = "(default: the model's own)"
+HINTS = ("edges", "strokes", "blurred")  # see datasets/hints.py
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,8 +82,28 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("txt2img.png"))
     drawing(add, zoom=None)
 
+    add = command(edit, "change a picture: redraw it, paint into a mask, enlarge it")
+    add(
+        "picture", type=Path, help="a file; transparent places are its mask, unless --mask is given"
+    )
+    add("prompt", help="what the result shows")
+    own = "(painted; with --mask painted-inpaint, with --upscale painted-upscale)"
+    add("--model", help=f"a name of `ddpm-edu models`, a folder or a file {own}")
+    add("--mask", type=Path, help="a picture of the same size: what is white is painted anew")
+    add("--strength", type=float, help="share of the steps, 1 keeps nothing (0.6; with a mask 1)")
+    add("--control", choices=HINTS, help="keep what this finds in the picture, by a ControlNet")
+    add("--upscale", action="store_true", help="twice as large")
+    add("--negative", default="", help="what it should not show")
+    add("--steps", type=int, help=f"model evaluations at strength 1 {OWN}")
+    add("--count", type=int, default=1, help="pictures, FILE_1.png, FILE_2.png ... (1)")
+    add("--device", help="cpu, cuda or mps (the GPU if there is one)")
+    add("--dtype", choices=types, help="(bfloat16 on cuda, float16 on mps, float32 on the CPU)")
+    add("--out", type=Path, default=Path("edit.png"))
+    drawing(add, zoom=1)
+
     add = command(train, "train one of the models that ship, from random weights")
-    about = "minute, mnist or cifar10; a whole system: painted, emoji, five_minutes or sdxl-mini"
+    about = "minute, mnist or cifar10; a whole system: painted, emoji, five_minutes or sdxl-mini; "
+    about += "one that edits: painted-inpaint or painted-upscale"
     add("name", help=about)
     about = "of the weights (NAME.safetensors; NAME_clip for a CLIP, NAME-refiner for a refiner)"
     add("--out", type=Path, help=about)
@@ -141,9 +162,6 @@ def sample(args) -> None:
 
 def txt2img(args) -> None:
     """Load a system, draw, and write one PNG a picture, settings in its metadata."""
-    import torch
-
-    from .datasets.images import to_uint8
     from .files.load import KNOWN, config_of, load, shipped
     from .samplers import WALKS
     from .systems.memory import memory_needed
@@ -156,10 +174,7 @@ def txt2img(args) -> None:
     plan = PLANS.get(args.plan)
     config = plan or config_of(args.model)
     size, beside = _size(args.size, config.vae.factor), _told(args, config)
-    device = check_device(args.device or _gpu() or "cpu")
-    usual = {"cpu": "float32", "mps": "float16"}  # not every Mac has bfloat16
-    dtype = args.dtype or usual.get(device.split(":")[0], "bfloat16")
-    kind, refiner = {"device": device, "dtype": getattr(torch, dtype)}, args.refiner
+    kind, refiner = _where(args), args.refiner
     if refiner == "":
         own = f"{args.model}-refiner"
         refiner = own if own in (*KNOWN, *shipped()) else "sdxl-refiner"
@@ -167,6 +182,7 @@ def txt2img(args) -> None:
     for name, its in plans.items():
         if name not in shipped():  # these take no memory to speak of
             needed = memory_needed(its, kind["dtype"], size, args.count) / 2**30
+            dtype = _said(kind)["dtype"]
             print(f"{name}: about {needed:.1f} GiB of memory in {dtype}", file=sys.stderr)
     sd = load(args.model, config=plan, **kind)
     second = load(refiner, **kind) if refiner else None
@@ -185,9 +201,74 @@ def txt2img(args) -> None:
     pictures = draw(
         sd, args.prompt, negative=args.negative, size=size, seeds=seeds, refiner=second, **options
     )
-    zoom = args.zoom or max(1, 256 // pictures.shape[-1])
     told = {"prompt": args.prompt, "negative": args.negative, **options, "model": args.model}
-    told |= {"refiner": refiner, "device": device, "dtype": dtype}
+    _write(args, paths, pictures, seeds, options, {**told, "refiner": refiner, **_said(kind)})
+
+
+def edit(args) -> None:
+    """Load a system, change a picture, and write one PNG a result, settings in its metadata."""
+    from .files.load import load
+    from .systems import pipeline
+    from .systems.arguments import kind_of, loaded
+    from .systems.pictures import mask_of, picture_of
+
+    paths, kind = _outputs(args.out, args.count), _where(args)
+    _check(args, seed=(whole, 0, 2**63 - 1 - args.count), steps=(whole, 1, 1000))
+    _check(args, strength=(in_range, 0, 1, "1 keeps nothing of the picture"))
+    if args.upscale and (args.mask or args.control):
+        raise OptionError("--upscale: pass it without --mask and --control")
+    x, _ = picture_of(args.picture)
+    mask = args.mask and mask_of(args.mask, x.shape[2:])
+    name = args.model or "painted" + "-upscale" * args.upscale + "-inpaint" * bool(args.mask)
+    sd = loaded(load(name, **kind), f"--model {name}")
+    if args.upscale and kind_of(sd.config) != "enlarging":
+        raise OptionError(f"--upscale: {sd.config.name} does not enlarge: try painted-upscale")
+    given = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
+    options = {key: getattr(sd.config, key) if v is None else v for key, v in given.items()}
+    seeds = list(range(args.seed, args.seed + args.count))
+    how = dict(mask=mask, strength=args.strength, negative=args.negative, seeds=seeds)
+    how |= _steered(args, sd, name, x, kind)
+    pictures = pipeline.edit(sd, args.prompt, args.picture, **how, **options)
+    told = {"prompt": args.prompt, "negative": args.negative, "picture": str(args.picture)}
+    told |= {"mask": args.mask and str(args.mask), "control": args.control}
+    told |= {"strength": args.strength}
+    _write(args, paths, pictures, seeds, options, {**told, **options, "model": name, **_said(kind)})
+
+
+def _steered(args, sd, name, x, kind) -> dict:
+    """For `edit`: the Denoiser that a ControlNet steers; from noise, unless --strength is given."""
+    if not args.control:
+        return {}
+    from .datasets import hints
+    from .files.load import load
+    from .systems.control import controlled
+    from .systems.pictures import padded
+
+    hint = getattr(hints, args.control)(padded(x, sd.vae.factor))
+    steered = controlled(sd, load(f"{name}-{args.control}", **kind), hint)
+    return {"denoiser": steered, "strength": 1.0 if args.strength is None else args.strength}
+
+
+def _where(args) -> dict:
+    """device and dtype for `load`, of --device and --dtype."""
+    import torch
+
+    device = check_device(args.device or _gpu() or "cpu")
+    usual = {"cpu": "float32", "mps": "float16"}  # not every Mac has bfloat16
+    dtype = args.dtype or usual.get(device.split(":")[0], "bfloat16")
+    return {"device": device, "dtype": getattr(torch, dtype)}
+
+
+def _said(kind) -> dict:
+    """The same as JSON."""
+    return {"device": kind["device"], "dtype": str(kind["dtype"]).removeprefix("torch.")}
+
+
+def _write(args, paths, pictures, seeds, options, told) -> None:
+    """One PNG a picture (B, 3, H, W), `told` in its metadata, and a line for each on the screen."""
+    from .datasets.images import to_uint8
+
+    zoom = args.zoom or max(1, 256 // pictures.shape[-1])
     for path, picture, seed in zip(paths, to_uint8(pictures), seeds):
         write_png(path, grid(picture[None].cpu(), 1, zoom), {**told, "seed": seed})
         size = f"{picture.shape[2]}x{picture.shape[1]}" + f" shown {zoom}-fold" * (zoom > 1)

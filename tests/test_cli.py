@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -323,6 +324,78 @@ def test_txt2img_refuses_before_it_loads(tmp_path, capsys, monkeypatch, argument
     message = capsys.readouterr().err.strip()
     assert message.startswith("ddpm-edu: ") and "\n" not in message and not out.exists()
     assert all(word in message for word in words), message
+
+
+# ---------------------------------------------------------------- edit
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A picture file whose sides are no multiples of 8."""
+    pixels = np.random.default_rng(0).integers(0, 256, (52, 61, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def edited(photo, *more):
+    out = photo.with_name("a.png")
+    return main(["edit", str(photo), "a cat", "--out", str(out), "--device", "cpu", *more]), out
+
+
+def test_edit_redraws_a_picture_in_its_own_size(system, photo, capsys):
+    from ddpm_edu.datasets.images import to_uint8
+    from ddpm_edu.files.load import load
+    from ddpm_edu.systems.pipeline import edit
+
+    how = ["--strength", "0.5", "--negative", "dogs", "--seed", "3", "--steps", "4"]
+    code, out = edited(photo, "--model", str(system), *how)
+    assert code == 0 and "61x52, " in capsys.readouterr().out
+    picture = Image.open(out)
+    info = json.loads(picture.info["ddpm_edu"])
+    told = dict(prompt="a cat", negative="dogs", strength=0.5, steps=4, seed=3, mask=None)
+    assert told.items() <= info.items() and info["picture"] == str(photo)
+    how = dict(strength=0.5, negative="dogs", seeds=3, steps=4, progress=False)
+    same = to_uint8(edit(load(system), "a cat", photo, **how))[0].permute(1, 2, 0).numpy()
+    assert picture.size == (61, 52) and np.array_equal(np.asarray(picture), same)
+
+
+def test_edit_leaves_what_is_outside_of_the_mask(system, photo):
+    hole = np.zeros((52, 61), np.uint8)
+    hole[10:40, 20:30] = 255
+    Image.fromarray(hole).save(photo.with_name("m.png"))
+    mask = ["--mask", str(photo.with_name("m.png")), "--model", str(system), "--steps", "2"]
+    code, out = edited(photo, *mask)
+    a, b = (np.asarray(Image.open(place)).astype(int) for place in (photo, out))
+    assert code == 0 and (a == b)[hole == 0].all() and (a != b)[hole > 0].mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--strength", "nan"], ("strength", "nan")),
+        (["--strength", "1.5"], ("strength",)),
+        (["--mask", "nowhere.png"], ("mask", "nowhere.png")),
+        (["--steps", "0"], ("steps",)),
+        (["--upscale", "--mask", "m.png"], ("--upscale", "--mask")),
+        (["--device", "abacus"], ("abacus",)),
+        (["--count", "0"], ("count",)),
+        (["--model", "emoji", "--upscale"], ("--upscale", "painted-upscale")),
+        (["--model", "mnist_classifier"], ("Classifier",)),
+        (["--strength", "0", "--model", "painted"], ("strength", "nothing to do")),
+    ],
+)
+def test_edit_refuses(photo, capsys, arguments, words):
+    code, out = edited(photo, *arguments)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and message.startswith("ddpm-edu: ") and not out.exists()
+    assert all(word in message for word in words), message
+
+
+def test_edit_names_a_picture_that_is_none(tmp_path, capsys):
+    (tmp_path / "page.png").write_text("<html>")
+    for name in ("page.png", "nowhere.png"):
+        assert edited(tmp_path / name)[0] == 2
+        assert name in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

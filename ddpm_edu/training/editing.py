@@ -19,6 +19,7 @@ from ..datasets.masks import masks
 from ..datasets.painted import painted_digits
 from ..diffusion import Cond
 from ..files.load import load
+from ..systems.pictures import grown
 from ..systems.pipeline import embed_numbers, enlarged, hollow, with_noise
 from ..systems.system import NUMBERS, StableDiffusion, build
 from .latents import Latents, encode
@@ -56,8 +57,12 @@ MOST_NOISE = 0.7
 
 @torch.no_grad()
 def with_holes(sd: StableDiffusion, latents: Latents, dataset) -> EditLatents:
-    """Each picture with a mask of its own: (N, 1 + 4, h, w), see `hollow`."""
+    """Each picture with a mask of its own: (N, 1 + 4, h, w), see `hollow`.
+
+    Every other mask fills the squares of the latents, as those that `edit` makes do.
+    """
     mask = masks(len(latents), sd.config.size)
+    mask[::2] = grown(mask[::2], sd.vae.factor)
     parts = (
         hollow(sd.vae.to_latent, dataset[k][0], mask[k])
         for k in torch.arange(len(latents)).split(250)
@@ -71,14 +76,19 @@ def with_small_ones(sd: StableDiffusion, latents: Latents, dataset) -> EditLaten
 
     Most have little: noise = MOST_NOISE u^2, u uniform.
     """
-    small = lambda k: F.avg_pool2d(dataset[k][0], 2)
-    parts = torch.arange(len(latents)).split(250)
-    z = torch.cat([sd.vae.to_latent(enlarged(small(k))) for k in parts])
+    z = enlarged_latents(sd, len(latents), dataset)
     gen = torch.Generator().manual_seed(0)
     noise = MOST_NOISE * torch.rand(len(z), generator=gen) ** 2
     eps = torch.randn(z.shape, generator=gen)
     told = embed_numbers(1000 * noise[:, None], sd.config.number_dim)
     return EditLatents(latents, with_noise(z, noise, eps), told)
+
+
+@torch.no_grad()
+def enlarged_latents(sd: StableDiffusion, n: int, dataset) -> Tensor:
+    """Of the first n pictures, made half as large and enlarged again: (n, 4, h, w)."""
+    small = (F.avg_pool2d(dataset[k][0], 2) for k in torch.arange(n).split(250))
+    return torch.cat([sd.vae.to_latent(enlarged(x)) for x in small])
 
 
 # ---------------------------------------------------------------- recipes
@@ -99,7 +109,7 @@ class EditRecipe:
     number_dim: int = 16
     guidance: float = 3.0
     steps: int = 10
-    n: int = 60000  # pictures
+    n: int = 30000  # pictures
 
 
 def begin(recipe: EditRecipe) -> StableDiffusion:
@@ -133,9 +143,11 @@ def begin(recipe: EditRecipe) -> StableDiffusion:
     return sd
 
 
-def train_editing(recipe: EditRecipe, checkpoint=None, log: Callable = iter) -> StableDiffusion:
+def train_editing(
+    recipe: EditRecipe, checkpoint=None, log: Callable = iter, device="cpu"
+) -> StableDiffusion:
     """Algorithm 1 with something beside z_t; only what the recipe names learns."""
-    sd, pictures = begin(recipe), recipe.dataset()
+    sd, pictures = begin(recipe).to(device), recipe.dataset()
     latents = recipe.beside(sd, encode(sd, pictures, recipe.n), pictures)
     for part in recipe.trained:
         sd.unet.get_submodule(part).requires_grad_(True)
@@ -149,7 +161,7 @@ def train_editing(recipe: EditRecipe, checkpoint=None, log: Callable = iter) -> 
 OUTER = ("conv_in", "down.0", "up.2", "up.3", "norm_out", "conv_out")
 RUN = replace(PAINTED.train_unet, lr=5e-3)
 INPAINT = EditRecipe(
-    "painted-inpaint", "painted", painted_digits, with_holes, 5, OUTER, replace(RUN, steps=2500)
+    "painted-inpaint", "painted", painted_digits, with_holes, 5, OUTER, replace(RUN, steps=1500)
 )
 UPSCALE = EditRecipe(
     "painted-upscale",
@@ -158,7 +170,7 @@ UPSCALE = EditRecipe(
     with_small_ones,
     4,
     ("vector", *OUTER),
-    replace(RUN, steps=2500, t_mean=0.0),
+    replace(RUN, steps=1500, t_mean=0.0),
     vector="upscaler",
     guidance=1.0,
     steps=4,

@@ -9,6 +9,7 @@ import torch
 from ..errors import OptionError, check_device, check_writable, in_range, one_of
 from ..files.load import save
 from .control import CONTROL_RECIPES, train_control
+from .editing import EDIT_RECIPES, train_editing
 from .recipes import RECIPES
 from .sdxl import SDXL_RECIPE, train_sdxl
 from .train import train
@@ -31,7 +32,7 @@ def follow(
     checkpoint: a file, of a whole system a folder. All that can be refused is refused before the
     training.
     """
-    one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *CONTROL_RECIPES))
+    one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *CONTROL_RECIPES, *EDIT_RECIPES))
     check_device(device)
     if seconds is not None:
         in_range("seconds", seconds, 0.1, 10**7, "of training")
@@ -40,9 +41,10 @@ def follow(
         given = dict(steps=steps, seconds=seconds, device=device, dtype=dtype)
         changed = [f"--{option}" for option in own if given[option] != own[option]]
         return _follow_sdxl(out, checkpoint, changed)
-    if name in CONTROL_RECIPES:
-        changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
-        return _follow_control(CONTROL_RECIPES[name], out, checkpoint, changes, device)
+    for recipes, run in ((CONTROL_RECIPES, _follow_control), (EDIT_RECIPES, _follow_editing)):
+        if name in recipes:
+            changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
+            return run(recipes[name], out, checkpoint, changes, device)
     recipe = RECIPES[name]
     runs = [run for run in ("train_vae", "train_clip", "train_unet") if getattr(recipe, run)]
     changes = {run: dataclasses.replace(getattr(recipe, run), dtype=dtype) for run in runs}
@@ -86,17 +88,31 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
 
 
 def _follow_control(recipe, out, checkpoint, changes, device) -> list[Path]:
-    for path in (out, checkpoint):
-        if path is not None:
-            check_writable(path)
-    changes = {k: v for k, v in changes.items() if v is not None}
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
+    recipe = dataclasses.replace(recipe, train=_run(recipe.train, out, checkpoint, changes))
     started, record = time.perf_counter(), {}
     log = logged("ControlNet", recipe.train, record)
     net = train_control(recipe, checkpoint, log, device)
     card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
     save(out, net, {**net.meta, "train": card}, dtype=torch.int8)
     return [out]
+
+
+def _follow_editing(recipe, out, checkpoint, changes, device) -> list[Path]:
+    recipe = dataclasses.replace(recipe, train=_run(recipe.train, out, checkpoint, changes))
+    started, record = time.perf_counter(), {}
+    log = logged("UNet", recipe.train, record)
+    sd = train_editing(recipe, checkpoint, log, device).cpu()
+    card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
+    save(out, sd, {**sd.meta, "train": card}, dtype=torch.int8, base=recipe.base)
+    return [out]
+
+
+def _run(config, out, checkpoint, changes):
+    """The run with these changes, after a look whether its files can be written."""
+    for path in (out, checkpoint):
+        if path is not None:
+            check_writable(path)
+    return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
 
 
 def _follow_sdxl(out, checkpoint, changed) -> list[Path]:

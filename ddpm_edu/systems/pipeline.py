@@ -178,7 +178,7 @@ def upscale(
     walk = plan_walk(sd, steps, sampler, spacing)
     z = encode(sd, x, gens)
     beside = with_noise(z, noise, randn_like(z, gens))
-    more |= dict(picture=beside, noise=noise)
+    more |= dict(picture=beside, noise=noise, denoiser=sharpening(unet_of(sd), sd.schedule))
     model = prompted(sd, prompts, negative, guidance, x.shape[2:], **more)
     return walk.run(sd, model, walk.scale * randn_like(z, gens), gens)
 
@@ -499,7 +499,8 @@ def edit(
 
     With a mask `inpaint`, with an upscaler `upscale`, else `image_to_image`; then `decode`. What
     lies outside of the mask is the picture's own, to the last bit; where it is soft, both are
-    blended. The mask of a picture with alpha is what is transparent, unless one is given.
+    blended. The mask of a picture with alpha is what is transparent, unless one is given. What is
+    enlarged without noise keeps the given picture's means, see `faithful`.
     strength: 1 with a mask, else 0.6, unless given.  options: see there, denoiser, too.
     """
     from tqdm.auto import tqdm
@@ -523,7 +524,15 @@ def edit(
     z = last(tqdm(steps, total=total, desc="editing", disable=not progress))
     height, width = (side * (2 if kind == "enlarging" else 1) for side in x.shape[2:])
     out = decode(sd, z)[:, :, :height, :width].cpu()
+    if kind == "enlarging":
+        return out if options.get("noise") else faithful(out, x)
     return out if soft is None else soft * out + (1 - soft) * x
+
+
+def faithful(y: Tensor, small: Tensor) -> Tensor:
+    """y (B, 3, 2 H, 2 W) plus what it lacks to be `small` (B or 1, 3, H, W) in means of 2 x 2."""
+    lacks = small - F.avg_pool2d(y, 2)
+    return (y + F.interpolate(lacks, scale_factor=2)).clamp(-1, 1)
 
 
 def _sound(sd):
@@ -559,6 +568,31 @@ def with_noise(z: Tensor, noise, eps: Tensor) -> Tensor:
     """sqrt(1 - noise^2) z + noise eps; noise in [0, 1], one number or one a picture."""
     noise = torch.as_tensor(noise, dtype=z.dtype, device=z.device).view(-1, 1, 1, 1)
     return (1 - noise**2).sqrt() * z + noise * eps
+
+
+BICUBIC = 0.3  # standard deviation of an enlarged picture's latent from the true one
+
+
+def sharpening(model: Denoiser, schedule: Schedule) -> Denoiser:
+    """v of a model that starts from what is known of z_0, and adds the rest.
+
+    Known are x_t = s z_0 + n eps and z = cond.picture, about z_0 + c eps', c = BICUBIC. By both
+    together z_0 is Gaussian, D = s^2 c^2 + n^2:
+
+        mean (s c^2 x_t + n^2 z) / D      standard deviation c n / sqrt(D)
+
+    x0_hat is that mean and model(x_t, t, cond) times that deviation (preconditioning, as Karras et
+    al. 2022, table 1, do it for x_t alone); v = (s x_t - x0_hat) / n.
+    """
+
+    def denoise(x_t, t, cond):
+        pairs = torch.tensor([schedule.signal_noise(time) for time in t.tolist()])
+        s, n = pairs.to(x_t).T[..., None, None, None]
+        D = s**2 * BICUBIC**2 + n**2
+        known = n * (s * (1 - BICUBIC**2) * x_t - cond.picture.to(x_t)) / D
+        return known - BICUBIC / D.sqrt() * model(x_t, t, cond)
+
+    return denoise
 
 
 def noised(schedule: Schedule, z_0: Tensor, eps: Tensor, t: float) -> Tensor:

@@ -13,14 +13,16 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..datasets.masks import masks
 from ..datasets.painted import painted_digits
 from ..diffusion import Cond
 from ..files.load import load
+from ..networks.unet import UNet
+from ..schedule import Schedule
 from ..systems.pictures import grown
-from ..systems.pipeline import embed_numbers, enlarged, hollow, with_noise
+from ..systems.pipeline import embed_numbers, enlarged, hollow, sharpening, with_noise
 from ..systems.system import NUMBERS, StableDiffusion, build
 from .latents import Latents, encode
 from .recipes import PAINTED
@@ -134,7 +136,8 @@ def begin(recipe: EditRecipe) -> StableDiffusion:
     sd = build(config, base.schedule)
     sd.vae, sd.text, sd.meta = base.vae, base.text, {"words": base.meta["words"]}
     state = base.unet.state_dict()
-    if recipe.vector:  # a last layer of 0 adds nothing to the time
+    if recipe.vector:  # a last layer of 0 adds nothing to the time, and nothing to what is known
+        state |= {k: torch.zeros_like(w) for k, w in state.items() if k.startswith("conv_out.")}
         for part in sd.unet.vector[2].parameters():
             part.zero_()
         state |= {f"vector.{k}": v for k, v in sd.unet.vector.state_dict().items()}
@@ -152,9 +155,21 @@ def train_editing(
     for part in recipe.trained:
         sd.unet.get_submodule(part).requires_grad_(True)
     config = recipe.train_unet
-    step = last_step(log(train(sd.unet, sd.schedule, latents, config, checkpoint=checkpoint)))
-    sd.unet.load_state_dict(step.ema.state_dict())
+    model = Sharpening(sd.unet, sd.schedule) if recipe.vector else sd.unet
+    step = last_step(log(train(model, sd.schedule, latents, config, checkpoint=checkpoint)))
+    model.load_state_dict(step.ema.state_dict())
     return sd.eval().requires_grad_(False)
+
+
+class Sharpening(nn.Module):
+    """`sharpening` as a module, whose UNet learns."""
+
+    def __init__(self, unet: UNet, schedule: Schedule):
+        super().__init__()
+        self.unet, self.schedule = unet, schedule
+
+    def forward(self, x_t, t, cond):
+        return sharpening(self.unet, self.schedule)(x_t, t, cond)
 
 
 # The levels of 8 x 8 latent pixels; the inner ones, which know how digits look, stay.
@@ -170,9 +185,9 @@ UPSCALE = EditRecipe(
     with_small_ones,
     4,
     ("vector", *OUTER),
-    replace(RUN, steps=1500, t_mean=0.0),
+    replace(RUN, steps=1500, t_mean=1.5),
     vector="upscaler",
     guidance=1.0,
-    steps=4,
+    steps=2,
 )
 EDIT_RECIPES = {recipe.name: recipe for recipe in (INPAINT, UPSCALE)}

@@ -391,9 +391,12 @@ def models(args) -> None:
         size = path.stat().st_size / 2**20
         print(f"{path.stem:16} {size:5.1f} MiB  {title.lstrip('# ')}\n{'':16} {path}")
     for name, known in KNOWN.items():
-        size, side = next(iter(known.files.values())) / 2**30, known.config.size
+        sizes, side = (
+            [f"{size / 2**30:5.1f} GiB" for size in known.files.values()],
+            known.config.size,
+        )
         about = f"{known.config.name}, {side}x{side} pixels; hub name {known.hub}"
-        print(f"\n{name:16} {size:5.1f} GiB  {about}")
+        print(f"\n{name:16} {sizes[0] if sizes else ' a folder'}  {about}")
         for place in where(name):
             print(f"{'':16} {'found' if os.path.exists(place) else 'looked for'}: {place}")
     print("\nControlNets:")

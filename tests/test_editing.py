@@ -5,14 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import refuses
+from folder_writer import to_folder
+from helpers import read_json, refuses
 from PIL import Image
 
 from ddpm_edu import DataError, ShapeError
 from ddpm_edu.datasets.masks import SHARES, masks
 from ddpm_edu.files.load import load
+from ddpm_edu.files.names import to_ours
+from ddpm_edu.networks.unet import UNet
 from ddpm_edu.systems.pictures import grown, mask_of, picture_of
 from ddpm_edu.systems.pipeline import decode, inpaint
+from ddpm_edu.systems.system import SD15_INPAINT, SDXL_INPAINT
 
 PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
 RNG = np.random.default_rng(0)
@@ -217,6 +221,29 @@ def test_masks_for_training():
     full = (mask.amin(3).sum(2) > 0) ^ (mask.amin(2).sum(2) > 0)  # rows, or columns; some boxes too
     assert SHARES["half"] - 0.03 < full.float().mean().item() < SHARES["half"] + 0.1
     assert torch.equal(mask, masks(2000, 32, seed=1)) and not mask.equal(masks(2000, 32, seed=2))
+
+
+# ---------------------------------------------------------------- the official inpainting UNets
+
+
+@pytest.mark.parametrize("name, config", [("sd15", SD15_INPAINT), ("sdxl_base", SDXL_INPAINT)])
+@pytest.mark.parametrize(
+    "layout, first", [("original", "input_blocks.0.0.weight"), ("folder", "conv_in.weight")]
+)
+def test_inpainting_unets_one_to_one(name, config, layout, first):
+    """Names and shapes of the base's, as listed, but that the first layer takes 9 channels."""
+    listed = {k: tuple(v) for k, v in read_json("layout_keys.json.gz")[layout][name].items()}
+    prefix = "model.diffusion_model." if layout == "original" else ""
+    listed = {k.removeprefix(prefix): v for k, v in listed.items() if k.startswith(prefix)}
+    assert listed[first] == (320, 4, 3, 3)
+    listed[first] = (320, 9, 3, 3)
+    with torch.device("meta"):
+        unet, given = UNet(config.unet), {k: torch.empty(v) for k, v in listed.items()}
+    own = {k: tuple(v.shape) for k, v in unet.state_dict().items()}
+    assert {k: tuple(v.shape) for k, v in to_ours("unet", given).items()} == own
+    if layout == "folder":
+        back = to_folder("unet", unet.state_dict(), conv=name == "sd15")
+        assert {k: tuple(v.shape) for k, v in back.items()} == listed
 
 
 # ---------------------------------------------------------------- inpainting as diffusers

@@ -29,7 +29,16 @@ from ddpm_edu.networks.tokenizer import Tokenizer
 from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.networks.vae import VAEConfig
 from ddpm_edu.systems.memory import weight_bytes
-from ddpm_edu.systems.system import REFINER, SD15, SD21, SDXL, SystemConfig, build
+from ddpm_edu.systems.system import (
+    REFINER,
+    SD15,
+    SD15_INPAINT,
+    SD21,
+    SDXL,
+    SDXL_INPAINT,
+    SystemConfig,
+    build,
+)
 
 NAMES = ("sd", "sd2", "sdxl", "refiner")
 SINGLE = read_json("layout_keys.json.gz")["original"]  # {key: shape} of the official single files
@@ -537,11 +546,36 @@ def test_official_single_files(tmp_path, name, config):
     assert sd.config == config
 
 
-def test_inpainting_single_file(tmp_path):
-    shapes = {**SINGLE["sd15"], "model.diffusion_model.input_blocks.0.0.weight": [320, 9, 3, 3]}
-    sparse(tmp_path / "model.safetensors", shapes)
+WIDE = {"model.diffusion_model.input_blocks.0.0.weight": [320, 9, 3, 3]}
+
+
+@pytest.mark.parametrize(
+    "name, config",
+    [("sd15", SD15_INPAINT), pytest.param("sdxl_base", SDXL_INPAINT, marks=pytest.mark.slow)],
+)
+def test_inpainting_single_files(tmp_path, name, config):
+    """Those of the base but for the first layer; the file needs no name that is known."""
+    path = tmp_path / "model.safetensors"
+    sparse(path, {**SINGLE[name], **WIDE})
+    assert config_of(path) == config
+    sd = load(path, device="meta", dtype=torch.bfloat16, ema=False)  # averaged ones are of the base
+    assert sd.config == config
+
+
+@pytest.mark.parametrize("name", ["sd15-inpaint", "sdxl-inpaint"])
+def test_inpainting_systems_are_known(name):
+    known = KNOWN[name]
+    assert known.hub.count("/") == 1 and "inpainting" in known.hub
+    assert (known.config.unet.in_channels, known.config.unet.out_channels) == (9, 4)
+    assert config_of(name) == known.config and len(where(name)) == 2 + len(known.files)
+
+
+def test_more_channels_for_something_else(tmp_path):
+    """InstructPix2Pix."""
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    sparse(tmp_path / "model.safetensors", {**SINGLE["sd15"], name: [320, 8, 3, 3]})
     unet = config_of(tmp_path / "model.safetensors").unet
-    assert (unet.in_channels, unet.out_channels) == (9, 4)
+    assert (unet.in_channels, unet.out_channels) == (8, 4)
 
 
 def original(sd):

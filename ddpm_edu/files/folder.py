@@ -22,7 +22,7 @@ from ..networks.tokenizer import Tokenizer, clip_tokenizer
 from ..networks.unet import UNetConfig
 from ..networks.vae import SD_VAE, VAEConfig
 from ..schedule import Schedule
-from ..systems.system import REFINER, SD15, SD21, SDXL, SystemConfig
+from ..systems.system import REFINER, SD15, SD15_INPAINT, SD21, SDXL, SDXL_INPAINT, SystemConfig
 
 LAYOUT = "model_index.json, scheduler, unet, vae, text_encoder and tokenizer"
 VECTOR = "projection_class_embeddings_input_dim"
@@ -432,7 +432,8 @@ def system_config(folder: Folder) -> tuple[SystemConfig, Schedule]:
     # SD 1.5's own config is older than the entry scaling_factor
     vae = vae_config(*read("vae"), scale=None if vector else SD_VAE.scale)
     schedule, how = schedule_config(*read("scheduler", "scheduler_config.json"), sd=not vector)
-    side, known = entries.get("sample_size"), (SD15, SD21, SDXL, REFINER)
+    side = entries.get("sample_size")
+    known = (SD15, SD21, SDXL, REFINER, SD15_INPAINT, SDXL_INPAINT)
     with plan_of(source):
         return SystemConfig(
             name=next((c.name for c in known if c.unet == unet), folder.root.name),

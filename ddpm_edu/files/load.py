@@ -78,7 +78,7 @@ class Pretrained(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A published system: its plan, its hub name, its single files with their sizes in bytes."""
+    """A published system: its plan, its hub name, its single files, if any, and their bytes."""
 
     config: SystemConfig
     hub: str
@@ -110,6 +110,14 @@ KNOWN = {
         PLANS["sdxl-refiner"],
         "stabilityai/stable-diffusion-xl-refiner-1.0",
         {"sd_xl_refiner_1.0.safetensors": 6_075_981_930},
+    ),
+    "sd15-inpaint": Known(
+        PLANS["sd15-inpaint"],
+        "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        {"sd-v1-5-inpainting.safetensors": 4_270_000_000},  # about
+    ),
+    "sdxl-inpaint": Known(  # a folder only
+        PLANS["sdxl-inpaint"], "diffusers/stable-diffusion-xl-1.0-inpainting-0.1", {}
     ),
 }
 
@@ -343,6 +351,7 @@ def _plan(path, views, config=None) -> SystemConfig:
         width = size(views, r"attn2\.to_k\.weight$", 1, 0)
         inputs = size(views, r"input_blocks\.0\.0\.weight$", 1) or 4
         known = [known for known in KNOWN.values() if known.config.unet.context == width]
+        known = [k for k in known if k.config.unet.in_channels == inputs] or known
         if not known:
             raise CheckpointError(
                 f"{path}: no known system has a context {width} wide (SD 1.5: 768, SD 2: 1024, "
@@ -360,7 +369,7 @@ def _plan(path, views, config=None) -> SystemConfig:
                     "predict = 'eps', and this file does not say which: taken for the first. If "
                     "the pictures are noise, pass config=SD2_BASE (txt2img: --plan sd2-base)"
                 )
-        if inputs != 4:  # inpainting, InstructPix2Pix
+        if inputs != config.unet.in_channels:  # InstructPix2Pix
             config = replace(config, unet=replace(config.unet, in_channels=inputs, out_channels=4))
     marks = [mark for mark in MARKS if mark in views]
     if any(mark.startswith("edm") for mark in marks):

@@ -160,7 +160,25 @@ SDXL_MINI_REFINER = replace(
     vector="refiner",
     zero_empty=False,
 )
-PLANS = {"sd15": SD15, "sd2-base": SD2_BASE, "sd21": SD21, "sdxl": SDXL, "sdxl-refiner": REFINER}
+
+
+def _inpainting(plan: SystemConfig, name: str, **changes) -> SystemConfig:
+    """The same system, whose UNet also takes a mask and the masked picture's latent."""
+    unet = replace(plan.unet, in_channels=2 * plan.vae.latent + 1, out_channels=plan.vae.latent)
+    return replace(plan, name=name, unet=unet, **changes)
+
+
+SD15_INPAINT = _inpainting(SD15, "SD 1.5 inpainting")
+SDXL_INPAINT = _inpainting(SDXL, "SDXL inpainting", guidance=8.0)
+PLANS = {
+    "sd15": SD15,
+    "sd2-base": SD2_BASE,
+    "sd21": SD21,
+    "sdxl": SDXL,
+    "sdxl-refiner": REFINER,
+    "sd15-inpaint": SD15_INPAINT,
+    "sdxl-inpaint": SDXL_INPAINT,
+}
 
 
 class StableDiffusion(nn.Module):

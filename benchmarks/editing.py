@@ -35,7 +35,6 @@ from ddpm_edu.training.editing import (
     INPAINT,
     UPSCALE,
     EditLatents,
-    begin,
     enlarged_latents,
     train_editing,
     with_holes,
@@ -146,65 +145,51 @@ def without_noise(sd, latents, dataset) -> EditLatents:
     return EditLatents(latents, clean, embed_numbers(torch.zeros(len(latents), 1), 16))
 
 
-MARKS = (50, 150, 300, 600, 1000, 1500)
-RUNS = {
-    "inpaint": INPAINT,
-    "inpaint_leak": replace(INPAINT, beside=leaking),
-    "upscale": UPSCALE,
-    "upscale_no_noise": replace(UPSCALE, beside=without_noise),
+RUNS = {  # what is trained, updates, and how it is measured
+    "inpaint": (INPAINT, None, lambda sd: halved(sd, 100)),
+    "inpaint_leak": (replace(INPAINT, beside=leaking), 300, lambda sd: halved(sd, 100)),
+    "upscale": (UPSCALE, None, lambda sd: noisy_ones(sd, 100, 0.2)),
+    # it knows no noise, and cannot be told of any
+    "upscale_no_noise": (
+        replace(UPSCALE, beside=without_noise),
+        300,
+        lambda sd: noisy_ones(sd, 100, 0.0),
+    ),
 }
-SHORT = 300  # updates of a broken run
+
+
+def broken(args) -> dict:
+    """Train one of RUNS that makes a mistake, and write it to --out."""
+    recipe, steps, _ = RUNS[args.run]
+    recipe = replace(recipe, train=replace(recipe.train, steps=steps or recipe.train.steps))
+    started, record = time.perf_counter(), {}
+    sd = train_editing(recipe, args.checkpoint, logged("UNet", recipe.train, record))
+    card = {**asdict(recipe.train), **record, **machine(recipe, started, "cpu")}
+    save(args.out, sd, {**sd.meta, "train": card}, dtype=torch.int8, base=recipe.base)
+    return {"run": args.run, "loss": record["loss"][-1]}
 
 
 def recorded(args) -> dict:
-    """Train one of RUNS; losses, pictures and figures on the way go to data/recorded/NAME.npz."""
-    recipe, shots, pictures, record = RUNS[args.run], [], [], {}
-    config = recipe.train_unet
-    if args.run not in ("inpaint", "upscale"):
-        config = replace(config, steps=SHORT)
-    started, cpu, drawing = time.perf_counter(), time.process_time(), 0.0
-    score = SCORES[args.run]
-    sd = begin(recipe)
-
-    def watched(steps):
-        nonlocal drawing
-        for now in logged("UNet", config, record)(steps):
-            if now.step in MARKS:
-                before = time.process_time()
-                sd.unet = now.ema
-                figures, x = score(sd)
-                drawing += time.process_time() - before
-                took = round(before - cpu - drawing, 1)
-                shots.append({"updates": now.step, "seconds": took, "ema": figures})
-                pictures.append(to_uint8(x).numpy())
-                print(shots[-1], flush=True)
-            yield now
-
-    trained = train_editing(replace(recipe, train_unet=config), args.checkpoint, watched)
+    """Losses, figures and pictures of a trained one of RUNS, to data/recorded/NAME.npz."""
+    sd = load(args.model)
+    figures, x = RUNS[args.run][2](sd)
+    train = sd.meta["train"]
+    losses = np.array(train["loss"], np.float32)
     card = {
         "command": f"python benchmarks/editing.py recorded --run {args.run}",
-        "device": f"{platform.machine()} CPU, 1 thread",
-        "date": datetime.date.today().isoformat(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "train": asdict(config),
-        "every": max(1, -(-config.steps // 200)),
-        "snapshots": shots,
+        "device": train["device"],
+        "date": train["date"],
+        "versions": f"Python {platform.python_version()}, torch {train['torch']}",
+        "train": {k: v for k, v in train.items() if k != "loss"},
+        "every": max(1, -(-train["updates"] // 200)),
+        "snapshots": [{"updates": train["updates"], "seconds": train["seconds"], "ema": figures}],
     }
     path = data_folder() / "recorded" / f"{args.run}.npz"
-    arrays = dict(losses=np.array(record["loss"], np.float32), ema=np.stack(pictures))
-    np.savez_compressed(path, card=json.dumps(card), **arrays)
-    if args.out:
-        card = {"unet": record, **machine(recipe, started, "cpu")}
-        save(args.out, trained, {**trained.meta, "train": card}, dtype=torch.int8, base=recipe.base)
-    return {"run": args.run, **shots[-1], "bytes": path.stat().st_size}
+    np.savez_compressed(path, card=json.dumps(card), losses=losses, ema=to_uint8(x).numpy()[None])
+    return {"run": args.run, **figures, "bytes": path.stat().st_size}
 
 
-def score_holes(sd, n: int = 100) -> tuple[dict, torch.Tensor]:
-    """Digits of which one half is masked; the first 12 results."""
-    return halved(sd, n)
-
-
-def score_small_ones(sd, n: int = 100, level: float = 0.2) -> tuple[dict, torch.Tensor]:
+def noisy_ones(sd, n: int, level: float) -> tuple[dict, torch.Tensor]:
     """dB of clean and of noisy small pictures enlarged; the first 12 noisy ones.
 
     level: what the model is told of the noisy ones.
@@ -213,17 +198,11 @@ def score_small_ones(sd, n: int = 100, level: float = 0.2) -> tuple[dict, torch.
     small = F.avg_pool2d(x, 2)
     noisy = (small + 0.15 * noise(small.shape[1:], range(n))).clamp(-1, 1)
     y, z = in_parts(sd, captions, small), in_parts(sd, captions, noisy, noise=level)
-    figures = {"psnr": psnr(x, y).mean().item(), "psnr_noisy": psnr(x, z).mean().item()}
-    return figures, z[:12]
+    found = {"clean": y, "noisy": z, "noisy_bicubic": enlarged(noisy)}
+    return {name: psnr(x, made).mean().item() for name, made in found.items()}, z[:12]
 
 
-SCORES = {
-    "inpaint": score_holes,
-    "inpaint_leak": score_holes,
-    "upscale": score_small_ones,
-    "upscale_no_noise": lambda sd: score_small_ones(sd, level=0.0),  # it knows no other
-}
-WAYS = {f.__name__: f for f in (inpainting, upscaling, recorded)}
+WAYS = {f.__name__: f for f in (inpainting, upscaling, broken, recorded)}
 
 
 def main():
@@ -231,8 +210,8 @@ def main():
     parser.add_argument("what", choices=WAYS)
     parser.add_argument("--n", type=int, default=500, help="pictures (500)")
     parser.add_argument("--model", help="a name or a file, not what ships")
-    parser.add_argument("--run", choices=RUNS, default="inpaint", help="which training is recorded")
-    parser.add_argument("--out", help="write what was trained to this file, too")
+    parser.add_argument("--run", choices=RUNS, default="inpaint", help="which training")
+    parser.add_argument("--out", help="file for what is trained")
     parser.add_argument("--checkpoint", help="to save to and go on from")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -106,7 +106,7 @@ class EditRecipe:
     beside: Callable  # (sd, latents, dataset) -> EditLatents
     channels: int  # of what is beside
     trained: tuple[str, ...]  # parts of the UNet; the others stay what they are in the base
-    train_unet: TrainConfig
+    train: TrainConfig
     vector: str = ""  # see SystemConfig
     number_dim: int = 16
     guidance: float = 3.0
@@ -132,7 +132,7 @@ def begin(recipe: EditRecipe) -> StableDiffusion:
         guidance=recipe.guidance,
         steps=recipe.steps,
     )
-    torch.manual_seed(recipe.train_unet.seed)
+    torch.manual_seed(recipe.train.seed)
     sd = build(config, base.schedule)
     sd.vae, sd.text, sd.meta = base.vae, base.text, {"words": base.meta["words"]}
     state = base.unet.state_dict()
@@ -154,7 +154,7 @@ def train_editing(
     latents = recipe.beside(sd, encode(sd, pictures, recipe.n), pictures)
     for part in recipe.trained:
         sd.unet.get_submodule(part).requires_grad_(True)
-    config = recipe.train_unet
+    config = recipe.train
     model = Sharpening(sd.unet, sd.schedule) if recipe.vector else sd.unet
     step = last_step(log(train(model, sd.schedule, latents, config, checkpoint=checkpoint)))
     model.load_state_dict(step.ema.state_dict())

@@ -1,6 +1,8 @@
 """Models that edit: how they begin, what of them learns, and what the upscaler knows beforehand."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch

@@ -541,6 +541,7 @@ def test_a_saved_pad_shows_both_pictures_and_says_that_drawing_needs_a_kernel():
         ({"brush": 7}, OptionError, "brush"),
         ({"cell": 0}, OptionError, "scale"),
         ({"names": ("", "b")}, OptionError, "names"),
+        ({"names": ("a",)}, OptionError, "names"),
         ({"alt": ""}, OptionError, "alt"),
         ({"render": lambda picture: None}, OptionError, "<lambda>"),
         ({"render": lambda picture, mask: picture}, ShapeError, "render's picture"),
@@ -557,7 +558,7 @@ def a_compare(before=grey(9), after=np.zeros((8, 12, 3), np.uint8), **options):
 
 def test_compare_shows_two_sizes_in_one_place():
     widget = a_compare()
-    assert (widget.width, widget.height, widget.at) == (420, 280, 0.5)
+    assert (widget.width, widget.height, widget.at) == (144, 96, 0.5)
     assert widget.shapes == [[4, 6, 1], [8, 12, 3]]
     shown = decode(widget.still())
     assert (shown[-1, 0] == 9).all() and (shown[-1, -1] == 0).all()
@@ -604,9 +605,10 @@ def test_a_turner_moves_the_pixels_as_its_view_does(view, motion):
         (lambda: a_turner(view=lambda x: -x), OptionError, "view"),
         (lambda: a_turner(view=lambda x: x * 0), OptionError, "view"),
         (lambda: a_turner(names=("", "b")), OptionError, "names"),
-        (lambda: Turner(SQUARE, 7, names="ab", **WORDS), OptionError, "the function"),
+        (lambda: a_turner(names="ab"), OptionError, "names"),
+        (lambda: Turner(SQUARE, 7, names=("a", "b"), **WORDS), OptionError, "the function"),
         (
-            lambda: Turner(lambda k: SQUARE, tiles, Slider("k", [1, 2]), names="ab", **WORDS),
+            lambda: Turner(lambda k: SQUARE, tiles, Slider("k", [1, 2]), names=("a", "b"), **WORDS),
             OptionError,
             "tiles",
         ),

@@ -87,6 +87,15 @@ def uint8(array, what: str, dims: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
+def two_names(names) -> list[str]:
+    """Two texts that are not empty, else OptionError."""
+    if not isinstance(names, (list, tuple)) or len(names) != 2:
+        raise OptionError(f"names = {names!r:.80}: give two texts, one a picture")
+    for name in names:
+        plot.require_text("names", name)
+    return list(names)
+
+
 GAP = 24  # screen pixels between two pictures of a still
 
 
@@ -111,11 +120,11 @@ def beside_width(sizes) -> int:
     return sum(w for w, _ in sizes) + GAP * (len(sizes) - 1)
 
 
-def zoom(scale: int | None, h: int, w: int) -> int:
-    """Screen pixels a pixel: `scale` if given, else whatever makes an h x w picture about 280 high
-    and at most 860 wide."""
+def zoom(scale: int | None, h: int, w: int, high: int = 280, wide: int = 860) -> int:
+    """Screen pixels a pixel: `scale` if given, else whatever makes an h x w picture about `high`
+    and at most `wide` screen pixels."""
     if scale is None:
-        return int(np.clip(min(280 // h, 860 // w), 1, 12))
+        return int(np.clip(min(high // h, wide // w), 1, 12))
     if scale < 1:
         raise OptionError(f"scale is {scale}: it counts screen pixels a pixel, so at least 1")
     return int(scale)

@@ -7,7 +7,7 @@ import traitlets as tr
 
 from ...errors import ShapeError, in_range
 from .. import plot
-from .base import Widget, beside, beside_width, static, uint8, zoom
+from .base import Widget, beside, beside_width, static, two_names, uint8, zoom
 
 SIDE = 420  # screen pixels of the longer side
 
@@ -17,13 +17,13 @@ class Compare(Widget):
     moved with mouse, finger or arrow keys. It works without a kernel too.
 
     before, after: uint8 (h, w) or (h, w, 3), as `plot.tile` makes them. They may differ in size, as
-    a picture and its enlargement do, but not in shape. names: what stands over each of them.
+    a picture and its enlargement do, but not in proportions. names: what stands over each of them.
     start: where the handle is, 0 (left) ... 1 (right). scale: screen pixels a pixel of the larger.
 
     >>> small, large = np.zeros((8, 8), np.uint8), np.zeros((16, 16), np.uint8)
     >>> widget = Compare(small, large, names=("8 x 8", "16 x 16"), alt="Grey.", caption="Grey.")
     >>> widget.width, widget.height
-    (416, 416)
+    (192, 192)
 
     ShapeError: what is no picture, or two of different proportions. OptionError: a name, alt or
     caption that is empty, a start outside 0 ... 1, a scale below 1.
@@ -45,17 +45,15 @@ class Compare(Widget):
             raise ShapeError(
                 f"after is {H} x {W}, before {h} x {w}: give two pictures of the same proportions"
             )
-        for name, text in ("names", names[0]), ("names", names[1]), ("alt", alt):
+        for name, text in ("alt", alt), ("caption", caption):
             plot.require_text(name, text)
-        plot.require_text("caption", caption)
         larger_h, larger_w = max(h, H), max(w, W)
-        side = max(1, SIDE // max(larger_h, larger_w)) if scale is None else scale
-        scale = zoom(side, larger_h, larger_w)
+        scale = zoom(scale, larger_h, larger_w, SIDE, SIDE)
         super().__init__(
             before=pictures[0].tobytes(),
             after=pictures[1].tobytes(),
             shapes=[[*picture.shape, 1][:3] for picture in pictures],
-            names=list(names),
+            names=two_names(names),
             alt=alt,
             caption=caption,
             width=larger_w * scale,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import DataError, OptionError, fits, pixels, whole
 from .. import plot
-from .base import beside, beside_width, static, zoom
+from .base import beside, beside_width, static, two_names, zoom
 from .controls import Choice  # noqa: F401 (the doctest uses it)
 from .panel import _Pixels, _require_arguments
 
@@ -75,8 +75,6 @@ class Pad(_Pixels):
         cell: int | None = None,
     ):
         _require_arguments(render, ("picture", "mask"), [c.name for c in controls])
-        for name in names:
-            plot.require_text("names", name)
         sheet = _sheet(picture, mask)
         h, w = sheet.shape[:2]
         self._render = render
@@ -90,10 +88,10 @@ class Pad(_Pixels):
             sheet=sheet.tobytes(),
             start=sheet.tobytes(),
             size=[h, w],
-            names=list(names),
+            names=two_names(names),
             paints=_paints(colors, mask is not None),
             brush=whole("brush", brush, 1, max(h, w), "pixels across"),
-            cell=zoom(max(1, SIDE // max(h, w)) if cell is None else cell, h, w),
+            cell=zoom(cell, h, w, SIDE, SIDE),
         )
 
     @property
@@ -118,7 +116,7 @@ class Pad(_Pixels):
     def _image(self, values: dict) -> bytes:
         image = self._sent(self._render(self.picture, self.mask, **values))
         h, w = self.shape[:2]
-        self.scale = zoom(max(1, min(self.size[0] * self.cell // h, 520 // w)), h, w)
+        self.scale = zoom(None, h, w, self.size[0] * self.cell, 520)
         return image
 
     def _redraw(self) -> None:

@@ -9,8 +9,7 @@ import torch
 import traitlets as tr
 
 from ...errors import OptionError, ShapeError
-from .. import plot
-from .base import beside, beside_width, static, zoom
+from .base import beside, beside_width, static, two_names, zoom
 from .controls import Slider  # noqa: F401 (the doctest uses it)
 from .panel import _filled, _Pixels, _require_arguments
 
@@ -53,13 +52,11 @@ class Turner(_Pixels):
     at = tr.Float(0).tag(sync=True, echo_update=False)  # 0: first reading, 1: second
 
     def __init__(self, picture, view: Callable, *controls, names, alt, caption, scale=None):
-        for name in names:
-            plot.require_text("names", name)
         for function in (picture, view) if controls else (view,):
             leading = ("x",) if function is view else ()
             _require_arguments(function, leading, [c.name for c in controls])
         self._render = picture if controls else lambda: picture
-        self._view, self._names, self._scale = view, names, scale
+        self._view, self._names, self._scale = view, two_names(names), scale
         super().__init__(controls, alt=alt, caption=caption, kind="turner", raw=True)
 
     def _image(self, values: dict) -> bytes:
@@ -71,7 +68,7 @@ class Turner(_Pixels):
         self.motion = _motion(places.reshape(h, w))
         self.places = places.tolist() if self.motion == "permute" else []
         self.names = [_filled(name, values) for name in self._names]
-        self.scale = zoom(max(1, SIDE // max(h, w)) if self._scale is None else self._scale, h, w)
+        self.scale = zoom(self._scale, h, w, SIDE, SIDE)
         self.at = 0
         return image
 

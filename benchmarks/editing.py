@@ -30,7 +30,8 @@ from ddpm_edu.datasets.painted import (
 from ddpm_edu.metrics.frechet import frechet, psnr
 from ddpm_edu.metrics.obedience import read
 from ddpm_edu.paths import data_folder
-from ddpm_edu.systems.pipeline import edit, embed_numbers, enlarged
+from ddpm_edu.systems.editing import enlarged
+from ddpm_edu.systems.pipeline import edit, embed_numbers
 from ddpm_edu.training.editing import (
     INPAINT,
     UPSCALE,

@@ -240,12 +240,15 @@ def _steered(args, sd, name, x, kind) -> dict:
     if not args.control:
         return {}
     from .datasets import hints
-    from .files.load import load
+    from .files.load import load, shipped
     from .systems.control import controlled
     from .systems.pictures import padded
 
+    own, known = f"{name}-{args.control}", {"edges": "canny", "strokes": "scribble"}
+    if own not in shipped():  # an official one
+        own = f"{name}-control-{known.get(args.control, args.control)}"
     hint = getattr(hints, args.control)(padded(x, sd.vae.factor))
-    steered = controlled(sd, load(f"{name}-{args.control}", **kind), hint)
+    steered = controlled(sd, load(own, **kind), hint)
     return {"denoiser": steered, "strength": 1.0 if args.strength is None else args.strength}
 
 

@@ -369,6 +369,29 @@ def test_edit_leaves_what_is_outside_of_the_mask(system, photo):
     assert code == 0 and (a == b)[hole == 0].all() and (a != b)[hole > 0].mean() > 0.9
 
 
+def test_edit_follows_the_edges(photo, monkeypatch):
+    """By the system's own ControlNet, or the official one; a new one adds nothing yet."""
+    import ddpm_edu.files.load as loading
+    from ddpm_edu.networks.controlnet import control_net
+
+    asked, load = [], loading.load
+    painted = load("painted")
+
+    def fake(name, **kind):
+        asked.append(name)
+        return control_net(painted.unet, widths=(4, 4, 8)) if "-" in name else painted
+
+    monkeypatch.setattr(loading, "load", fake)
+    monkeypatch.setattr(loading, "shipped", lambda: ["painted", "painted-edges"])
+    for control, name in (("edges", "painted-edges"), ("strokes", "painted-control-scribble")):
+        code, out = edited(photo, "--control", control, "--steps", "2")
+        assert code == 0 and asked == ["painted", name]
+        assert json.loads(Image.open(out).info["ddpm_edu"])["control"] == control
+        asked.clear()
+    code, plain = edited(photo, "--strength", "1", "--steps", "2")
+    assert np.array_equal(np.asarray(Image.open(plain)), np.asarray(Image.open(out)))
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

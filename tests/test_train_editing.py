@@ -15,18 +15,8 @@ from ddpm_edu.datasets.painted import caption, painted_digits
 from ddpm_edu.files.tensors import load_tensors
 from ddpm_edu.metrics.frechet import psnr
 from ddpm_edu.metrics.obedience import read
-from ddpm_edu.systems.pipeline import (
-    BICUBIC,
-    decode,
-    edit,
-    enlarged,
-    faithful,
-    inpaint,
-    sharpening,
-    text_to_image,
-    upscale,
-    with_noise,
-)
+from ddpm_edu.systems.editing import BICUBIC, enlarged, faithful, sharpening, with_noise
+from ddpm_edu.systems.pipeline import decode, edit, inpaint, text_to_image, upscale
 from ddpm_edu.training import editing
 from ddpm_edu.training.editing import EDIT_RECIPES, INPAINT, UPSCALE, begin, train_editing
 from ddpm_edu.training.latents import encode

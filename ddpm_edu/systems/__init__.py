@@ -11,6 +11,7 @@ __getattr__, __dir__ = lazily(
             "draw edit"
         ),
         "arguments": "",
+        "editing": "",
         "pictures": "picture_of mask_of",
         "control": "controlled",
         "attention_maps": "attention_weights recording word_maps token_words",

@@ -21,8 +21,9 @@ from ..diffusion import Cond
 from ..files.load import load
 from ..networks.unet import UNet
 from ..schedule import Schedule
+from ..systems.editing import enlarged, hollow, sharpening, with_noise
 from ..systems.pictures import grown
-from ..systems.pipeline import embed_numbers, enlarged, hollow, sharpening, with_noise
+from ..systems.pipeline import embed_numbers
 from ..systems.system import NUMBERS, StableDiffusion, build
 from .latents import Latents, encode
 from .recipes import PAINTED

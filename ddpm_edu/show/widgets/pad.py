@@ -116,7 +116,7 @@ class Pad(_Pixels):
     def _image(self, values: dict) -> bytes:
         image = self._sent(self._render(self.picture, self.mask, **values))
         h, w = self.shape[:2]
-        self.scale = zoom(None, h, w, self.size[0] * self.cell, 520)
+        self.scale = zoom(None, h, w, self.size[0] * self.cell, 530)
         return image
 
     def _redraw(self) -> None:

@@ -539,7 +539,7 @@ def test_a_saved_pad_shows_both_pictures_and_says_that_drawing_needs_a_kernel():
         ({"colors": {"red": (1.0, 0, 0)}}, OptionError, "colors"),
         ({"brush": 0}, OptionError, "brush"),
         ({"brush": 7}, OptionError, "brush"),
-        ({"cell": 0}, OptionError, "scale"),
+        ({"cell": 0}, OptionError, "cell"),
         ({"names": ("", "b")}, OptionError, "names"),
         ({"names": ("a",)}, OptionError, "names"),
         ({"alt": ""}, OptionError, "alt"),

@@ -77,6 +77,8 @@ class Pad(_Pixels):
         _require_arguments(render, ("picture", "mask"), [c.name for c in controls])
         sheet = _sheet(picture, mask)
         h, w = sheet.shape[:2]
+        if cell is not None:
+            whole("cell", cell, 1, 64, "screen pixels a pixel")
         self._render = render
         super().__init__(
             controls,

@@ -2,6 +2,7 @@
 
 python benchmarks/editing.py inpainting        another digit into a painted picture
 python benchmarks/editing.py upscaling         painted pictures of half the size, enlarged
+python benchmarks/editing.py control           pictures drawn from edges and a text
 """
 
 import argparse
@@ -17,8 +18,10 @@ import torch.nn.functional as F
 from sdxl_craft import details
 
 from ddpm_edu import load, noise, save
+from ddpm_edu.datasets.hints import edges
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import (
+    COLOURS,
     PIXELS,
     PLACES,
     SIZES,
@@ -28,10 +31,11 @@ from ddpm_edu.datasets.painted import (
     step,
 )
 from ddpm_edu.metrics.frechet import frechet, psnr
-from ddpm_edu.metrics.obedience import read
+from ddpm_edu.metrics.obedience import edge_f1, fidelity, read
 from ddpm_edu.paths import data_folder
+from ddpm_edu.systems.control import controlled
 from ddpm_edu.systems.editing import enlarged
-from ddpm_edu.systems.pipeline import edit, embed_numbers
+from ddpm_edu.systems.pipeline import draw, edit, embed_numbers
 from ddpm_edu.training.editing import (
     INPAINT,
     UPSCALE,
@@ -131,6 +135,56 @@ def upscaling(args) -> dict:
     return found
 
 
+def control(args) -> dict:
+    """Edges of test pictures as hints, with their captions and with other colours; F1 within 1 pixel.
+
+    "without": the same captions with no ControlNet, whose digits lie where the captions say, too.
+    """
+    sd, net = load("painted"), load(args.model or "painted-edges")
+    found = {"model": args.model or "painted-edges"}
+    for kind, held in (("seen", False), ("held_out", True)):
+        data = painted_digits("test", args.n, seed=1, held=held)
+        hint, asked = edges(data[:][0]), other_colours(data.scenes())
+        captions = {"own": data.captions(), "other_colours": [caption(s) for s in asked]}
+        for name, texts in captions.items():
+            found[f"{kind}, {name}"] = followed(from_edges(sd, net, texts, hint), texts, hint)
+        plain = from_edges(sd, net, data.captions(), hint, weight=0.0)
+        found[f"{kind}, without"] = followed(plain, data.captions(), hint)
+    return found
+
+
+def other_colours(scenes) -> list:
+    """The same scenes, ink and ground each another colour."""
+    every, random = list(COLOURS), np.random.default_rng(0)
+    pick = lambda *taken: str(random.choice([c for c in every if c not in taken]))
+    grounds = [pick(s.ground) for s in scenes]
+    return [s._replace(ink=pick(s.ink, g), ground=g) for s, g in zip(scenes, grounds)]
+
+
+def from_edges(sd, net, texts, hint, weight=1.0, size=50):
+    """Pictures (N, 3, H, W), some at a time."""
+    out = []
+    for k in range(0, len(texts), size):
+        part = slice(k, k + size)
+        steered = controlled(sd, net, hint[part], weight)
+        seeds = list(range(len(texts)))[part]
+        out.append(draw(sd, texts[part], seeds=seeds, denoiser=steered, progress=False))
+    return torch.cat(out)
+
+
+def followed(x, texts, hint) -> dict:
+    """How well pictures follow their hints and captions."""
+    f1, read_as = edge_f1(x, hint), fidelity(x, texts)
+    return {
+        "f1": f1.mean().item(),
+        "f1_worst_tenth": f1.quantile(0.1).item(),
+        "f1_same_pixel": edge_f1(x, hint, within=0).mean().item(),
+        "colours": read_as["colours"],
+        "main": read_as["main"],
+        "all": read_as["all"],
+    }
+
+
 # ---------------------------------------------------------------- recorded trainings
 
 
@@ -203,7 +257,7 @@ def noisy_ones(sd, n: int, level: float) -> tuple[dict, torch.Tensor]:
     return {name: psnr(x, made).mean().item() for name, made in found.items()}, z[:12]
 
 
-WAYS = {f.__name__: f for f in (inpainting, upscaling, broken, recorded)}
+WAYS = {f.__name__: f for f in (inpainting, upscaling, control, broken, recorded)}
 
 
 def main():

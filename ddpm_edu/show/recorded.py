@@ -1,4 +1,4 @@
-"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09, 11, 12, 13, 14.
+"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09 to 14.
 
     recorded.times("sdxl", "vae")     a table a machine: seconds, share of the roof, error
     recorded.ladder()                 one guided SDXL step, change by change, as bars
@@ -9,7 +9,8 @@ The first three are of benchmarks/gpu_sampling.py, the last of stable_diffusion_
 Each is a `Report`, shown when it ends a cell. What was not recorded, or failed, it says.
 Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures, .scores();
 linear_start.py's system, whose VAE starts linear: linear_start().card, .right, .pictures;
-sdxl_craft.py's pairs, with and without a part of SDXL's training: craft().card, .pictures.
+sdxl_craft.py's pairs, with and without a part of SDXL's training: craft().card, .pictures;
+sudden_convergence.py's ControlNets, with and without zero convolutions: control("zeros").scores().
 """
 
 import html
@@ -290,6 +291,28 @@ def _recorded(name: str, script: str, folder=None) -> tuple[dict, dict]:
 def _pictures(arrays: dict) -> dict:
     """Bytes to [-1, 1]."""
     return {key: array / np.float32(127.5) - 1 for key, array in arrays.items()}
+
+
+# ---------------------------------------------------------------- a ControlNet
+
+
+class Control(NamedTuple):
+    """A ControlNet's first updates, as benchmarks/sudden_convergence.py drew them."""
+
+    card: dict  # command, device, date, versions, settings, loss: of every update, texts
+    shots: list[dict]  # after some updates: update, loss, colours, f1, f1_alone (without a text)
+    hints: np.ndarray  # (4, 1, H, W) in [-1, 1]
+    pictures: np.ndarray  # (shots, 8, 3, H, W) in [-1, 1]: of the hints with a text, then without
+
+    def scores(self, name: str) -> tuple[list, list]:
+        """(updates, the figure after each)."""
+        return [shot["update"] for shot in self.shots], [shot[name] for shot in self.shots]
+
+
+def control(name: str, folder=None) -> Control:
+    """The run data/recorded/control_NAME.npz, "zeros" or "random". DataError if it is not there."""
+    card, arrays = _recorded(f"control_{name}", f"sudden_convergence.py {name}", folder)
+    return Control(card, card["shots"], **_pictures(arrays))
 
 
 # ---------------------------------------------------------------- a VAE that starts linear

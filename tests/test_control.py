@@ -9,6 +9,9 @@ from helpers import refuses
 from original_writer import control_name
 
 from ddpm_edu import CheckpointError, OptionError, ShapeError, last, noise
+from ddpm_edu.files import hub
+from ddpm_edu.files import load as load_module
+from ddpm_edu.files.folder import Folder
 from ddpm_edu.files.load import check_state, load, save
 from ddpm_edu.files.names import to_ours
 from ddpm_edu.files.tensors import save_tensors
@@ -154,9 +157,7 @@ def test_known_by_its_contexts_width(tmp_path, monkeypatch):
     """A single file says its context's width and no number of heads; the plan is the known one."""
     small = dict(channels=32, mult=(1,), depth=(1,), middle=1, heads=(2,), context=8, blocks=1)
     config = ControlNetConfig(**small, groups=8, hint=4)
-    from ddpm_edu.files import load as module
-
-    monkeypatch.setattr(module, "SD15_CONTROL", replace(config, hint=3))
+    monkeypatch.setattr(load_module, "SD15_CONTROL", replace(config, hint=3))
     torch.manual_seed(0)
     state = {control_name(k): w for k, w in ControlNet(config).state_dict().items()}
     save_tensors(tmp_path / "control.safetensors", state)
@@ -412,3 +413,31 @@ def test_a_ControlNet_is_no_system_and_says_so(saved, tmp_path):
         check_state(sd.unet, {control_name(k): w for k, w in net.state_dict().items()}, "it")
     with refuses(CheckpointError, "missing", "looks like the UNet"):
         check_state(net, sd.unet.state_dict(), "it")
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_what_is_fetched_of_a_repository():
+    stem = "diffusion_pytorch_model"
+    names = ["README.md", "config.json", f"{stem}.bin", f"{stem}.safetensors", "images/a.png"]
+    assert hub.needed(names, torch.float32, True) == ["config.json", f"{stem}.safetensors"]
+    names.append(f"{stem}.fp16.safetensors")
+    assert hub.needed(names, torch.float16, True) == ["config.json", f"{stem}.fp16.safetensors"]
+    with pytest.raises(ValueError, match="model_index.json"):
+        hub.needed(["README.md", f"{stem}.safetensors"], torch.float32, True)
+
+
+def test_a_folder_is_found_by_its_known_name(saved, tmp_path, monkeypatch):
+    *_, (theirs, _), (net, _) = saved("sd")
+    monkeypatch.setattr(load_module, "data_folder", lambda: tmp_path)
+    theirs.save_pretrained(tmp_path / "models" / "sd15-control-canny")
+    again = load("sd15-control-canny")
+    assert all(map(torch.equal, net.state_dict().values(), again.state_dict().values()))
+    folder = Folder(tmp_path / "models" / "sd15-control-canny")
+    assert hub.complete(folder, torch.float32, True)
+    (folder.root / "diffusion_pytorch_model.safetensors").unlink()
+    assert not hub.complete(folder, torch.float32, True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with refuses(CheckpointError, "diffusers/controlnet-canny-sdxl-1.0"):
+        load("sdxl-control-canny")

@@ -23,7 +23,7 @@ from ddpm_edu.networks.controlnet import (
     control_net,
 )
 from ddpm_edu.systems.control import controlled
-from ddpm_edu.systems.pipeline import decode, image_to_image, plan_walk, text_to_image
+from ddpm_edu.systems.pipeline import decode, image_to_image, inpaint, plan_walk, text_to_image
 
 TOLERANCE = 1e-4
 PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
@@ -287,6 +287,40 @@ def test_from_a_picture(saved, name):
     options = dict(strength=0.5, steps=10, guidance=4.0, negative=BAD, sampler="euler", seeds=5)
     steered = controlled(sd, net, 2 * hint - 1)
     steps = image_to_image(sd, PROMPT, 2 * picture - 1, denoiser=steered, **options)
+    assert difference(decode(sd, last(steps)), 2 * expected - 1) < TOLERANCE
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_into_a_mask(saved, tmp_path, channels):
+    """A ControlNet of four channels beside either UNet: mask and masked picture are not its own."""
+    from tiny_pipelines import build, scheduler
+
+    pipe, sd, (theirs, _), (net, _) = saved("sd")
+    if channels == 9:
+        pipe = build("sd", channels=9)
+        pipe.save_pretrained(tmp_path)
+        sd = load(tmp_path)
+    picture, hint, mask = hints(seed=5), hints(), torch.zeros(1, 1, *SIZE)
+    mask[:, :, 13:50, 10:37] = 1
+    pipe.scheduler = scheduler("ddim")
+    expected = pipelines(pipe, theirs, "Inpaint")(
+        PROMPT,
+        negative_prompt=BAD,
+        image=picture,
+        mask_image=mask,
+        control_image=hint,
+        height=SIZE[0],
+        width=SIZE[1],
+        strength=0.7,
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        controlnet_conditioning_scale=1.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="pt",
+    ).images
+    options = dict(strength=0.7, steps=10, guidance=4.0, negative=BAD, sampler="ddim", seeds=5)
+    steered = controlled(sd, net, 2 * hint - 1)
+    steps = inpaint(sd, PROMPT, 2 * picture - 1, mask, denoiser=steered, **options)
     assert difference(decode(sd, last(steps)), 2 * expected - 1) < TOLERANCE
 
 

@@ -9,12 +9,15 @@ from helpers import refuses
 from original_writer import control_name
 
 from ddpm_edu import CheckpointError, OptionError, ShapeError, last, noise
+from ddpm_edu.datasets.hints import edges
+from ddpm_edu.datasets.painted import caption, painted_digits
 from ddpm_edu.files import hub
 from ddpm_edu.files import load as load_module
 from ddpm_edu.files.folder import Folder
 from ddpm_edu.files.load import check_state, load, save
 from ddpm_edu.files.names import to_ours
 from ddpm_edu.files.tensors import save_tensors
+from ddpm_edu.metrics.obedience import edge_f1, fidelity
 from ddpm_edu.networks.controlnet import (
     SD15_CONTROL,
     SDXL_CONTROL,
@@ -23,7 +26,14 @@ from ddpm_edu.networks.controlnet import (
     control_net,
 )
 from ddpm_edu.systems.control import controlled
-from ddpm_edu.systems.pipeline import decode, image_to_image, inpaint, plan_walk, text_to_image
+from ddpm_edu.systems.pipeline import (
+    decode,
+    draw,
+    image_to_image,
+    inpaint,
+    plan_walk,
+    text_to_image,
+)
 
 TOLERANCE = 1e-4
 PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
@@ -475,3 +485,23 @@ def test_a_folder_is_found_by_its_known_name(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with refuses(CheckpointError, "diffusers/controlnet-canny-sdxl-1.0"):
         load("sdxl-control-canny")
+
+
+# ---------------------------------------------------------------- the one that ships
+
+
+def test_painted_edges_follows_lines_and_colours():
+    """Held-out test digits, and their ink and ground swapped in the prompt."""
+    sd, net = load("painted"), load("painted-edges")
+    pictures = painted_digits("test", 12, seed=3, held=True)
+    hint = edges(pictures[:][0])
+    swapped = [caption(s._replace(ink=s.ground, ground=s.ink)) for s in pictures.scenes()]
+    for texts in (pictures.captions(), swapped):
+        x = draw(sd, texts, denoiser=controlled(sd, net, hint), progress=False)
+        assert edge_f1(x, hint).mean() > 0.95
+        assert fidelity(x, texts)["colours"] == 1
+    alone = controlled(sd, net, hint)
+    x = decode(sd, last(text_to_image(sd, [""] * 12, guidance=1, denoiser=alone)))
+    assert edge_f1(x, hint).mean() > 0.8  # no word says where
+    plain = decode(sd, last(text_to_image(sd, [""] * 12, guidance=1)))
+    assert edge_f1(plain, hint).mean() < 0.4

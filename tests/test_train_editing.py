@@ -249,3 +249,11 @@ def test_what_ships_paints_what_is_asked_for():
     y = editing_benchmark.in_parts(sd, [caption(scene) for scene in asked], x, mask=mask)
     assert sum(a == b for a, b in zip(asked, read(y))) >= 36
     assert torch.equal(y[(mask == 0).expand_as(x)], x[(mask == 0).expand_as(x)])
+
+
+def test_what_ships_enlarges_better_than_cubic_curves():
+    """A sample of benchmarks/editing.py upscaling; told of noise, it takes it away."""
+    figures = editing_benchmark.noisy_ones(load("painted-upscale"), 40, 0.2)[0]
+    x = painted_digits("test", 40, seed=1, held=None)[:][0]
+    plain = psnr(x, enlarged(F.avg_pool2d(x, 2))).mean().item()
+    assert figures["clean"] > plain + 3 and figures["noisy"] > figures["noisy_bicubic"] + 1

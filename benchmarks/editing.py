@@ -3,6 +3,8 @@
 python benchmarks/editing.py inpainting        another digit into a painted picture
 python benchmarks/editing.py upscaling         painted pictures of half the size, enlarged
 python benchmarks/editing.py control           pictures drawn from edges and a text
+python benchmarks/editing.py broken --run inpaint_leak --out leak.safetensors
+python benchmarks/editing.py recorded --run inpaint_leak --model leak.safetensors
 """
 
 import argparse

@@ -17,11 +17,11 @@ from original_writer import save_original
 from ddpm_edu import last, noise
 from ddpm_edu.errors import CheckpointError
 from ddpm_edu.files.load import load, shipped
-from ddpm_edu.systems.pipeline import decode, draw, image_to_image
+from ddpm_edu.systems.pipeline import decode, draw, image_to_image, refine
 from ddpm_edu.systems.system import SDXL_MINI, SDXL_MINI_REFINER
 
 diffusers = pytest.importorskip("diffusers")
-from tiny_pipelines import scheduler  # noqa: E402
+from tiny_pipelines import from_picture, scheduler  # noqa: E402
 from tiny_sdxl import random_pair  # noqa: E402
 
 TOLERANCE, STEPS, SIZE = 1e-4, 8, (24, 40)
@@ -143,6 +143,20 @@ def test_the_refiner_alone_redraws_a_picture_as_in_diffusers(pairs, layout, samp
     generator = torch.Generator().manual_seed(5)
     more = dict(image=picture, strength=0.5, generator=generator, output_type="pt")
     same_picture(decode(refiner, last(run)), theirs(pipe, sampler, **more))
+
+
+@pytest.mark.parametrize("layout, sampler", SAMPLERS)
+def test_a_redrawn_picture_is_refined_as_in_diffusers(pairs, layout, sampler):
+    """The base redraws and stops at 0.6, the refiner goes on."""
+    (base_pipe, base), (pipe, refiner) = pairs[layout, "base"], pairs[layout, "refiner"]
+    picture = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(3))
+    same = dict(handover=0.6, **options(sampler))
+    run = image_to_image(base, PROMPT, 2 * picture - 1, strength=0.75, seeds=5, **same)
+    ours = decode(refiner, last(refine(refiner, PROMPT, run, size=SIZE, **same)))
+    generator = torch.Generator().manual_seed(5)
+    more = dict(image=picture, strength=0.75, generator=generator, denoising_end=0.6)
+    z = theirs(from_picture(base_pipe), sampler, output_type="latent", **more)
+    same_picture(ours, theirs(pipe, sampler, image=z, denoising_start=0.6, output_type="pt"))
 
 
 def test_as_the_folder_says_it_is_sampled(pairs):

@@ -217,6 +217,17 @@ def test_edit_pastes_exactly_and_cuts_back(recipe, base):
     torch.testing.assert_close(by_alpha, wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("recipe", ["base", INPAINT], ids=["4 channels", "9 channels"])
+def test_one_pixel(recipe, base):
+    sd, x = (
+        base if recipe == "base" else begin(recipe),
+        torch.tensor([0.9, -0.3, -0.9]).view(1, 3, 1, 1),
+    )
+    for how in [dict(mask=torch.ones(1, 1))] + [dict(strength=0.5)] * (recipe == "base"):
+        y = edit(sd, PROMPT, x, steps=4, progress=False, **how)
+        assert y.shape == (1, 3, 1, 1) and y.isfinite().all()
+
+
 def test_masks_of_all_and_of_nothing(base):
     x, ones = painted_digits("test", 1)[:][0], torch.ones(1, 1, 32, 32)
     y = edit(base, PROMPT, x, mask=ones, steps=10, guidance=3.0, progress=False)

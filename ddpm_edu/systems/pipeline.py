@@ -87,6 +87,7 @@ def image_to_image(
     guidance: float | None = None,
     sampler: str | None = None,
     spacing: str | None = None,
+    handover: float = 1.0,
     **more,
 ) -> Iterator[Step]:
     """SDEdit: noise the latent of a picture up to times[k], then walk times[k:].
@@ -98,7 +99,7 @@ def image_to_image(
     prompts, negative, seeds = one_each(prompts, negative, seeds)
     gens = generators(seeds)
     x = padded(picture_of(picture)[0], drawable(sd).vae.factor)
-    walk = plan_walk(sd, steps, sampler, spacing).last(strength)
+    walk = plan_walk(sd, steps, sampler, spacing).last(strength).before(handover)
     model = prompted(sd, prompts, negative, guidance, x.shape[2:], **more)
     z_0 = encode(sd, x, gens)
     x_t = noised(sd.schedule, z_0, randn_like(z_0, gens), walk.times[0])

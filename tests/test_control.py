@@ -1,6 +1,7 @@
 """ControlNets from files, and the pictures that they steer: diffusers' names, shapes and pixels."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from ddpm_edu.datasets.hints import edges
 from ddpm_edu.datasets.painted import caption, painted_digits
 from ddpm_edu.files import hub
 from ddpm_edu.files import load as load_module
-from ddpm_edu.files.folder import Folder
+from ddpm_edu.files.folder import Folder, control_config
 from ddpm_edu.files.load import check_state, load, save
 from ddpm_edu.files.names import to_ours
 from ddpm_edu.files.tensors import save_tensors
@@ -56,8 +57,10 @@ def official(name):
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
     )
+    plain = dict(down_block_types=("DownBlock2D",) * 3, mid_block_type="UNetMidBlock2D")
+    kinds = {"sd15": {"cross_attention_dim": 768}, "sdxl": xl, "sdxl-small": xl | plain}
     with torch.device("meta"):
-        return diffusers.ControlNetModel(**(xl if name == "sdxl" else {"cross_attention_dim": 768}))
+        return diffusers.ControlNetModel(**kinds[name])
 
 
 BIG = {"sd15": SD15_CONTROL, "sdxl": SDXL_CONTROL}
@@ -104,6 +107,20 @@ def test_original_names_fit_one_to_one(name, prefix):
     assert len(ours) == len(original) and shapes(ours) == shapes(net.state_dict())
 
 
+@pytest.mark.parametrize("name", BIG)
+def test_the_config_is_read(name):
+    """As diffusers writes it."""
+    config = control_config(json.loads(official(name).to_json_string()))
+    alone = lambda c: replace(c, heads=(1,) * len(c.mult))  # a level without attention needs none
+    assert alone(config) == alone(BIG[name])
+
+
+def test_a_middle_of_one_block_is_refused():
+    """The small ControlNets of SDXL have one."""
+    with refuses(CheckpointError, "mid_block_type"):
+        control_config(json.loads(official("sdxl-small").to_json_string()))
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -146,12 +163,15 @@ def difference(a, b):
 
 
 def test_a_folder_and_a_single_file_are_the_same(saved, tmp_path):
-    *_, (net, _) = saved("sd")
+    """In the original names, and in diffusers'."""
+    *_, (theirs, _), (net, _) = saved("sd")
     assert net.config == ControlNetConfig(**vars(saved("sd")[1].config.unet))
     original = {control_name(k): w.clone() for k, w in net.state_dict().items()}
     save_tensors(tmp_path / "control.safetensors", original)
-    again = load(tmp_path / "control.safetensors", config=net.config)
-    assert all(map(torch.equal, net.state_dict().values(), again.state_dict().values()))
+    save_tensors(tmp_path / "diffusers.safetensors", theirs.state_dict())
+    for file in ("control", "diffusers"):
+        again = load(tmp_path / f"{file}.safetensors", config=net.config)
+        assert all(map(torch.equal, net.state_dict().values(), again.state_dict().values()))
 
 
 def test_a_file_of_ours(saved, tmp_path):
@@ -425,7 +445,6 @@ def test_a_controlnet_of_another_system_is_refused(saved, changes, name):
 
 
 def test_fewer_transformers_fit(saved):
-    """The small ControlNets of SDXL have none."""
     _, sd, _, _ = saved("sd")
     small = control_net(sd.unet, depth=(0, 0), middle=0)
     assert torch.equal(ours(sd, controlled(sd, small, HINT)), ours(sd, None))
@@ -434,7 +453,6 @@ def test_fewer_transformers_fit(saved):
 
 
 def test_what_a_folder_cannot_say_is_refused(saved, tmp_path):
-    import json
 
     *_, (theirs, _), _ = saved("sd")
     theirs.save_pretrained(tmp_path)

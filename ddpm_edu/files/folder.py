@@ -143,7 +143,6 @@ UNET_ENTRIES = {
 CONTROL_ENTRIES = {
     "controlnet_conditioning_channel_order": ("rgb",),
     "global_pool_conditions": (False,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
 }
 VAE_ENTRIES = {
     "act_fn": ("silu", "swish"),
@@ -278,11 +277,9 @@ def control_config(entries: dict, source="config.json") -> ControlNetConfig:
         get = entries.get
         down = get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
         up = [block.replace("Down", "Up") for block in reversed(down)]
-        same = {"mid_block_type": "UNetMidBlock2DCrossAttn", "up_block_types": up}
-        unet = unet_config({**entries, **same, "out_channels": get("in_channels", 4)}, source)
-        middle = unet.middle if get("mid_block_type") != "UNetMidBlock2D" else 0
+        more = {"up_block_types": up, "out_channels": get("in_channels", 4)}
         return ControlNetConfig(
-            **{**vars(unet), "middle": middle},
+            **vars(unet_config(entries | more, source)),
             hint=get("conditioning_channels", 3),
             widths=tuple(get("conditioning_embedding_out_channels", ControlNetConfig.widths)),
         )

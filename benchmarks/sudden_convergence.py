@@ -32,7 +32,8 @@ from ddpm_edu.systems.pipeline import decode, text_to_image
 from ddpm_edu.training.control import PAINTED_EDGES, train_control
 
 MARKS = (*range(0, 150, 10), 150, 200, 250, 300)  # updates after which is drawn
-SHOWN, N = 4, 16  # pictures kept, hints
+KEPT = (0, 50, 70, 80, 100, 150, 300)  # of which pictures are kept
+SHOWN, N = 4, 16  # pictures kept of each kind, hints
 
 
 def not_zero(net):
@@ -74,7 +75,8 @@ class Watch:
         for name, x in (("f1", asked), ("f1_alone", alone)):
             shot[name] = round(edge_f1(x, self.hint).mean().item(), 4)
         self.shots.append(shot)
-        self.pictures.append(to_uint8(torch.cat([asked[:SHOWN], alone[:SHOWN]])).numpy())
+        if update in KEPT:
+            self.pictures.append(to_uint8(torch.cat([asked[:SHOWN], alone[:SHOWN]])).numpy())
         self.drawing += time.process_time() - started
         print(json.dumps(shot), flush=True)
 
@@ -113,6 +115,7 @@ def record(name: str) -> dict:
         "train": asdict(recipe.train),
         "texts": watch.texts[:SHOWN],
         "shots": watch.shots,
+        "kept": KEPT,
         "loss": [round(loss, 5) for loss in watch.losses],
     }
     shown = {"hints": to_uint8(watch.hint[:SHOWN, :1]), "pictures": np.stack(watch.pictures)}

@@ -227,3 +227,18 @@ def test_the_linear_start_that_ships():
     found = read(torch.from_numpy(start.pictures["drawn"]))
     again = np.array([[a == b for a, b in zip(*pair)] for pair in zip(wanted, found)])
     assert (again == start.right["drawn"][:8]).all()
+
+
+def test_the_controlnets_that_ship():
+    """The hint alone: not followed after 50 updates, followed after 100, if it was the right one."""
+    runs = {name: recorded.control(name) for name in ("zeros", "random", "shuffled")}
+    for name, run in runs.items():
+        updates, alone = run.scores("f1_alone")
+        at = dict(zip(updates, alone))
+        assert at[0] < 0.25 and at[50] < 0.25
+        assert (at[100] > 0.6) == (name != "shuffled") and (at[300] > 0.6) == (name != "shuffled")
+        assert len(run.card["loss"]) == 300 and updates[-1] == 300
+        assert run.pictures.shape == (len(run.card["kept"]), 8, 3, 32, 32)
+        assert run.hints.shape == (4, 1, 32, 32) and set(np.unique(run.hints)) == {-1.0, 1.0}
+    first = {name: np.mean(run.card["loss"][:10]) for name, run in runs.items()}
+    assert first["random"] > 1.05 * first["zeros"]  # what the UNet knew is spoilt

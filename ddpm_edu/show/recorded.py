@@ -10,7 +10,7 @@ Each is a `Report`, shown when it ends a cell. What was not recorded, or failed,
 Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures, .scores();
 linear_start.py's system, whose VAE starts linear: linear_start().card, .right, .pictures;
 sdxl_craft.py's pairs, with and without a part of SDXL's training: craft().card, .pictures;
-sudden_convergence.py's ControlNets, with and without zero convolutions: control("zeros").scores().
+sudden_convergence.py's ControlNets: control("zeros").scores("f1"), .hints, .pictures.
 """
 
 import html
@@ -299,10 +299,11 @@ def _pictures(arrays: dict) -> dict:
 class Control(NamedTuple):
     """A ControlNet's first updates, as benchmarks/sudden_convergence.py drew them."""
 
-    card: dict  # command, device, date, versions, settings, loss: of every update, texts
+    card: dict  # command, device, date, versions, settings, loss of every update, texts, kept
     shots: list[dict]  # after some updates: update, loss, colours, f1, f1_alone (without a text)
     hints: np.ndarray  # (4, 1, H, W) in [-1, 1]
-    pictures: np.ndarray  # (shots, 8, 3, H, W) in [-1, 1]: of the hints with a text, then without
+    # (kept, 8, 3, H, W) in [-1, 1]: after so many updates, of the hints with a text, then without
+    pictures: np.ndarray
 
     def scores(self, name: str) -> tuple[list, list]:
         """(updates, the figure after each)."""
@@ -310,7 +311,7 @@ class Control(NamedTuple):
 
 
 def control(name: str, folder=None) -> Control:
-    """The run data/recorded/control_NAME.npz, "zeros" or "random". DataError if it is not there."""
+    """The run control_NAME.npz: "zeros", "random", "shuffled". DataError if it is not there."""
     card, arrays = _recorded(f"control_{name}", f"sudden_convergence.py {name}", folder)
     return Control(card, card["shots"], **_pictures(arrays))
 

@@ -1,7 +1,8 @@
 """A ControlNet trained beside a frozen system that draws: Algorithm 1, a hint more. Notebook 10.
 
 Zhang et al. 2023 (arXiv 2302.05543), section 3.3: the loss is the UNet's own, and only the copy of
-its encoder learns. For hundreds of updates the hint is not followed, then all at once it is.
+its encoder learns. For a while (here 60 updates, there thousands) the hint is not followed, then
+all at once it is: benchmarks/sudden_convergence.py.
 """
 
 from collections.abc import Callable

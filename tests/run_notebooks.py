@@ -1,9 +1,9 @@
-"""Run notebooks from top to bottom, without a browser: python tests/run_notebooks.py [00 03 ...] [--save]
+"""Run notebooks from top to bottom, without a browser: python tests/run_notebooks.py [00 03 ...] [--save] [--cells]
 
 They run in a copy, so nothing in notebooks/ changes, and their kernels see an empty IPython profile.
 A cell that fails, a cell tagged nbval-check-output that prints something else than what is stored, or a
 notebook that takes more memory than a learner may be asked for: the exit status is 1. With --save the
-new outputs take the place of the stored ones. `make test` runs the same notebooks in a real browser
+new outputs take the place of the stored ones; --cells names the cells that took longest. `make test` runs the same notebooks in a real browser
 (tests/browser/test_notebooks_run.py), where there is one.
 """
 
@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -86,6 +87,18 @@ def line(name: str, seconds: float, mb: float) -> str:
     return f"{seconds:8.1f} s {mb:7.0f} MB  {name}{slow}{big}"
 
 
+def longest(notebook, most: int = 8) -> list[str]:
+    """A line for each of the cells that took longest."""
+    spent = []
+    for index, cell in enumerate(notebook.cells):
+        if times := cell.metadata.get("execution"):
+            names = "iopub.execute_input", "shell.execute_reply"
+            start, end = (datetime.fromisoformat(times[name]) for name in names)
+            spent.append(((end - start).total_seconds(), index))
+    first = lambda index: notebook.cells[index].source.replace("\n", " ")[:60]
+    return [f"{s:8.1f} s  cell {k}: {first(k)}" for s, k in sorted(spent, reverse=True)[:most]]
+
+
 def save(path: Path, notebook) -> None:
     """Store the outputs, without what JupyterLab and GitHub would stumble over."""
     for cell in notebook.cells:
@@ -95,7 +108,7 @@ def save(path: Path, notebook) -> None:
     nbformat.write(notebook, path)
 
 
-def main(wanted, folder: Path = ROOT / "notebooks", store: bool = False) -> int:
+def main(wanted, folder: Path = ROOT / "notebooks", store=False, cells=False) -> int:
     """Run those that start with one of `wanted` (none: all); the exit status."""
     names = sorted(p for p in folder.glob("*.ipynb") if p.name.startswith(tuple(wanted or [""])))
     if not names:
@@ -116,6 +129,7 @@ def main(wanted, folder: Path = ROOT / "notebooks", store: bool = False) -> int:
                 continue
             problems = [] if store else differences(stored.cells, notebook.cells)
             failed += bool(problems) or mb > LIMIT_MB
+            problems += longest(notebook) if cells else []
             print("\n".join([line(path.name, seconds, mb), *problems]), flush=True)
             if store:
                 save(path, notebook)
@@ -126,6 +140,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wanted", nargs="*", help="beginnings of names, such as 03; none: all")
     parser.add_argument("--save", action="store_true", help="store the new outputs")
+    parser.add_argument("--cells", action="store_true", help="name the cells that took longest")
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main(options.wanted, store=options.save))
+        sys.exit(main(options.wanted, store=options.save, cells=options.cells))

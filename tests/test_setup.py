@@ -344,13 +344,13 @@ def run_one(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setenv("IPYTHONDIR", "")  # main sets its own; this one comes back afterwards
 
-    def run(*cells, name="00_try.ipynb", tags=(), stored=(), limit_mb=3072):
+    def run(*cells, name="00_try.ipynb", tags=(), stored=(), limit_mb=3072, **options):
         cells = [nbformat.v4.new_code_cell(text, metadata={"tags": list(tags)}) for text in cells]
         for cell, text in zip(cells, stored):
             cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / name)
         monkeypatch.setattr(run_notebooks, "LIMIT_MB", limit_mb)
-        return run_notebooks.main(["00"], tmp_path), capsys.readouterr().out
+        return run_notebooks.main(["00"], tmp_path, **options), capsys.readouterr().out
 
     return run
 
@@ -381,6 +381,12 @@ def test_another_result_in_a_tagged_cell_fails_the_run(run_one):
 def test_too_much_memory_fails_the_run(run_one):
     code, text = run_one("1 + 1", limit_mb=10)
     assert code == 1 and "FAILED: the limit is 10 MB" in text
+
+
+def test_the_longest_cells_are_named(run_one):
+    code, text = run_one("1 + 1", "import time; time.sleep(0.3)", cells=True)
+    first, second = re.findall(r"([\d.]+) s  cell (\d)", text)
+    assert code == 0 and first[1] == "1" and second[1] == "0" and float(first[0]) >= 0.3
 
 
 def test_no_notebook_at_all_fails_the_run(run_one):

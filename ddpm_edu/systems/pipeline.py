@@ -124,7 +124,7 @@ def inpaint(
     """Paint anew where the mask is 1 (at least 1/2), and keep the rest of the latent.
 
     A UNet of 4 channels: at every time all outside of the mask is replaced by the picture's latent
-    with the noise of that time, see `keeping`. One of 9 sees mask and masked picture beside x_t,
+    with the noise of that time, see `Kept`. One of 9 sees mask and masked picture beside x_t,
     see `hollow`, and returns the rest as it understands it: what is outside the mask is then only
     nearly the picture's, see `edit`.
     picture, mask: any of one size, see `picture_of`, `mask_of`.  strength: 1 starts from noise
@@ -180,7 +180,8 @@ def upscale(
     walk = plan_walk(sd, steps, sampler, spacing)
     z = encode(sd, x, gens)
     beside = with_noise(z, noise, randn_like(z, gens))
-    more |= dict(picture=beside, noise=noise, denoiser=sharpening(unet_of(sd), sd.schedule))
+    model = sharpening(more.pop("denoiser", None) or unet_of(sd), sd.schedule)
+    more |= dict(picture=beside, noise=noise, denoiser=model)
     model = prompted(sd, prompts, negative, guidance, x.shape[2:], **more)
     return walk.run(sd, model, walk.scale * randn_like(z, gens), gens)
 

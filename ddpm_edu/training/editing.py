@@ -67,7 +67,7 @@ def with_holes(sd: StableDiffusion, latents: Latents, dataset) -> EditLatents:
     mask = masks(len(latents), sd.config.size)
     mask[::2] = grown(mask[::2], sd.vae.factor)
     parts = (
-        hollow(sd.vae.to_latent, dataset[k][0], mask[k])
+        hollow(lambda x: to_latent(sd, x), dataset[k][0], mask[k])
         for k in torch.arange(len(latents)).split(250)
     )
     return EditLatents(latents, torch.cat(list(parts)))
@@ -84,14 +84,19 @@ def with_small_ones(sd: StableDiffusion, latents: Latents, dataset) -> EditLaten
     noise = MOST_NOISE * torch.rand(len(z), generator=gen) ** 2
     eps = torch.randn(z.shape, generator=gen)
     told = embed_numbers(1000 * noise[:, None], sd.config.number_dim)
-    return EditLatents(latents, with_noise(z, noise, eps), told)
+    return EditLatents(latents, with_noise(z, noise, eps.to(z)), told)
 
 
 @torch.no_grad()
 def enlarged_latents(sd: StableDiffusion, n: int, dataset) -> Tensor:
     """Of the first n pictures, made half as large and enlarged again: (n, 4, h, w)."""
     small = (F.avg_pool2d(dataset[k][0], 2) for k in torch.arange(n).split(250))
-    return torch.cat([sd.vae.to_latent(enlarged(x)) for x in small])
+    return torch.cat([to_latent(sd, enlarged(x)) for x in small])
+
+
+def to_latent(sd: StableDiffusion, x: Tensor) -> Tensor:
+    """Without noise, on sd's device."""
+    return sd.vae.to_latent(x.to(next(sd.vae.parameters()).device))
 
 
 # ---------------------------------------------------------------- recipes

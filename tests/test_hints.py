@@ -61,7 +61,7 @@ def test_blurred_keeps_colours_and_no_shapes():
     soft = blurred(x)
     assert torch.equal(soft[:, :, :, 0], x[:, :, :, 0])
     assert torch.equal(soft[:, :, :, -1], x[:, :, :, -1])
-    assert (soft[:, :, :, 15] - soft[:, :, :, 16]).abs().max() < 0.2
+    assert (soft[:, :, :, 15] - soft[:, :, :, 16]).abs().max() < 0.3
     flat = torch.full((1, 1, 9, 13), 0.25)
     assert torch.allclose(blurred(flat), flat.expand(-1, 3, -1, -1))
 

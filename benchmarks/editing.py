@@ -2,6 +2,7 @@
 
 python benchmarks/editing.py inpainting        another digit into a painted picture
 python benchmarks/editing.py upscaling         painted pictures of half the size, enlarged
+python benchmarks/editing.py anagrams          a digit, and another one when it is turned: 100 pairs
 python benchmarks/editing.py control           pictures drawn from edges and a text
 python benchmarks/editing.py broken --run inpaint_leak --out leak.safetensors
 python benchmarks/editing.py recorded --run inpaint_leak --model leak.safetensors
@@ -9,6 +10,7 @@ python benchmarks/editing.py recorded --run inpaint_leak --model leak.safetensor
 
 import argparse
 import datetime
+import itertools
 import json
 import platform
 import time
@@ -19,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from sdxl_craft import details
 
-from ddpm_edu import load, noise, save
+from ddpm_edu import SAMPLERS, class_cond, guided, last, load, noise, save
 from ddpm_edu.datasets.hints import edges
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import (
@@ -187,6 +189,49 @@ def followed(x, texts, hint) -> dict:
     }
 
 
+VIEWS = {  # the view, and the way back
+    "quarter turn": (lambda x: x.rot90(1, (2, 3)), lambda x: x.rot90(-1, (2, 3))),
+    "half turn": (lambda x: x.flip(2, 3), lambda x: x.flip(2, 3)),
+    "flip": (lambda x: x.flip(2), lambda x: x.flip(2)),
+}
+
+
+@torch.no_grad()
+def anagrams(args) -> dict:
+    """All 100 pairs of digits, four seeds each: both readings right, by the shipped classifier.
+
+    The mean of both predictions (Geng et al. 2023, eq. 1), or one of them in turn, step by step.
+    """
+    model, schedule, predict, _ = load("mnist")
+    reader, guided_ = load("mnist_classifier"), guided(model, 7.0, interval=(150, 999))
+    first, second = (torch.arange(100).div(10, rounding_mode="floor"), torch.arange(100) % 10)
+    a, b = class_cond(first), class_cond(second)
+
+    def drawn(view, back, seed, mean, steps=10):
+        looks = itertools.cycle((0, 1))
+
+        def both(x, t, cond):
+            ask = lambda which: back(guided_(view(x), t, b)) if which else guided_(x, t, a)
+            return (ask(0) + ask(1)) / 2 if mean else ask(next(looks))
+
+        x_T = noise((1, 28, 28), range(100 * seed, 100 * seed + 100))
+        sampler = SAMPLERS["dpmpp_2m" if mean else "ddim"]
+        x = last(sampler(both, schedule, x_T, steps, predict=predict)).clamp(-1, 1)
+        return (reader(x).argmax(1) == first) & (reader(view(x)).argmax(1) == second)
+
+    found = {}
+    for name, (view, back) in VIEWS.items():
+        right = torch.stack([drawn(view, back, seed, mean=True) for seed in range(4)])
+        other = right[:, first != second].double().mean().item()
+        found[name] = {
+            "both": right.double().mean().item(),
+            "best_of_4": right.any(0).double().mean().item(),
+            "both_of_two_different_digits": other,
+        }
+    in_turn = drawn(*VIEWS["quarter turn"], 0, mean=False, steps=20)
+    return found | {"quarter turn, one view a step": in_turn.double().mean().item()}
+
+
 # ---------------------------------------------------------------- recorded trainings
 
 
@@ -259,7 +304,7 @@ def noisy_ones(sd, n: int, level: float) -> tuple[dict, torch.Tensor]:
     return {name: psnr(x, made).mean().item() for name, made in found.items()}, z[:12]
 
 
-WAYS = {f.__name__: f for f in (inpainting, upscaling, control, broken, recorded)}
+WAYS = {f.__name__: f for f in (inpainting, upscaling, anagrams, control, broken, recorded)}
 
 
 def main():

@@ -564,6 +564,13 @@ def test_compare_shows_two_sizes_in_one_place():
     assert (shown[-1, 0] == 9).all() and (shown[-1, -1] == 0).all()
 
 
+def test_a_still_of_wide_pictures_has_one_under_the_other():
+    widget = a_compare(np.full((2, 50), 9, np.uint8), np.zeros((2, 50), np.uint8), scale=10)
+    shown = decode(widget.still())
+    assert widget.still_width() == 500 and shown.shape == (2 * 88, 1000, 3)
+    assert (shown[2 * 43, :] == 9).all() and (shown[-1] == 0).all()
+
+
 SQUARE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 

@@ -96,28 +96,31 @@ def two_names(names) -> list[str]:
     return list(names)
 
 
-GAP = 24  # screen pixels between two pictures of a still
+GAP, WIDEST = 24, 880  # screen pixels between two pictures of a still, and of the page
+
+
+def spread(sizes) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Pictures of (width, height) under their names, side by side or, where the page is too narrow,
+    one under the other: the width and height of all, the left and top of each."""
+    wide, high = (list(side) for side in zip(*sizes))
+    before = lambda sides: [sum(sides[:k]) + GAP * k for k in range(len(sides))]
+    across = sum(wide) + GAP * (len(sizes) - 1)
+    if across <= WIDEST:
+        return (across, max(high) + GAP), [(left, GAP) for left in before(wide)]
+    return (max(wide), sum(high) + GAP * len(sizes)), [(0, top + GAP) for top in before(high)]
 
 
 def beside(pictures: Sequence[np.ndarray], names: Sequence[str], sizes) -> bytes:
-    """Uint8 pictures side by side under their names, each of (width, height) screen pixels: a still
-    picture."""
-    high, wide = max(h for _, h in sizes) + GAP, beside_width(sizes)
+    """Uint8 pictures at the places that `spread` gives them, under their names: a still picture."""
+    (wide, high), corners = spread(sizes)
     fig, axes = plot.axes(wide / plot.DPI, high / plot.DPI, columns=len(sizes))
     fig.set_layout_engine("none")
-    left = 0
-    for ax, picture, name, (w, h) in zip(axes, pictures, names, sizes):
-        ax.set_position([left / wide, 1 - (h + GAP) / high, w / wide, h / high])
+    for ax, picture, name, (w, h), (left, top) in zip(axes, pictures, names, sizes, corners):
+        ax.set_position([left / wide, 1 - (top + h) / high, w / wide, h / high])
         ax.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
         ax.set_title(name)
         ax.axis("off")
-        left += w + GAP
     return plot.small_webp(plot.sharp(fig))
-
-
-def beside_width(sizes) -> int:
-    """Screen pixels of pictures side by side, with the gaps between them."""
-    return sum(w for w, _ in sizes) + GAP * (len(sizes) - 1)
 
 
 def zoom(scale: int | None, h: int, w: int, high: int = 280, wide: int = 860) -> int:

@@ -7,7 +7,7 @@ import traitlets as tr
 
 from ...errors import ShapeError, in_range
 from .. import plot
-from .base import Widget, beside, beside_width, static, two_names, uint8, zoom
+from .base import Widget, beside, spread, static, two_names, uint8, zoom
 
 SIDE = 420  # screen pixels of the longer side
 
@@ -67,4 +67,4 @@ class Compare(Widget):
         return beside(self._pictures, self.names, [(self.width, self.height)] * 2)
 
     def still_width(self) -> int:
-        return beside_width([(self.width, self.height)] * 2)
+        return spread([(self.width, self.height)] * 2)[0][0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import DataError, OptionError, fits, pixels, whole
 from .. import plot
-from .base import beside, beside_width, static, two_names, zoom
+from .base import beside, spread, static, two_names, zoom
 from .controls import Choice  # noqa: F401 (the doctest uses it)
 from .panel import _Pixels, _require_arguments
 
@@ -147,7 +147,7 @@ class Pad(_Pixels):
         return plot.figure_html(self.still(), alt, f"{self.caption} {note}", self.still_width())
 
     def still_width(self) -> int:
-        return beside_width(self._sizes())
+        return spread(self._sizes())[0][0]
 
 
 def _sheet(picture: Tensor, mask: Tensor | None) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 import traitlets as tr
 
 from ...errors import OptionError, ShapeError
-from .base import beside, beside_width, static, two_names, zoom
+from .base import beside, spread, static, two_names, zoom
 from .controls import Slider  # noqa: F401 (the doctest uses it)
 from .panel import _filled, _Pixels, _require_arguments
 
@@ -80,7 +80,7 @@ class Turner(_Pixels):
         return beside((self.first, self.second), self.names, self._sizes())
 
     def still_width(self) -> int:
-        return beside_width(self._sizes())
+        return spread(self._sizes())[0][0]
 
 
 MOTIONS = {  # what the page can show as a turn or a flip

@@ -113,6 +113,16 @@ def test_a_fast_twin_takes_residuals():
         assert not torch.allclose(fast, unet(x_t, t, cond), atol=1e-3)
 
 
+def test_a_compiler_takes_it_in_one_piece():
+    unet, net = pair(TINY)
+    x_t, t, cond, hint = inputs(TINY)
+    traced = torch.compile(unet.trunk, fullgraph=True, dynamic=False, backend="eager")
+    with torch.no_grad():
+        residuals = stirred(net)(x_t, t, cond, hint)
+        out = traced(x_t, t, cond.context, cond.vector, *residuals)
+        assert torch.allclose(out, unet(x_t, t, cond, residuals), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "change, name",
     [

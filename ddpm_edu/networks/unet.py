@@ -301,7 +301,7 @@ class UNet(Encoder):
         """The network itself, after `forward` has checked its inputs."""
         h, skips, emb = self.encode(x_t, t, context, vector)
         if residuals:
-            *skips, h = (a + b for a, b in zip((*skips, h), residuals, strict=True))
+            *skips, h = [a + b for a, b in zip([*skips, h], residuals, strict=True)]
         for blocks in self.up:
             h = torch.cat([h, skips.pop()], dim=1)
             # An odd size halves and doubles to another one: the next skip says which is right.

@@ -105,6 +105,8 @@ RED, GREEN = [235, 60, 15], [0, 110, 75]
 def test_a_stroke_of_the_mouse_changes_drawing_and_result(opened):
     root = widget(opened, "pad")
     shown = picture(root)
+    second = root.get_by_role("group", name="paints").get_by_role("button").nth(1)
+    assert second.get_attribute("aria-pressed") == "true"  # the first is the empty sheet's colour
     root.get_by_role("button", name="red").click()
     assert after(root, lambda: stroke(opened, root, (4, 4), (20, 4), (20, 12))) != shown
     pixels = sheet(root)

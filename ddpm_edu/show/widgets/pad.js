@@ -3,7 +3,7 @@
 function render({ model, el }) {
   const [H, W] = model.get("size"), cell = model.get("cell"), paints = model.get("paints"), names = model.get("names");
   let sheet = bytes(model.get("sheet")).slice(); // four bytes a pixel: red, green, blue, mask
-  let past = [], chosen = 0, filling = false, last = null, hover = null, later = 0, patience = 0;
+  let past = [], chosen = paints[1]?.color ? 1 : 0, filling = false, last = null, hover = null, later = 0, patience = 0;
   let cursor = [Math.floor(W / 2), Math.floor(H / 2)];
 
   const id = `ddpm-keys-${Math.random().toString(36).slice(2, 9)}`;
@@ -12,7 +12,7 @@ function render({ model, el }) {
   const result = make("canvas", { role: "img", class: "ddpm-pixels" });
   const busy = make("span", { class: "ddpm-busy", "aria-hidden": "true" }), said = make("output", { class: "ddpm-said", "aria-live": "polite" });
   const swatch = p => make("span", p.color ? { class: "ddpm-swatch", style: `background:rgb(${p.color})` } : { class: `ddpm-swatch ddpm-mark${p.mask}` });
-  const palette = paints.map((p, k) => make("button", { type: "button", title: `key ${(k + 1) % 10}`, "aria-pressed": k === 0, onclick: () => choose(k) }, swatch(p), p.name));
+  const palette = paints.map((p, k) => make("button", { type: "button", title: `key ${(k + 1) % 10}`, "aria-pressed": k === chosen, onclick: () => choose(k) }, swatch(p), p.name));
   const button = (text, act) => make("button", { type: "button", text, title: `key ${text[0]}`, onclick: act });
   const fills = button("Fill", () => { filling = !filling; fills.setAttribute("aria-pressed", filling); });
   const brush = make("input", { type: "range", min: 1, max: Math.max(8, model.get("brush")), value: model.get("brush"), "aria-label": "brush, pixels across",

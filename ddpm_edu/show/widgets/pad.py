@@ -29,7 +29,8 @@ class Pad(_Pixels):
         pad.mask      (1, 1, H, W) of 0 and 1
 
     picture: what is drawn on, (1, 3, H, W) in [-1, 1]. colors: the palette, {name: (red, green,
-    blue)} of 0 ... 255, such as datasets.painted.COLOURS; its first colour is an empty sheet's.
+    blue)} of 0 ... 255, such as datasets.painted.COLOURS; its first colour is an empty sheet's,
+    the second is on the brush at first.
     mask: (1, 1, H, W) of 0 and 1 adds a brush that marks pixels; without it the mask stays 0.
     With colors alone readers draw, with mask alone they mark, with both they do both. names: the
     headings of drawing and result. alt: of the result; alt and caption as for `SliderPicture`.

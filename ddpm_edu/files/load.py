@@ -323,6 +323,9 @@ def _single(path, views, config, dtype, ema):
 
 def _control(path, views, config):
     """The same of a single file of a ControlNet, in the original names or in diffusers'."""
+    if not isinstance(config, ControlNetConfig | None):
+        its = f"its config is a ControlNetConfig, not a {type(config).__name__}"
+        raise CheckpointError(f"{path}: this is a ControlNet: {its}")
     if config is None:
         width = size(views, r"attn2\.to_k\.weight$", 1, 0)
         hint = size(views, r"(input_hint_block\.0|cond_embedding\.conv_in)\.weight$", 1, 3)

@@ -2,11 +2,12 @@
 
     python benchmarks/sdxl_craft.py shipped       measures load("sdxl-mini") and its refiner
     python benchmarks/sdxl_craft.py pairs         trains each pair (with, without), and measures it:
-                                                  writes data/recorded/sdxl_craft.npz
+                                                  writes data/recorded/sdxl_pairs.npz
+    python benchmarks/sdxl_craft.py nights        trains on pixels with three kinds of noise, for
+                                                  black and white grounds: sdxl_nights.npz
 
-A pair has the same pictures, the same seed and the same number of updates. All models of the pairs go on
-from the shipped system. 64 pictures a point, DPM-Solver++(2M).
-One thread. The last line printed is one JSON object.
+A pair has the same pictures, the same seed and the same number of updates, or the same time. 64 pictures
+a point, DPM-Solver++(2M). One thread. The last line printed is one JSON object.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import platform
 import random
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,20 +27,23 @@ from torch.nn import functional as F
 
 from ddpm_edu import load
 from ddpm_edu.datasets.images import to_uint8
-from ddpm_edu.datasets.originals import captions, cut, originals, paint
-from ddpm_edu.diffusion import Cond
+from ddpm_edu.datasets.originals import Originals, captions, cut, originals, paint, parse
+from ddpm_edu.datasets.painted import COLOURS
+from ddpm_edu.diffusion import Cond, class_cond, guided, last, noise
 from ddpm_edu.metrics.cuts import obeyed, read_cuts
 from ddpm_edu.metrics.frechet import frechet
+from ddpm_edu.networks.unet import SpaceToDepth, UNet
 from ddpm_edu.paths import data_folder
+from ddpm_edu.samplers import SAMPLERS, sampling_times
 from ddpm_edu.schedule import Schedule
 from ddpm_edu.systems.pipeline import draw, embed_numbers
-from ddpm_edu.systems.system import NUMBERS, build
+from ddpm_edu.systems.system import NUMBERS, StableDiffusion, build
 from ddpm_edu.training.cuts import WithText, cuts, encode_cuts, with_ids
-from ddpm_edu.training.sdxl import BUCKETS, DENOISE_48, SDXL_RECIPE
+from ddpm_edu.training.recipes import MNIST, start_at_zero
+from ddpm_edu.training.sdxl import BUCKETS, DENOISE_48
 from ddpm_edu.training.train import train
-from ddpm_edu.training.whole_system import logged, train_unet
+from ddpm_edu.training.whole_system import last_step, logged, train_unet
 
-OUT = data_folder() / "recorded" / "sdxl_craft.npz"
 # Asked, of a square original; above 48 the mini gets no sharper.
 SIZES = (12, 15, 18, 22, 27, 33, 40, 48)
 CROPS = tuple(range(4, 29, 3))  # asked, of the 32 pixels by which an original of 1 : 2 hangs over
@@ -195,12 +200,18 @@ def obedience(base, refiner, n: int = 500) -> dict:
 
 # ---------------------------------------------------------------- pairs
 
-PAIRS = {  # schedule, sampling, and what else is not as in SDXL_RECIPE
+SQUARE = [(32, 32)]
+# Each is trained on squares, from the shipped base, for --updates, but for what is said here.
+# start: another one to go on from; "" is a UNet with random weights, the shipped VAE and encoders.
+TRIALS = {
     "sizes": {},
     "no_sizes": {"sizes": False},
-    "plain": {"schedule": Schedule.sqrt_linear(), "spacing": "leading"},
-    "offset": {"schedule": Schedule.sqrt_linear(), "spacing": "leading", "offset_noise": 0.1},
     "along": {"along": True},
+    "small": {"start": "", "shapes": [(16, 16)]},
+    "stages": {"start": "small", "share": 0.3},
+    "direct": {"start": "", "as_long_as": ("small", "stages")},
+    "squares": {"start": "stages", "share": 0.4},
+    "buckets": {"start": "stages", "share": 0.4, "shapes": BUCKETS},
 }
 
 
@@ -218,71 +229,171 @@ class NoNumbers(nn.Module):
         return self.unet(x_t, t, Cond(cond.context, torch.cat([pooled, numbers], 1)))
 
 
-def trained(name: str, updates: int, originals_n: int):
-    """(the shipped base after more updates of this kind, its loss curve, processor seconds)."""
-    change = PAIRS[name]
+class Trained(NamedTuple):
+    """A model of TRIALS, its loss curve, and what it took."""
+
+    sd: StableDiffusion
+    loss: list[float]
+    updates: int
+    seconds: float  # of the processor
+
+
+def trained(
+    name: str,
+    before: dict[str, Trained],
+    updates: int,
+    digits: Originals,
+    *,
+    start: str = "shipped",
+    shapes=SQUARE,
+    share: float = 1.0,
+    as_long_as: tuple[str, ...] = (),
+    sizes: bool = True,
+    along: bool = False,
+) -> Trained:
+    """One of TRIALS. share: of the updates; as_long_as: as many seconds as these."""
     shipped = load("sdxl-mini")
-    config = replace(shipped.config, spacing=change.get("spacing", "trailing"))
-    sd = build(config, change.get("schedule", shipped.schedule))
-    sd.load_state_dict(shipped.state_dict())
+    torch.manual_seed(0)
+    sd = build(shipped.config, shipped.schedule)
+    if start:
+        sd.load_state_dict((before[start].sd if start in before else shipped).state_dict())
+    else:
+        start_at_zero(sd.unet)
+        sd.vae.load_state_dict(shipped.vae.state_dict())
+        sd.text.load_state_dict(shipped.text.state_dict())
     sd.text.tokenizer = shipped.tokenizer
-    run = replace(
-        DENOISE_48, steps=updates, lr=5e-3, ema=0.99, offset_noise=change.get("offset_noise", 0.0)
-    )
-    data = cuts(originals("train", originals_n), BUCKETS, stray=SDXL_RECIPE.stages[-1].stray)
-    latents, record = encode_cuts(sd, data, change.get("sizes", True)), {}
-    started = time.process_time()
-    if change.get("along"):
+    if as_long_as:  # the last of them has updates of the same cost
+        last = before[as_long_as[-1]]
+        updates = last.updates * sum(before[k].seconds for k in as_long_as) / last.seconds
+    run = replace(DENOISE_48, steps=round(share * updates), lr=1e-2, ema=0.99)
+    data = cuts(digits, shapes, stray=0.3 if len(shapes) > 1 else 0.0)
+    latents, record = encode_cuts(sd, data, sizes), {}
+    started, log = time.process_time(), logged(name, run, record)
+    if along:
         model = WithText(sd).requires_grad_(True)
-        steps = train(model, sd.schedule, with_ids(sd, data, latents), run)
-        for step in logged(name, run, record)(steps):
-            pass
-        model.load_state_dict(step.ema.state_dict())
+        steps = log(train(model, sd.schedule, with_ids(sd, data, latents), run))
+        model.load_state_dict(last_step(steps).ema.state_dict())
         sd.eval().requires_grad_(False)
     else:
-        train_unet(sd, latents, run, log=logged(name, run, record))
-    if not change.get("sizes", True):
-        sd.unet = NoNumbers(sd.unet, config)
-    return sd, record["loss"], round(time.process_time() - started)
+        train_unet(sd, latents, run, log=log)
+    took = time.process_time() - started
+    if not sizes:
+        sd.unet = NoNumbers(sd.unet, sd.config)
+    return Trained(sd, record["loss"], record["updates"], took)
 
 
-def pair(name: str, updates: int, originals_n: int) -> tuple[dict, np.ndarray]:
-    """What is measured of one of PAIRS, and 16 pictures: 8 of any size asked, 8 on black and white."""
-    sd, loss, seconds = trained(name, updates, originals_n)
-    result = {"loss": loss, "cpu_seconds": seconds}
-    if "size" in name:  # without guidance, which prefers sharp and whole digits by itself
-        x = read_cuts(pictures(sd, some(4 * POINT), guidance=1.0))
+def measured(name: str, one: Trained) -> tuple[dict, np.ndarray]:
+    """Figures of one of TRIALS, and 16 pictures."""
+    sd = one.sd
+    result = {"loss": one.loss, "updates": one.updates, "cpu_seconds": round(one.seconds)}
+    if "size" in name:
+        x = read_cuts(pictures(sd, some(4 * POINT)))
         result |= {"sharpness": sharpness(sd), "place": place(sd)}
         result |= {"asked_sharp": x.sharpness.tolist(), "whole": x.whole.double().mean().item()}
-    result["brightness"] = brightness(sd)
+    if name in ("squares", "buckets"):
+        result["by_bucket"] = by_bucket(sd)
     for key, held in (("seen", False), ("held_out", True)):
         texts = some(3 * POINT, held)
         result[key] = obeyed(pictures(sd, texts), texts).double().mean().item()
-    grounds = [text for ground in ("black", "white") for text in some(4, ground=f"on a {ground}")]
-    return result, to_uint8(pictures(sd, some(8) + grounds)).numpy()
+    return result, to_uint8(pictures(sd, some(16))).numpy()
 
 
-def pairs(updates: int, originals_n: int) -> dict:
-    """All of PAIRS, and what the training data has."""
-    data = cuts(originals("train", 2000), BUCKETS, stray=SDXL_RECIPE.stages[-1].stray)
-    square = (data.bucket == BUCKETS.index((32, 32))).nonzero()[:, 0]
-    real = read_cuts(data[square][0])
-    result = {
-        "data": {"sharpness": real.sharpness.tolist(), "whole": real.whole.double().mean().item()}
-    }
-    shots = {}
+# ---------------------------------------------------------------- night and snow, in pixels
+
+SD = Schedule.sqrt_linear()
+NIGHTS = {  # schedule, what is predicted, spacing, offset noise
+    "plain": (SD, "eps", "leading", 0.0),
+    "offset": (SD, "eps", "leading", 0.3),
+    "zero": (SD.zero_terminal_snr(), "v", "trailing", 0.0),
+}
+
+
+class Grounds:
+    """Square pictures, each with the number of its ground as a class."""
+
+    def __init__(self, digits: Originals):
+        data, names = cuts(digits, SQUARE), list(COLOURS)
+        self.x = torch.cat([data[part][0] for part in torch.arange(len(data)).split(500)])
+        self.ground = torch.tensor([names.index(parse(c)[2]) for c in digits.captions()])
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index) -> tuple[torch.Tensor, Cond]:
+        return self.x[index], class_cond(self.ground[index], len(COLOURS))
+
+
+def night(name: str, updates: int, data: Grounds) -> tuple[dict, np.ndarray]:
+    """One of NIGHTS: a UNet on pixels, where 3 x 32 x 32 numbers give brightness away.
+
+    The mean of 64 pictures on black and of 64 on white, 30 steps, guidance 3; and 8 of each.
+    """
+    schedule, predict, spacing, offset_noise = NIGHTS[name]
+    torch.manual_seed(0)
+    unet = UNet(replace(MNIST.unet, in_channels=12, out_channels=12, vector=len(COLOURS)))
+    model = SpaceToDepth(start_at_zero(unet), 2)
+    run = replace(MNIST.train, steps=updates, batch_size=32, ema=0.99, predict=predict)
+    run = replace(run, t_distribution="uniform", offset_noise=offset_noise)
+    started = time.process_time()
+    model = last_step(train(model, schedule, data, run)).ema.eval()
+    result, shots = {"updates": updates, "cpu_seconds": round(time.process_time() - started)}, []
+    offset = int(spacing == "leading")
+    times, end = sampling_times(schedule, 30, "ddim", spacing, offset=offset, end=-1)
+    for ground in ("black", "white"):
+        number = list(COLOURS).index(ground)
+        steps = SAMPLERS["ddim"](
+            guided(model, 3.0),
+            schedule,
+            noise((3, 32, 32), range(POINT)),
+            times,
+            class_cond(torch.full((POINT,), number), len(COLOURS)),
+            predict=predict,
+            end=end,
+        )
+        x, real = last(steps).clamp(-1, 1), data.x[data.ground == number]
+        off = abs(x.mean().item() - real.mean().item()) / 2
+        result[ground] = {"mean": x.mean().item(), "data": real.mean().item(), "off": off}
+        shots.append(to_uint8(x[:8]))
+    return result, torch.cat(shots).numpy()
+
+
+def nights(updates: int, originals_n: int) -> dict:
+    """All of NIGHTS."""
+    data, result, shots = Grounds(originals("train", originals_n)), {}, {}
+    for name in NIGHTS:
+        result[name], shots[name] = night(name, updates, data)
+        print(name, json.dumps(result[name]), flush=True)
+    keep("nights", updates, originals_n, result, shots)
+    return result
+
+
+def keep(what: str, updates: int, originals_n: int, result: dict, shots: dict) -> None:
+    """As data/recorded/sdxl_WHAT.npz."""
     card = {
-        "command": "python benchmarks/sdxl_craft.py pairs",
+        "command": f"python benchmarks/sdxl_craft.py {what}",
         "updates": updates,
         "originals": originals_n,
         "date": datetime.date.today().isoformat(),
         "device": f"{platform.machine()} CPU, 1 thread",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
-    for name in PAIRS:
-        result[name], shots[name] = pair(name, updates, originals_n)
+    file = data_folder() / "recorded" / f"sdxl_{what}.npz"
+    np.savez_compressed(file, card=json.dumps({**card, **result}), **shots)
+
+
+def pairs(updates: int, originals_n: int) -> dict:
+    """All of TRIALS, and what the training data has."""
+    digits = originals("train", originals_n)
+    real = read_cuts(cuts(originals("train", 1000), SQUARE)[range(1000)][0])
+    result = {
+        "data": {"sharpness": real.sharpness.tolist(), "whole": real.whole.double().mean().item()}
+    }
+    models, shots = {}, {}
+    for name, change in TRIALS.items():
+        models[name] = trained(name, models, updates, digits, **change)
+        result[name], shots[name] = measured(name, models[name])
         print(name, json.dumps({k: v for k, v in result[name].items() if k != "loss"}), flush=True)
-        np.savez_compressed(OUT, card=json.dumps({**card, **result}), **shots)
+        keep("pairs", updates, originals_n, result, shots)
     return result
 
 
@@ -307,9 +418,10 @@ def shipped() -> dict:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("shipped", "pairs"))
-    parser.add_argument("--updates", type=int, default=400, help="of each model of a pair")
+    parser.add_argument("what", choices=("shipped", "pairs", "nights"))
+    parser.add_argument("--updates", type=int, default=1000, help="of each model")
     parser.add_argument("--originals", type=int, default=10000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps(shipped() if args.what == "shipped" else pairs(args.updates, args.originals)))
+    run = {"pairs": pairs, "nights": nights}.get(args.what)
+    print(json.dumps(run(args.updates, args.originals) if run else shipped()))

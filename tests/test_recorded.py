@@ -198,26 +198,26 @@ def test_the_trainings_that_ship(name):
         assert edits or len(pictures) == len(run.scores(kind))
 
 
+@pytest.mark.parametrize("what", ["pairs", "nights"])
+def test_the_pairs_that_ship(what):
+    craft = recorded.craft(what)
+    assert craft.card["command"].endswith(f"sdxl_craft.py {what}") and craft.card["date"]
+    assert len(craft.pictures) > 2 and craft.pictures.keys() <= craft.card.keys()
+    for shots in craft.pictures.values():
+        assert shots.shape == (16, 3, 32, 32) and -1 <= shots.min() < shots.max() <= 1
+
+
 def test_pairs_of_trainings_are_read_as_written(tmp_path):
-    with refuses(DataError, "sdxl_craft.npz", "benchmarks/sdxl_craft.py pairs"):
-        recorded.craft(tmp_path)
-    card = {
-        "updates": 1000,
-        "command": "made up",
-        "device": "CPU",
-        "date": "today",
-        "versions": "1",
-    }
+    with refuses(DataError, "sdxl_pairs.npz", "benchmarks/sdxl_craft.py pairs"):
+        recorded.craft("pairs", tmp_path)
+    card = {"command": "made up", "device": "CPU", "date": "today", "versions": "1"}
     shots = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
-    np.savez(
-        tmp_path / "sdxl_craft.npz", card=json.dumps(card | {"sizes": {"seen": 1}}), sizes=shots
-    )
-    craft = recorded.craft(tmp_path)
-    assert craft.card["sizes"]["seen"] == 1 and "1,000 updates each: made up" in craft.source()
-    assert craft.pictures.keys() == {"sizes"} and craft.pictures["sizes"].ravel().tolist() == [
-        -1,
-        1,
-    ]
+    card |= {"sizes": {"seen": 1}}
+    np.savez(tmp_path / "sdxl_pairs.npz", card=json.dumps(card), sizes=shots)
+    craft = recorded.craft("pairs", tmp_path)
+    assert craft.card["sizes"]["seen"] == 1 and craft.source() == "`made up`, CPU, today, 1"
+    assert list(craft.pictures) == ["sizes"]
+    assert craft.pictures["sizes"].ravel().tolist() == [-1, 1]
 
 
 def test_the_linear_start_that_ships():

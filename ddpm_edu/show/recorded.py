@@ -9,7 +9,7 @@ The first three are of benchmarks/gpu_sampling.py, the last of stable_diffusion_
 Each is a `Report`, shown when it ends a cell. What was not recorded, or failed, it says.
 Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures, .scores();
 linear_start.py's system, whose VAE starts linear: linear_start().card, .right, .pictures;
-sdxl_craft.py's pairs, with and without a part of SDXL's training: craft().card, .pictures;
+sdxl_craft.py's models, with and without a part of SDXL's training: craft("pairs").card, .pictures;
 sudden_convergence.py's ControlNets: control("zeros").scores("f1"), .hints, .pictures.
 """
 
@@ -345,19 +345,18 @@ def linear_start(folder=None) -> LinearStart:
 
 
 class Craft(NamedTuple):
-    """Small SDXLs trained alike but for one thing, as benchmarks/sdxl_craft.py measured them."""
+    """Models trained alike but for one thing, as benchmarks/sdxl_craft.py measured them."""
 
     card: dict  # command, device, date, versions, updates, and {model: what was measured}
-    pictures: dict  # {model: (16, 3, H, W) in [-1, 1]}, the last 8 on black and white grounds
+    pictures: dict  # {model: (16, 3, H, W) in [-1, 1]}
 
     def source(self) -> str:
         """Where it comes from, for a caption."""
         card = self.card
-        said = f"{card['updates']:,} updates each: {card['command']}"
-        return f"{said}, {card['device']}, {card['date']}, {card['versions']}"
+        return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
 
 
-def craft(folder=None) -> Craft:
-    """The pairs of data/recorded/sdxl_craft.npz. DataError where they are not there."""
-    card, arrays = _recorded("sdxl_craft", "sdxl_craft.py pairs", folder)
+def craft(what: str, folder=None) -> Craft:
+    """data/recorded/sdxl_WHAT.npz, of "pairs" or "nights". DataError where it is not there."""
+    card, arrays = _recorded(f"sdxl_{what}", f"sdxl_craft.py {what}", folder)
     return Craft(card, _pictures(arrays))

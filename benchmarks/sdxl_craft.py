@@ -332,7 +332,7 @@ def night(name: str, updates: int, data: Grounds) -> tuple[dict, np.ndarray]:
     torch.manual_seed(0)
     unet = UNet(replace(MNIST.unet, in_channels=12, out_channels=12, vector=len(COLOURS)))
     model = SpaceToDepth(start_at_zero(unet), 2)
-    run = replace(MNIST.train, steps=updates, batch_size=32, ema=0.99, predict=predict)
+    run = replace(MNIST.train_unet, steps=updates, batch_size=32, ema=0.99, predict=predict)
     run = replace(run, t_distribution="uniform", offset_noise=offset_noise)
     started = time.process_time()
     model = last_step(train(model, schedule, data, run)).ema.eval()

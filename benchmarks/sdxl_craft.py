@@ -206,12 +206,13 @@ SQUARE = [(32, 32)]
 TRIALS = {
     "sizes": {},
     "no_sizes": {"sizes": False},
-    "along": {"along": True},
-    "small": {"start": "", "shapes": [(16, 16)]},
-    "stages": {"start": "small", "share": 0.3},
+    "frozen": {"share": 0.4},
+    "along": {"share": 0.4, "along": True},
+    "small": {"start": "", "share": 0.8, "shapes": [(16, 16)]},
+    "stages": {"start": "small", "share": 0.25},
     "direct": {"start": "", "as_long_as": ("small", "stages")},
-    "squares": {"start": "stages", "share": 0.4},
-    "buckets": {"start": "stages", "share": 0.4, "shapes": BUCKETS},
+    "squares": {"start": "stages", "share": 0.3},
+    "buckets": {"start": "stages", "share": 0.3, "shapes": BUCKETS},
 }
 
 
@@ -263,8 +264,8 @@ def trained(
         sd.text.load_state_dict(shipped.text.state_dict())
     sd.text.tokenizer = shipped.tokenizer
     if as_long_as:  # the last of them has updates of the same cost
-        last = before[as_long_as[-1]]
-        updates = last.updates * sum(before[k].seconds for k in as_long_as) / last.seconds
+        like = before[as_long_as[-1]]
+        updates = like.updates * sum(before[k].seconds for k in as_long_as) / like.seconds
     run = replace(DENOISE_48, steps=round(share * updates), lr=1e-2, ema=0.99)
     data = cuts(digits, shapes, stray=0.3 if len(shapes) > 1 else 0.0)
     latents, record = encode_cuts(sd, data, sizes), {}
@@ -369,8 +370,9 @@ def nights(updates: int, originals_n: int) -> dict:
 
 def keep(what: str, updates: int, originals_n: int, result: dict, shots: dict) -> None:
     """As data/recorded/sdxl_WHAT.npz."""
+    options = f"--updates {updates} --originals {originals_n}"
     card = {
-        "command": f"python benchmarks/sdxl_craft.py {what}",
+        "command": f"python benchmarks/sdxl_craft.py {what} {options}",
         "updates": updates,
         "originals": originals_n,
         "date": datetime.date.today().isoformat(),

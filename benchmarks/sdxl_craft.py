@@ -1,7 +1,8 @@
 """What each part of SDXL's training is good for, in miniature: an oracle reads the pictures (notebook 13).
 
     python benchmarks/sdxl_craft.py shipped       measures load("sdxl-mini") and its refiner
-    python benchmarks/sdxl_craft.py pairs         trains each pair (with, without), and measures it:
+    python benchmarks/sdxl_craft.py pairs --checkpoints FOLDER
+                                                  trains each pair (with, without), and measures it:
                                                   writes data/recorded/sdxl_pairs.npz
     python benchmarks/sdxl_craft.py nights        trains on pixels with three kinds of noise, for
                                                   black and white grounds: sdxl_nights.npz
@@ -18,6 +19,7 @@ import platform
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.originals import Originals, captions, cut, originals, paint, parse
 from ddpm_edu.datasets.painted import COLOURS
 from ddpm_edu.diffusion import Cond, class_cond, guided, last, noise
+from ddpm_edu.files.tensors import load_tensors
 from ddpm_edu.metrics.cuts import obeyed, read_cuts
 from ddpm_edu.metrics.frechet import frechet
 from ddpm_edu.networks.unet import SpaceToDepth, UNet
@@ -40,7 +43,7 @@ from ddpm_edu.systems.pipeline import draw, embed_numbers
 from ddpm_edu.systems.system import NUMBERS, StableDiffusion, build
 from ddpm_edu.training.cuts import WithText, cuts, encode_cuts, with_ids
 from ddpm_edu.training.recipes import MNIST, start_at_zero
-from ddpm_edu.training.sdxl import BUCKETS, DENOISE_48
+from ddpm_edu.training.sdxl import BUCKETS, DENOISE_48, SDXL_RECIPE
 from ddpm_edu.training.train import train
 from ddpm_edu.training.whole_system import last_step, logged, train_unet
 
@@ -202,7 +205,8 @@ def obedience(base, refiner, n: int = 500) -> dict:
 
 SQUARE = [(32, 32)]
 # Each is trained on squares, from the shipped base, for --updates, but for what is said here.
-# start: another one to go on from; "" is a UNet with random weights, the shipped VAE and encoders.
+# start: another one to go on from; "stage_2" is the recipe's after its squares, out of a folder of
+# checkpoints; "" a UNet with random weights, the shipped VAE and encoders.
 TRIALS = {
     "sizes": {},
     "no_sizes": {"sizes": False},
@@ -211,8 +215,8 @@ TRIALS = {
     "small": {"start": "", "share": 0.8, "shapes": [(16, 16)]},
     "stages": {"start": "small", "share": 0.25},
     "direct": {"start": "", "as_long_as": ("small", "stages")},
-    "squares": {"start": "stages", "share": 0.3},
-    "buckets": {"start": "stages", "share": 0.3, "shapes": BUCKETS},
+    "squares": {"start": "stage_2", "share": 0.3},
+    "buckets": {"start": "stage_2", "share": 0.3, "shapes": BUCKETS},
 }
 
 
@@ -383,14 +387,23 @@ def keep(what: str, updates: int, originals_n: int, result: dict, shots: dict) -
     np.savez_compressed(file, card=json.dumps({**card, **result}), **shots)
 
 
-def pairs(updates: int, originals_n: int) -> dict:
+def stage_2(checkpoints: Path) -> Trained:
+    """The base that ships as it was before it saw buckets."""
+    sd = load("sdxl-mini")
+    weights = load_tensors(checkpoints / "stage_2.safetensors")[0]
+    ema = {k.removeprefix("ema."): w for k, w in weights.items() if k.startswith("ema.")}
+    sd.unet.load_state_dict(ema)
+    return Trained(sd, [], SDXL_RECIPE.stages[1].run.steps, 0.0)
+
+
+def pairs(updates: int, originals_n: int, checkpoints: Path) -> dict:
     """All of TRIALS, and what the training data has."""
     digits = originals("train", originals_n)
     real = read_cuts(cuts(originals("train", 1000), SQUARE)[range(1000)][0])
     result = {
         "data": {"sharpness": real.sharpness.tolist(), "whole": real.whole.double().mean().item()}
     }
-    models, shots = {}, {}
+    models, shots = {"stage_2": stage_2(checkpoints)}, {}
     for name, change in TRIALS.items():
         models[name] = trained(name, models, updates, digits, **change)
         result[name], shots[name] = measured(name, models[name])
@@ -423,7 +436,15 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("shipped", "pairs", "nights"))
     parser.add_argument("--updates", type=int, default=1000, help="of each model")
     parser.add_argument("--originals", type=int, default=10000)
+    about = "FOLDER of `ddpm-edu train sdxl-mini --checkpoint FOLDER`, for pairs"
+    parser.add_argument("--checkpoints", type=Path, help=about)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    run = {"pairs": pairs, "nights": nights}.get(args.what)
-    print(json.dumps(run(args.updates, args.originals) if run else shipped()))
+    if args.what == "pairs" and not args.checkpoints:
+        parser.error("pairs needs --checkpoints")
+    runs = {
+        "shipped": shipped,
+        "pairs": lambda: pairs(args.updates, args.originals, args.checkpoints),
+        "nights": lambda: nights(args.updates, args.originals),
+    }
+    print(json.dumps(runs[args.what]()))

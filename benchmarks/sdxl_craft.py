@@ -375,6 +375,7 @@ def nights(updates: int, originals_n: int) -> dict:
 def keep(what: str, updates: int, originals_n: int, result: dict, shots: dict) -> None:
     """As data/recorded/sdxl_WHAT.npz."""
     options = f"--updates {updates} --originals {originals_n}"
+    options += " --checkpoints FOLDER" * (what == "pairs")
     card = {
         "command": f"python benchmarks/sdxl_craft.py {what} {options}",
         "updates": updates,

@@ -288,7 +288,7 @@ def trained(
 
 
 def measured(name: str, one: Trained) -> tuple[dict, np.ndarray]:
-    """Figures of one of TRIALS, and 16 pictures."""
+    """Figures of one of TRIALS, and eight pictures."""
     sd = one.sd
     result = {"loss": one.loss, "updates": one.updates, "cpu_seconds": round(one.seconds)}
     if "size" in name:
@@ -300,7 +300,7 @@ def measured(name: str, one: Trained) -> tuple[dict, np.ndarray]:
     for key, held in (("seen", False), ("held_out", True)):
         texts = some(3 * POINT, held)
         result[key] = obeyed(pictures(sd, texts), texts).double().mean().item()
-    return result, to_uint8(pictures(sd, some(16))).numpy()
+    return result, to_uint8(pictures(sd, some(8))).numpy()
 
 
 # ---------------------------------------------------------------- night and snow, in pixels
@@ -331,7 +331,7 @@ class Grounds:
 def night(name: str, updates: int, data: Grounds) -> tuple[dict, np.ndarray]:
     """One of NIGHTS: a UNet on pixels, where 3 x 32 x 32 numbers give brightness away.
 
-    The mean of 64 pictures on black and of 64 on white, 30 steps, guidance 3; and 8 of each.
+    The mean of 64 pictures on black and of 64 on white, 30 steps, guidance 3; and 4 of each.
     """
     schedule, predict, spacing, offset_noise = NIGHTS[name]
     torch.manual_seed(0)
@@ -358,7 +358,7 @@ def night(name: str, updates: int, data: Grounds) -> tuple[dict, np.ndarray]:
         x, real = last(steps).clamp(-1, 1), data.x[data.ground == number]
         off = abs(x.mean().item() - real.mean().item()) / 2
         result[ground] = {"mean": x.mean().item(), "data": real.mean().item(), "off": off}
-        shots.append(to_uint8(x[:8]))
+        shots.append(to_uint8(x[:4]))
     return result, torch.cat(shots).numpy()
 
 

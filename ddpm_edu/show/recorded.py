@@ -348,12 +348,12 @@ class Craft(NamedTuple):
     """Models trained alike but for one thing, as benchmarks/sdxl_craft.py measured them."""
 
     card: dict  # command, device, date, versions, updates, and {model: what was measured}
-    pictures: dict  # {model: (16, 3, H, W) in [-1, 1]}
+    pictures: dict  # {model: (8, 3, H, W) in [-1, 1]}
 
     def source(self) -> str:
         """Where it comes from, for a caption."""
         card = self.card
-        return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
+        return f"{card['command']}, {card['device']}, {card['date']}, {card['versions']}"
 
 
 def craft(what: str, folder=None) -> Craft:

@@ -10,6 +10,7 @@ __getattr__, __dir__ = lazily(
             "UNet UNetConfig SpaceToDepth SD15 SD21 SDXL_BASE SDXL_REFINER timestep_embedding "
             "ResBlock Attention FeedForward TransformerBlock SpatialTransformer"
         ),
+        "dit": "DiT DiTConfig DiTBlock DIT_XL sine_positions",
         "controlnet": (
             "ControlNet ControlNetConfig control_net SD15_CONTROL SD21_CONTROL SDXL_CONTROL"
         ),

@@ -107,14 +107,15 @@ class Attention(nn.Module):
     """softmax(Q K^T / sqrt(d)) V: (B, N, C) -> (B, N, C).
 
     Q comes from x, K and V from `context` (B, L, D), or from x itself where that is None.
+    bias: of Q, K and V; a UNet has none, a DiT has.
     """
 
-    def __init__(self, dim: int, context_dim: int, heads: int):
+    def __init__(self, dim: int, context_dim: int, heads: int, bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(dim, dim, bias=False)
-        self.k = nn.Linear(context_dim, dim, bias=False)
-        self.v = nn.Linear(context_dim, dim, bias=False)
+        self.q = nn.Linear(dim, dim, bias)
+        self.k = nn.Linear(context_dim, dim, bias)
+        self.v = nn.Linear(context_dim, dim, bias)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x, context=None):
@@ -196,41 +197,13 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
-class Encoder(nn.Module):
-    """The way down and the middle: what a UNet begins with, and what a ControlNet is a copy of."""
+class Conditioned(nn.Module):
+    """What every network of x_t, t and Cond does at its call: check all three, join the pictures.
 
-    kind = "UNet"  # for messages
+    The config of such a network has in_channels, context and vector.
+    """
 
-    def __init__(self, config: UNetConfig):
-        super().__init__()
-        c = self.config = config
-        self.time = _two_layers(c.channels, c.emb)
-        if c.vector:
-            self.vector = _two_layers(c.vector, c.emb)
-        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
-        self.down, width = nn.ModuleList(), c.channels
-        for level, (wide, heads, depth) in enumerate(c.levels()):
-            if level:
-                self.down.append(nn.ModuleList([Downsample(width)]))
-            for _ in range(c.blocks):
-                self.down.append(_blocks(c, width, wide, heads, depth))
-                width = wide
-        self.mid = _blocks(c, width, width, c.heads[-1], c.middle)
-        self.mid.append(ResBlock(width, width, c.emb, c.groups))
-
-    def encode(self, x_t, t, context, vector, more=None):
-        """(h (B, C, h, w) after the middle, skips [(B, C, H, W), ...] from the finest, the time's
-        embedding (B, E)). more: (B, channels, H, W), added to the first of the skips."""
-        emb = self.time(timestep_embedding(t, self.config.channels).to(x_t.dtype))  # (B, E)
-        if self.config.vector:
-            emb = emb + self.vector(vector.to(x_t.dtype))
-        h = self.conv_in(x_t)  # (B, channels, H, W)
-        h = h if more is None else h + more
-        skips = [h]
-        for blocks in self.down:
-            h = _run(blocks, h, emb, context)
-            skips.append(h)
-        return _run(self.mid, h, emb, context), skips, emb
+    kind = "network"  # for messages
 
     def _input(self, x_t, t, cond):
         """x_t and behind it cond.picture, (B, in_channels, H, W), after a check of all inputs."""
@@ -267,6 +240,43 @@ class Encoder(nn.Module):
                 f"cond.context has shape {tuple(cond.context.shape)}, but this {self.kind} reads "
                 "no text (context = 0): pass none, or build it with context"
             )
+
+
+class Encoder(Conditioned):
+    """The way down and the middle: what a UNet begins with, and what a ControlNet is a copy of."""
+
+    kind = "UNet"  # for messages
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        c = self.config = config
+        self.time = _two_layers(c.channels, c.emb)
+        if c.vector:
+            self.vector = _two_layers(c.vector, c.emb)
+        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
+        self.down, width = nn.ModuleList(), c.channels
+        for level, (wide, heads, depth) in enumerate(c.levels()):
+            if level:
+                self.down.append(nn.ModuleList([Downsample(width)]))
+            for _ in range(c.blocks):
+                self.down.append(_blocks(c, width, wide, heads, depth))
+                width = wide
+        self.mid = _blocks(c, width, width, c.heads[-1], c.middle)
+        self.mid.append(ResBlock(width, width, c.emb, c.groups))
+
+    def encode(self, x_t, t, context, vector, more=None):
+        """(h (B, C, h, w) after the middle, skips [(B, C, H, W), ...] from the finest, the time's
+        embedding (B, E)). more: (B, channels, H, W), added to the first of the skips."""
+        emb = self.time(timestep_embedding(t, self.config.channels).to(x_t.dtype))  # (B, E)
+        if self.config.vector:
+            emb = emb + self.vector(vector.to(x_t.dtype))
+        h = self.conv_in(x_t)  # (B, channels, H, W)
+        h = h if more is None else h + more
+        skips = [h]
+        for blocks in self.down:
+            h = _run(blocks, h, emb, context)
+            skips.append(h)
+        return _run(self.mid, h, emb, context), skips, emb
 
 
 class UNet(Encoder):

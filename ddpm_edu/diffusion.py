@@ -121,8 +121,8 @@ def loss(
     """L_simple = E ||target - model(x_t, t)||^2, mean over all numbers (DDPM eq. 14, Algorithm 1).
 
     x_0: (B, ...). t: (B,) whole numbers, drawn uniformly unless given; eps likewise from N(0, I).
-    predict: what the model outputs, "eps", "x_0" or "v"; "eps" is refused with a schedule that ends
-    in pure noise. reduction "none" returns one number a picture, (B,).
+    predict: what the model outputs, "eps", "x_0", "v" or "flow"; "eps" is refused with a schedule
+    that ends in pure noise. reduction "none" returns one number a picture, (B,).
     """
     _check_cond(cond, x_0)
     one_of("reduction", reduction, ("mean", "none"))

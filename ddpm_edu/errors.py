@@ -10,7 +10,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-PREDICTIONS = ("eps", "x_0", "v")
+PREDICTIONS = ("eps", "x_0", "v", "flow")
 MOST = 2**16  # of a size, unless a field says otherwise
 MOST_PROMPTS = 1024  # in one call
 FLOATS = "pass floats in [-1, 1]; from_uint8 converts bytes"

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .errors import PREDICTIONS, ScheduleError, ShapeError, one_of
+from .errors import PREDICTIONS, ScheduleError, ShapeError, in_range, one_of
 
 MAX_T = 100_000  # steps; a thousand are usual
 NO_SIGNAL = 1e-12  # an alpha_bar below this leaves nothing of the picture that float32 could hold
@@ -63,6 +63,23 @@ class Schedule:
         u = torch.arange(_count(T) + 1, dtype=torch.float64) / T
         f = torch.cos((u + s) / (1 + s) * torch.pi / 2) ** 2
         return cls((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+    @classmethod
+    def flow(cls, T: int = 1000, shift: float = 1.0) -> "Schedule":
+        """The straight path (1 - u) x_0 + u eps of flow matching, at u = 1/T, 2/T, ..., 1.
+
+        Its length k = sqrt((1 - u)^2 + u^2) divided out, it is x_t = s x_0 + n eps with
+        s = (1 - u) / k, n = u / k: one more schedule, which ends in pure noise (Lipman et al. 2022,
+        arXiv 2210.02747; rectified flow, Liu et al. 2022, arXiv 2209.03003).
+        shift > 1 spends more steps on much noise, as large pictures need: u becomes
+        shift u / (1 + (shift - 1) u), so that sigma = u / (1 - u) becomes shift sigma (Esser et al.
+        2024, arXiv 2403.03206, eq. 23; SD 3 samples with 3).
+        """
+        in_range("shift", shift, 1e-3, 1e3, "1 is the plain path, SD 3 samples with 3")
+        u = (torch.arange(_count(T), dtype=torch.float64) + 1) / T
+        u = shift * u / (1 + (shift - 1) * u)
+        u[-1] = 1
+        return cls.from_alpha_bar((1 - u) ** 2 / ((1 - u) ** 2 + u**2))
 
     @classmethod
     def from_alpha_bar(cls, alpha_bar: Tensor) -> "Schedule":
@@ -207,7 +224,11 @@ class Schedule:
         return at(c_0) * x_0 + at(c_t) * x_t, at(beta * (1 - before) / (1 - now))
 
     def target(self, x_0: Tensor, eps: Tensor, t, predict: str = "eps") -> Tensor:
-        """What the network is asked for: eps, x_0, or v = s eps - n x_0 (s, n: `signal_noise`)."""
+        """What the network is asked for, `predict`: eps, x_0, v or flow.
+
+        v = s eps - n x_0 (s, n: `signal_noise`); flow = eps - x_0, the velocity of the straight
+        path of `Schedule.flow`.
+        """
         _same_shape("x_0", x_0, "eps", eps)
         c_0, c_eps = _coefficients(predict, *self._signal_noise(self._whole(t), x_0))
         return c_0 * x_0 + c_eps * eps
@@ -236,7 +257,7 @@ class Schedule:
             if self.alpha_bar_at(t) < NO_SIGNAL:
                 raise ScheduleError(
                     f'predict = "eps" cannot be used at t = {t:g}: nothing of the picture is left, '
-                    'use "v" or "x_0", or start at an earlier t'
+                    'use "flow", "v" or "x_0", or start at an earlier t'
                 )
 
     def _signal_noise(self, t, x):
@@ -273,7 +294,7 @@ class Schedule:
 def _coefficients(predict, s, n):
     """(c_0, c_eps): prediction = c_0 x_0 + c_eps eps; the formulations differ by these two only."""
     one_of("predict", predict, PREDICTIONS)
-    return {"eps": (0.0, 1.0), "x_0": (1.0, 0.0), "v": (-n, s)}[predict]
+    return {"eps": (0.0, 1.0), "x_0": (1.0, 0.0), "v": (-n, s), "flow": (-1.0, 1.0)}[predict]
 
 
 def _count(T) -> int:

@@ -23,6 +23,7 @@ from ddpm_edu import CheckpointError, Cond, OptionError, Schedule
 from ddpm_edu.files.load import describe, load, load_state, save
 from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.networks.classifier import Classifier, ClassifierConfig
+from ddpm_edu.networks.dit import DiT, DiTConfig
 from ddpm_edu.networks.gaussian import GaussianPrior
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.networks.unet import SpaceToDepth, UNet, UNetConfig
@@ -626,6 +627,7 @@ def models():
         "VAE": vae,
         "Classifier": classifier,
         "UNet": unet(),
+        "DiT": DiT(DiTConfig(in_channels=4, width=16, depth=2, heads=2, vector=3)),
         "GaussianPrior": prior,
     }
 

@@ -102,7 +102,7 @@ def test_randn_like_follows_type_and_generator():
 # ---------------------------------------------------------------- the loss
 
 
-@pytest.mark.parametrize("predict", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("predict", ["eps", "x_0", "v", "flow"])
 @pytest.mark.parametrize("t", [0, 300, 999])
 def test_loss_of_the_exact_denoiser_is_its_analytic_minimum(predict, t):
     """Data N(m, s^2): the smallest loss is Var(target | x_t). With x_t = a x_0 + b eps and target = c x_0 + d eps, jointly
@@ -112,7 +112,7 @@ def test_loss_of_the_exact_denoiser_is_its_analytic_minimum(predict, t):
     exact_eps = gaussian_eps(SD, m, s)
     ab = SD.alpha_bar[t].item()
     a, b = math.sqrt(ab), math.sqrt(1 - ab)
-    c, d = {"eps": (0, 1), "x_0": (1, 0), "v": (-b, a)}[predict]
+    c, d = {"eps": (0, 1), "x_0": (1, 0), "v": (-b, a), "flow": (-1, 1)}[predict]
     minimum = c * c * s * s + d * d - (a * c * s * s + b * d) ** 2 / (a * a * s * s + b * b)
 
     def model(x_t, times, cond):

@@ -21,6 +21,7 @@ ROOMS = [
     "schedule",
     "diffusion",
     "samplers",
+    "flow",
     "networks",
     "systems",
     "files",

@@ -138,10 +138,10 @@ def test_posterior_before_the_first_step_is_the_clean_picture():
     torch.testing.assert_close(EXACT.posterior(x_0, x_t, 4, -1)[0], x_0)
 
 
-# ---------------------------------------------------------------- eps, x_0, v
+# ---------------------------------------------------------------- eps, x_0, v, flow
 
 
-@pytest.mark.parametrize("predict", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("predict", ["eps", "x_0", "v", "flow"])
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("t", [0, 400, 999, torch.tensor([3, 998])])
 def test_split_undoes_target(predict, name, t):

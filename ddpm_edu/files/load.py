@@ -41,6 +41,7 @@ from ..networks.controlnet import (
     ControlNet,
     ControlNetConfig,
 )
+from ..networks.dit import DiT, DiTConfig
 from ..networks.gaussian import GaussianPrior
 from ..networks.mlp import MLP
 from ..networks.tokenizer import Tokenizer, tokenize
@@ -581,6 +582,7 @@ CONFIGS = {
     CLIP: CLIPConfig,
     Classifier: ClassifierConfig,
     ControlNet: ControlNetConfig,
+    DiT: DiTConfig,
     StableDiffusion: SystemConfig,
 }
 SETTINGS = {  # of classes without a config: how their arguments are read back
@@ -642,6 +644,7 @@ def _bounded(names: int, source, config) -> None:
             if is_dataclass(part):
                 _bounded(names, source, part)
     depth = get("depth") or (0,) * len(get("mult") or ())
+    depth = (depth,) if isinstance(depth, int) else depth  # a DiT's
     blocks = sum((2 * get("blocks") + 1) * (1 + n) for n in depth)
     blocks += get("middle") + get("layers") + len(get("widths") or ())
     if blocks > min(names, MOST_BLOCKS):

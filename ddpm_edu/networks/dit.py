@@ -36,9 +36,7 @@ class DiTConfig:
         sizes(self, width=(4, 2**15), depth=(1, 512), heads=(1, 1024))
         sizes(self, context=(0, 2**15), vector=(0, 2**15))
         multiple("DiTConfig.width", self.width, "heads", self.heads)
-        multiple(
-            "DiTConfig.width", self.width, "the position's parts", 4
-        )  # sin, cos of row, column
+        multiple("DiTConfig.width", self.width, "the parts of a position", 4)
 
 
 # DiT-XL/2 for ImageNet's 1,000 classes; its 8 channels out are eps and the variance.
@@ -87,7 +85,7 @@ class DiTBlock(nn.Module):
 
 
 class DiT(Conditioned):
-    """eps (or v, or x_0) predicted from x_t, t and the condition; `DiTConfig` gives its sizes.
+    """eps (or v, x_0 or flow) predicted from x_t, t and the condition; `DiTConfig` gives its sizes.
 
     x_t (B, C, H, W), H and W multiples of the patch; t (B,), whole or fractional; cond.context
     (B, L, context), read by cross-attention in every block; cond.vector (B, vector), a class as

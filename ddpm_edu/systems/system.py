@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..errors import OptionError, choices, numbers, parts, sizes, whole
+from ..errors import PREDICTIONS, OptionError, choices, numbers, parts, sizes, whole
 from ..networks.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, Text, TextConfig
 from ..networks.unet import SD15 as SD15_UNET
 from ..networks.unet import SDXL_BASE, SDXL_REFINER, UNet, UNetConfig
@@ -29,7 +29,7 @@ class SystemConfig:
     vae: VAEConfig
     text: tuple[TextConfig, ...]  # one an encoder; their widths add up to unet.context
     layer: str = "last"  # whose hidden state is the context: "last" or "penultimate"
-    predict: str = "eps"  # what the UNet returns: "eps", "v" or "x_0"
+    predict: str = "eps"  # what the UNet returns: "eps", "v", "x_0" or "flow"
     size: int = 512  # pixels of a side it was trained on
     vector: str = ""  # what is in cond.vector: "" nothing; "sdxl" pooled text, sizes, crop and
     # target; "refiner" pooled text, sizes, crop and aesthetic score; "upscaler" the noise alone
@@ -46,7 +46,7 @@ class SystemConfig:
 
     def __post_init__(self):
         parts(self, unet=UNetConfig, vae=VAEConfig, text=TextConfig)
-        choices(self, layer=("last", "penultimate"), predict=("eps", "v", "x_0"), vector=NUMBERS)
+        choices(self, layer=("last", "penultimate"), predict=PREDICTIONS, vector=NUMBERS)
         choices(self, spacing=WALKS, sampler=SAMPLERS)
         sizes(self, size=1, number_dim=1, steps=(1, 10_000), offset=(0, 100), end=(-1, 0))
         sizes(self, interval=(0, 10**6))
@@ -201,7 +201,7 @@ class StableDiffusion(nn.Module):
 
     @property
     def predict(self) -> str:
-        """What the UNet returns: "eps", "v" or "x_0"."""
+        """What the UNet returns: "eps", "v", "x_0" or "flow"."""
         return self.config.predict
 
     def parts(self) -> dict[str, nn.Module]:

@@ -32,7 +32,7 @@ class TrainConfig:
     ema: float = 0.995  # decay of the averaged weights
     clip_norm: float = 1.0  # longest gradient allowed, inf for any
     p_uncond: float = 0.1  # share of conditions dropped, for guidance
-    predict: str = "eps"  # what the model outputs: "eps", "x_0" or "v"
+    predict: str = "eps"  # what the model outputs: "eps", "x_0", "v" or "flow"
     optimizer: str = "adamw"  # or "muon", see optim.py
     # "uniform", or "logit_normal": t = T sigmoid(t_mean + normal), most often in the middle, later
     # if t_mean > 0 (Esser et al. 2024, arXiv 2403.03206, eq. 19)

@@ -209,7 +209,7 @@ def edit(args) -> None:
     """Load a system, change a picture, and write one PNG a result, settings in its metadata."""
     from .files.load import load
     from .systems import pipeline
-    from .systems.arguments import kind_of, loaded
+    from .systems.arguments import kind_of, loaded, not_too_large
     from .systems.pictures import mask_of, picture_of
 
     paths, kind = _outputs(args.out, args.count), _where(args)
@@ -223,6 +223,7 @@ def edit(args) -> None:
     sd = loaded(load(name, **kind), f"--model {name}")
     if args.upscale and kind_of(sd.config) != "enlarging":
         raise OptionError(f"--upscale: {sd.config.name} does not enlarge: try painted-upscale")
+    not_too_large(sd, x.shape[2:], kind_of(sd.config))  # before its edges are looked for
     given = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}
     options = {key: getattr(sd.config, key) if v is None else v for key, v in given.items()}
     seeds = list(range(args.seed, args.seed + args.count))
@@ -240,15 +241,18 @@ def _steered(args, sd, name, x, kind) -> dict:
     if not args.control:
         return {}
     from .datasets import hints
-    from .files.load import load, shipped
+    from .files.load import CONTROLS, load, shipped
     from .systems.control import controlled
     from .systems.pictures import padded
 
-    own, known = f"{name}-{args.control}", {"edges": "canny", "strokes": "scribble"}
-    if own not in shipped():  # an official one
-        own = f"{name}-control-{known.get(args.control, args.control)}"
-    hint = getattr(hints, args.control)(padded(x, sd.vae.factor))
-    steered = controlled(sd, load(own, **kind), hint)
+    base, official = name.removesuffix("-inpaint"), {"edges": "canny", "strokes": "scribble"}
+    names = f"{base}-{args.control}", f"{base}-control-{official.get(args.control)}"
+    own = next((own for own in names if own in (*shipped(), *CONTROLS)), None)
+    if own is None:
+        there = ", ".join((*(own for own in shipped() if own.endswith(HINTS)), *CONTROLS))
+        raise OptionError(f"--control {args.control}: {name} has none, only these are: {there}")
+    net = load(own, **kind)
+    steered = controlled(sd, net, getattr(hints, args.control)(padded(x, sd.vae.factor)))
     return {"denoiser": steered, "strength": 1.0 if args.strength is None else args.strength}
 
 

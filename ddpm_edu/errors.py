@@ -239,10 +239,16 @@ def fits(name, x, shape, whose, hint="", of=()) -> None:
 
 
 def pixels(name, x, beyond=0.0) -> None:
-    """Raise DataError unless x (N, ...) holds floats in [-1, 1], or up to `beyond` outside it.
+    """`within`, and a warning if all lie in [0, 1]: what `ToTensor` gives would be learned, or
+    scored, at half contrast."""
+    low, high = within(name, x, beyond)
+    if low >= 0 and high > low:
+        warn(f"{name} have no number below 0: if in [0, 1] instead of [-1, 1], pass 2 * x - 1")
 
-    Warn if all lie in [0, 1]: what `ToTensor` gives would be learned, or scored, at half contrast.
-    """
+
+def within(name, x, beyond=0.0) -> tuple[float, float]:
+    """The smallest and largest number of x (N, ...); DataError unless it holds floats in [-1, 1],
+    or up to `beyond` outside it."""
     if len(x) == 0:
         raise DataError(f"{name}: there are none, pass at least one")
     floats(name, x)
@@ -251,8 +257,7 @@ def pixels(name, x, beyond=0.0) -> None:
         wrong = ~(x.detach().flatten(1).abs() <= 1 + beyond).all(1)
         where = f"from {low:.4g} to {high:.4g}, first in {name}[{wrong.nonzero()[0, 0]}]"
         raise DataError(f"{name} run {where}: {FLOATS}")
-    if low >= 0 and high > low:
-        warn(f"{name} have no number below 0: if in [0, 1] instead of [-1, 1], pass 2 * x - 1")
+    return low, high
 
 
 def floats(name, x) -> None:

@@ -383,9 +383,10 @@ def test_edit_follows_the_edges(photo, monkeypatch):
 
     monkeypatch.setattr(loading, "load", fake)
     monkeypatch.setattr(loading, "shipped", lambda: ["painted", "painted-edges"])
-    for control, name in (("edges", "painted-edges"), ("strokes", "painted-control-scribble")):
-        code, out = edited(photo, "--control", control, "--steps", "2")
-        assert code == 0 and asked == ["painted", name]
+    for control, name in (("edges", "painted-edges"), ("strokes", "sd15-control-scribble")):
+        model = name.split("-")[0]
+        code, out = edited(photo, "--control", control, "--steps", "2", "--model", model)
+        assert code == 0 and asked == [model, name]
         assert json.loads(Image.open(out).info["ddpm_edu"])["control"] == control
         asked.clear()
     code, plain = edited(photo, "--strength", "1", "--steps", "2")
@@ -404,7 +405,9 @@ def test_edit_follows_the_edges(photo, monkeypatch):
         (["--count", "0"], ("count",)),
         (["--model", "emoji", "--upscale"], ("--upscale", "painted-upscale")),
         (["--model", "mnist_classifier"], ("Classifier",)),
-        (["--strength", "0", "--model", "painted"], ("strength", "nothing to do")),
+        (["--strength", "0", "--model", "painted"], ("strength", "nothing to do", "more steps")),
+        (["--control", "strokes", "--model", "painted"], ("--control strokes", "painted-edges")),
+        (["--control", "edges", "--model", "emoji"], ("--control edges", "emoji", "painted-edges")),
     ],
 )
 def test_edit_refuses(photo, capsys, arguments, words):
@@ -412,6 +415,25 @@ def test_edit_refuses(photo, capsys, arguments, words):
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and message.startswith("ddpm-edu: ") and not out.exists()
     assert all(word in message for word in words), message
+
+
+def test_edit_follows_edges_in_a_hole(photo):
+    """The UNet that sees the hole is steered by the ControlNet of its base."""
+    Image.new("1", (61, 52), 1).save(photo.with_name("m.png"))
+    code, out = edited(photo, "--mask", str(photo.with_name("m.png")), *EDGES)
+    assert code == 0 and json.loads(Image.open(out).info["ddpm_edu"])["model"] == "painted-inpaint"
+
+
+EDGES = ["--control", "edges", "--steps", "1"]
+
+
+def test_edit_refuses_what_would_take_hours(photo, capsys):
+    Image.new("RGB", (1200, 900)).save(photo)
+    for more in ([], ["--upscale"], EDGES):
+        code, out = edited(photo, *more)
+        words = "1200 x 900", "32 x 32", "hours", "smaller"
+        message = capsys.readouterr().err
+        assert code == 2 and all(word in message for word in words) and not out.exists()
 
 
 def test_edit_names_a_picture_that_is_none(tmp_path, capsys):

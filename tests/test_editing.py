@@ -1,6 +1,7 @@
 """Pictures changed: what is read as a picture or a mask, and inpainting as diffusers does it."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from helpers import read_json, refuses
 from PIL import Image
 
 from ddpm_edu import DataError, ShapeError
+from ddpm_edu.datasets.hints import edges
 from ddpm_edu.datasets.masks import SHARES, masks
 from ddpm_edu.files.load import load
 from ddpm_edu.files.names import to_ours
 from ddpm_edu.networks.unet import UNet
 from ddpm_edu.systems.pictures import grown, mask_of, picture_of
-from ddpm_edu.systems.pipeline import decode, inpaint
+from ddpm_edu.systems.pipeline import decode, edit, inpaint
 from ddpm_edu.systems.system import SD15_INPAINT, SDXL_INPAINT
 
 PROMPT, BAD = "a lighthouse at dusk", "blurry, a cat"
@@ -54,6 +56,8 @@ PICTURES = {  # what is passed -> what it is, within a level (CMYK, palette: som
     "uint16 (H, W)": (RGB[..., 0].astype(np.uint16) * 257, GREY, 1e-6),
     "booleans": (RGB[..., 0] > 127, None, 1e-6),
     "floats (H, W, 3)": (RGB / 127.5 - 1, X, 1e-6),
+    "flipped": (RGB[::-1], X.flip(2), 1e-6),
+    "of other byte order": (RGB[..., 0].astype(">u2") * 257, GREY, 1e-6),
     "tensor (3, H, W)": (X[0], X, 0),
     "tensor (1, 3, H, W)": (X, X, 0),
     "tensor (1, H, W)": (X[0, :1], GREY, 0),
@@ -112,6 +116,11 @@ def test_alpha_is_returned_and_lies_on_white():
         assert torch.allclose(x, share * X + 1 - share, atol=1e-5)
 
 
+def pipe(path):
+    os.mkfifo(path)
+    return path
+
+
 def bad_file(tmp_path, content):
     path = tmp_path / "x.png"
     path.write_bytes(content)
@@ -124,6 +133,8 @@ def bad_file(tmp_path, content):
         (DataError, lambda folder: folder / "nowhere.png", "picture .* cannot be read"),
         (DataError, lambda folder: folder, "cannot be read"),
         (DataError, lambda folder: bad_file(folder, b"<html>"), "x.png cannot be read"),
+        (DataError, lambda folder: pipe(folder / "x.png"), "x.png cannot be read .* pipe"),
+        (DataError, lambda _: Image.new("RGB", (0, 5)), "0 x 5 pixels: there are none"),
         (DataError, lambda _: Image.new("1", (10_000, 10_000)), "10000 x 10000 .* 8192"),
         (DataError, lambda _: np.zeros((1, 9000), np.uint8), "9000 x 1 pixels"),
         (DataError, lambda _: torch.full((3, 4, 4), math.nan), "picture"),
@@ -143,10 +154,30 @@ def test_no_pictures(tmp_path, error, make, words):
         picture_of(make(tmp_path))
 
 
-def test_a_hundred_megapixels_in_a_file_are_refused_before_they_fill_the_memory(tmp_path):
+def test_a_hundred_megapixels_in_a_file_are_refused_before_they_fill_the_memory(tmp_path, recwarn):
     Image.new("1", (10_000, 10_000), 1).save(tmp_path / "x.png")
     with refuses(DataError, "picture is 10000 x 10000 pixels", "8192"):
         picture_of(tmp_path / "x.png")
+    assert not recwarn.list
+
+
+def test_bright_pictures_are_no_mistake_but_bright_floats_may_be(tmp_path, recwarn):
+    bright = Image.fromarray(RGB // 4 + 190)
+    bright.save(tmp_path / "x.png")
+    for given in (bright, tmp_path / "x.png", np.asarray(bright)):
+        x, _ = picture_of(given)
+        edges(x)
+    assert x.min() > 0 and not recwarn.list
+    with pytest.warns(UserWarning, match="no number below 0"):
+        picture_of(x)
+
+
+def test_a_veil_is_no_mask():
+    """What is nowhere transparent by half lies on white, and all of it is edited."""
+    sd, how = load("painted"), dict(steps=2, seeds=0, progress=False)
+    rgba = np.full((8, 8, 4), 200, np.uint8)
+    veiled = edit(sd, "a red three", rgba, **how)
+    assert torch.equal(veiled, edit(sd, "a red three", picture_of(rgba)[0], **how))
 
 
 # ---------------------------------------------------------------- masks
@@ -201,6 +232,11 @@ def test_soft_masks_stay_soft(tmp_path):
 def test_no_masks(error, given, words):
     with refuses(error, words):
         mask_of(given, (6, 9))
+
+
+def test_masks_for_other_prompts():
+    with refuses(ShapeError, "3 masks for 2 prompts"):
+        edit(load("painted"), ["a", "b"], X, mask=M.expand(3, -1, -1, -1))
 
 
 def test_grown_masks_fill_the_squares_they_touch():

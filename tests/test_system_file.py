@@ -224,7 +224,7 @@ def test_a_file_of_what_differs(shipped_tiny, tmp_path, dtype):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda t, m: m.update(base="nothing"), ("base", "nothing")),
+        (lambda t, m: m.update(base="nothing"), ("base", "nothing", "not in")),
         (lambda t, m: m.update(base=["tiny"]), ("base",)),
         (lambda t, m: m.pop("base"), ("1 tensors are there",)),
         (lambda t, m: t.update(surplus=torch.ones(2)), ("surplus",)),

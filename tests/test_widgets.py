@@ -535,6 +535,8 @@ def test_a_saved_pad_shows_both_pictures_and_says_that_drawing_needs_a_kernel():
         ({"colors": {str(k): (k, k, k) for k in range(11)}}, OptionError, "colors"),
         ({"colors": {str(k): (k, k, k) for k in range(9)}, "mask": SPOT}, OptionError, "colors"),
         ({"colors": {"red": "#ff0000"}}, OptionError, "colors"),
+        ({"colors": [1]}, OptionError, "colors"),
+        ({"colors": {"red": 3}}, OptionError, "colors"),
         ({"colors": {"red": (256, 0, 0)}}, OptionError, "colors"),
         ({"colors": {"red": (1.0, 0, 0)}}, OptionError, "colors"),
         ({"brush": 0}, OptionError, "brush"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import fits, in_range, pixels, whole
+from ..errors import ShapeError, fits, in_range, whole, within
 
 SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8  # d/dx
 
@@ -38,7 +38,9 @@ def blurred(x: Tensor, size: int = 8) -> Tensor:
     whole("size", size, 1, min(x.shape[2:]))
     means = F.avg_pool2d(x.float(), size, ceil_mode=True, count_include_pad=False)
     smooth = F.interpolate(means, x.shape[2:], mode="bilinear")
-    return smooth.expand(-1, 3, -1, -1) if x.shape[1] == 1 else smooth
+    if x.shape[1] not in (1, 3):
+        raise ShapeError(f"x has {x.shape[1]} channels: colours are 1 (grey) or 3")
+    return smooth.expand(-1, 3, -1, -1)
 
 
 HINTS = {"edges": edges, "strokes": strokes, "blurred": blurred}
@@ -56,7 +58,7 @@ def _slopes(x):
 
 def _pictures(x):
     fits("x", x, ("B", "C", "H", "W"), "hints are made from")
-    pixels("x", x, beyond=0.1)
+    within("x", x, beyond=0.1)  # bright ones are no mistake: what counts is where they change
 
 
 def _lines(there: Tensor) -> Tensor:

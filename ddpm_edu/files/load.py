@@ -391,7 +391,7 @@ def _load_ours(path, views, meta, device, dtype):
         it = f"format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}"
         raise CheckpointError(f"{path}: {it}: it is of another version, update ddpm_edu")
     with folders.plan_of(path):
-        views = _with_base(views, meta.get("base"))
+        views = _with_base(views, meta.get("base"), path)
         beta = views.pop("schedule.beta", None)
         schedule = Schedule(beta.clone()) if beta is not None else None
         model = construct(meta, schedule, len(views), path)
@@ -416,11 +416,15 @@ def _load_ours(path, views, meta, device, dtype):
     return model if schedule is None or is_system else Pretrained(model, schedule, predict, beside)
 
 
-def _with_base(views, base):
+def _with_base(views, base, source):
     """What a file holds, and of the system that it starts from what it does not hold."""
     if base is None:
         return views
-    one_of("base", base, shipped())
+    if not isinstance(base, str) or base not in shipped():
+        cause = f"base = {base!r:.40}, and it holds only what differs from that system"
+        raise CheckpointError(
+            f"{source}: {cause}, whose weights are not in {data_folder() / 'weights'}: get them"
+        )
     kept, _ = load_tensors(where(base)[0])
     return {k: w for k, w in kept.items() if k.removesuffix(".scale") not in views} | views
 

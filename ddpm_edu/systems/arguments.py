@@ -16,6 +16,7 @@ from ..paths import data_folder
 from .system import StableDiffusion, SystemConfig
 
 MAX_SIDE = 8192  # pixels: more than any model was trained for, and attention fits nowhere
+MOST_TIMES = 4  # a side of what is edited, of a side in training: 256 times the attention
 
 
 def one_each(prompts, negative, seeds) -> tuple[list[str], list[str], list[int]]:
@@ -100,6 +101,18 @@ def picture_size(size, factor: int = 8) -> tuple[int, int]:
     return tuple(sides)
 
 
+def not_too_large(sd, size, kind: str) -> None:
+    """OptionError for a picture of far more pixels than sd was trained on: it would take hours."""
+    own, times = sd.config.size, MOST_TIMES // (2 if kind == "enlarging" else 1)
+    (height, width), most = size, own * times
+    if height * width > most**2:
+        raise OptionError(
+            f"picture is {width} x {height} pixels, and {sd.config.name} draws {own} x {own}: "
+            f"attention would take hours, make it smaller, up to about {most} x {most}, or choose "
+            "a larger system"
+        )
+
+
 def two(name: str, value, check: Callable, *limits):
     """`value`, two numbers, after `check` (whole or in_range) of each."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
@@ -143,7 +156,11 @@ def drawable(sd, name="sd", begins=False, takes=("text",)) -> StableDiffusion:
     kind, said = kind_of(sd.config), f"{name} = {sd.config.name}"
     if kind not in takes:
         beside = sd.config.unet.in_channels - sd.config.vae.latent
-        ways = {"inpainting": "use inpaint or edit", "enlarging": "use upscale or edit"}
+        ways = {
+            "text": "load one that was trained for it",
+            "inpainting": "use inpaint or edit",
+            "enlarging": "use upscale or edit",
+        }
         remedy = ways.get(kind, f"{beside} channels of its UNet are for what is not given here")
         wanted = " or ".join({"text": "drawing from a text"}.get(k, k) for k in takes)
         raise OptionError(f"{said} is a model for {kind}, not for {wanted}: {remedy}")

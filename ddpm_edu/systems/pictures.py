@@ -6,6 +6,7 @@ mask = mask_of("mask.png", (H, W))       (1, 1, H, W) in [0, 1]: white is painte
 
 import math
 import os
+import warnings
 
 import numpy as np
 import torch
@@ -30,13 +31,15 @@ def picture_of(picture, name: str = "picture") -> tuple[Tensor, Tensor | None]:
     """
     if isinstance(picture, (str, os.PathLike)) or hasattr(picture, "getbands"):
         colours, alpha = _read(picture, name)
+        top = 255  # bytes are within range
     else:
         x, top = _channels(picture, name, (1, 3, 4))
         _small_enough(name, *x.shape[2:])
         colours, alpha = x[:, :3], x[:, 3:] if x.shape[1] == 4 else None
         if top:
             colours, alpha = 2 * colours / top - 1, None if alpha is None else alpha / top
-    pixels(name, colours, beyond=0.1)
+    if not top:
+        pixels(name, colours, beyond=0.1)
     x = colours.float().expand(-1, 3, -1, -1)
     if alpha is not None:
         alpha = _shares(f"alpha of {name}", alpha)
@@ -101,7 +104,10 @@ def opened(file, small: tuple[int, int] | None = None):
     from PIL import Image  # here, so that importing this module stays quick
 
     Image.init()
-    with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+    with warnings.catch_warnings():  # its limit is lower than ours
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
+    with image:
         if math.prod(image.size) > MOST_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many, make it smaller")
         if small:
@@ -151,7 +157,10 @@ def _read(picture, name) -> tuple[Tensor, Tensor | None]:
             _small_enough(name, picture.height, picture.width)
             image = plain(picture.copy())
         else:
-            image = opened(os.path.expanduser(picture))
+            path = os.path.expanduser(picture)
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise ValueError("it is a folder or a pipe")  # one might wait for a pipe for ever
+            image = opened(path)
             _small_enough(name, image.height, image.width)
     except DataError:
         raise
@@ -165,6 +174,8 @@ def _read(picture, name) -> tuple[Tensor, Tensor | None]:
 
 
 def _small_enough(name, height, width) -> None:
+    if not height * width:
+        raise DataError(f"{name} is {width} x {height} pixels: there are none, pass at least one")
     if max(height, width) > MAX_SIDE:
         raise DataError(
             f"{name} is {width} x {height} pixels: a side has at most {MAX_SIDE}, make it smaller"
@@ -183,6 +194,8 @@ def _channels(x, name, known) -> tuple[Tensor, float]:
         )
     if not is_array:
         dense(name, x, tuple(x.shape), "pass")
+    else:  # flipped ones, and those of other byte order, are no tensors as they are
+        x = x.astype(x.dtype.newbyteorder("="), order="C")
     try:
         x = torch.as_tensor(x)
     except TypeError as e:

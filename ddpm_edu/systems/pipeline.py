@@ -23,6 +23,7 @@ from .arguments import (
     drawable,
     kind_of,
     loaded,
+    not_too_large,
     one_each,
     same_latents,
     size_of,
@@ -135,6 +136,8 @@ def inpaint(
     gens = generators(seeds)
     drawable(sd, takes=("text", "inpainting"))
     x, mask = picture_and_mask(picture, mask)
+    if len(mask) not in (1, len(prompts)):
+        raise ShapeError(f"{len(mask)} masks for {len(prompts)} prompts: pass one, or as many")
     x, mask = (padded(part, sd.vae.factor) for part in (x, mask))
     walk = plan_walk(sd, steps, sampler, spacing).last(strength)
     own = kind_of(sd.config) == "inpainting"  # it sees the hole
@@ -398,7 +401,10 @@ class Walk(NamedTuple):
 
     def _part(self, name, value, times, end):
         if not times:
-            raise OptionError(f"{name} = {value} leaves no time to visit: there is nothing to do")
+            raise OptionError(
+                f"{name} = {value} leaves none of {len(self.times)} times to visit: there is "
+                "nothing to do, choose another or more steps"
+            )
         return self._replace(times=times, end=end)
 
 
@@ -511,27 +517,30 @@ def edit(
 
     With a mask `inpaint`, with an upscaler `upscale`, else `image_to_image`; then `decode`. What
     lies outside of the mask is the picture's own, to the last bit; where it is soft, both are
-    blended. The mask of a picture with alpha is what is transparent, unless one is given. What is
-    enlarged without noise keeps the given picture's means, see `faithful`.
+    blended. Without one the mask is what is transparent, where something is by half. What is
+    enlarged without noise keeps the given picture's means, see `faithful`. OptionError for a
+    picture of more than 16 times the pixels of training.
     strength: 1 with a mask, else 0.6, unless given.  options: see there, denoiser, too.
     """
     from tqdm.auto import tqdm
 
     kind, (x, alpha) = kind_of(loaded(sd).config), picture_of(picture)
-    if mask is None and alpha is not None and kind != "enlarging":
+    not_too_large(sd, x.shape[2:], kind)
+    if mask is None and alpha is not None and kind != "enlarging" and (alpha <= 0.5).any():
         mask = 1 - alpha
     soft = None if mask is None else mask_of(mask, x.shape[2:])
     share = strength if strength is not None else STRENGTH if soft is None else 1.0
     if kind == "enlarging":
         if soft is not None or strength is not None:
             raise OptionError(f"mask, strength: {sd.config.name} enlarges, leave them out")
-        share, steps = 1.0, upscale(sd, prompts, x, **options)
+        share, steps = 1.0, upscale(sd, prompts, picture, **options)
     elif soft is not None:
-        steps = inpaint(sd, prompts, x, grown(soft, sd.vae.factor), strength=share, **options)
+        hole = grown(soft, sd.vae.factor)
+        steps = inpaint(sd, prompts, picture, hole, strength=share, **options)
     elif kind == "inpainting":
         raise OptionError(f"mask = None: {sd.config.name} paints into a mask, pass one")
     else:
-        steps = image_to_image(sd, prompts, x, strength=share, **options)
+        steps = image_to_image(sd, prompts, picture, strength=share, **options)
     total = int(share * (options.get("steps") or sd.config.steps))
     z = last(tqdm(steps, total=total, desc="editing", disable=not progress))
     height, width = (side * (2 if kind == "enlarging" else 1) for side in x.shape[2:])

@@ -166,8 +166,11 @@ def _sheet(picture: Tensor, mask: Tensor | None) -> np.ndarray:
 
 def _paints(colors: Mapping, marks: bool) -> list[dict]:
     """What the page paints with: a colour, or a value of the mask."""
+    if not isinstance(colors, Mapping):
+        raise OptionError(f"colors = {colors!r:.80}: give a dict, {{name: (red, green, blue)}}")
     for name, color in colors.items():
-        if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
+        three = isinstance(color, (tuple, list)) and len(color) == 3
+        if not three or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
             raise OptionError(f"colors[{name!r}] is {color!r}: give (red, green, blue), 0 ... 255")
     paints = [{"name": name, "color": list(color)} for name, color in colors.items()]
     paints += [{"name": name, "mask": value} for name, value in MASKS.items()] if marks else []

@@ -101,6 +101,8 @@ def _motion(places: np.ndarray) -> str:
 def _places(view: Callable, h: int, w: int) -> np.ndarray:
     """The (h w) pixel numbers as `view` arranges them; else ShapeError or OptionError."""
     moved = view(torch.arange(h * w, dtype=torch.float32).reshape(1, 1, h, w))
+    if not isinstance(moved, torch.Tensor):
+        raise ShapeError(f"view gives a {type(moved).__name__}: let it return a tensor")
     if tuple(moved.shape) != (1, 1, h, w):
         raise ShapeError(
             f"view makes (1, 1, {h}, {w}) into {tuple(moved.shape)}: it must keep the size"

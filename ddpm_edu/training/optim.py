@@ -128,10 +128,11 @@ def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
     tall = g.shape[-2] > g.shape[-1]
     x = (g.mT if tall else g).reshape(-1, *sorted(g.shape[-2:]))
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    gram, product = x @ x.mT, None
+    gram, p, product = x @ x.mT, None, None
     for _ in range(steps):
+        gram = gram if p is None else p @ gram @ p
         p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         p.diagonal(dim1=1, dim2=2).add_(a)
-        product, gram = p if product is None else p @ product, p @ gram @ p
+        product = p if product is None else p @ product
     x = product @ x
     return (x.mT if tall else x).reshape(g.shape)

@@ -161,7 +161,7 @@ def test_positions():
     """Row 2, column 3 of a grid of 4 x 6, by the formula, in float64."""
     w = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
     wanted = torch.cat([f(i * w) for i in (3, 2) for f in (torch.sin, torch.cos)])
-    where = sine_positions(4, 6, 16)
+    where = sine_positions(torch.arange(4), torch.arange(6), 16)
     assert where.shape == (24, 16)
     torch.testing.assert_close(where[2 * 6 + 3].double(), wanted, rtol=0, atol=1e-6)
 

@@ -11,6 +11,7 @@ __getattr__, __dir__ = lazily(
             "ResBlock Attention FeedForward TransformerBlock SpatialTransformer"
         ),
         "dit": "DiT DiTConfig DiTBlock DIT_XL sine_positions",
+        "mmdit": "MMDiT MMDiTConfig SD3_MEDIUM FLUX_DEV",
         "controlnet": (
             "ControlNet ControlNetConfig control_net SD15_CONTROL SD21_CONTROL SDXL_CONTROL"
         ),

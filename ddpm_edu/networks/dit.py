@@ -43,16 +43,21 @@ class DiTConfig:
 DIT_XL = DiTConfig(out_channels=8, width=1152, depth=28, heads=16, vector=1000)
 
 
-def sine_positions(rows: int, columns: int, width: int, device=None) -> Tensor:
+def sine_positions(row: Tensor, column: Tensor, width: int) -> Tensor:
     """Where each patch lies, (rows * columns, width): half for its column, half for its row.
 
-    Each half is [sin(i w_k), cos(i w_k)] with the w_k of `timestep_embedding`: a grid of any size.
+    row (rows,), column (columns,): the places i along each side, such as 0, 1, 2. Each half is
+    [sin(i w_k), cos(i w_k)] with the w_k of `timestep_embedding`: a grid of any size.
     """
-    i = torch.arange(max(rows, columns), device=device)
-    sine = timestep_embedding(i, width // 2).roll(width // 4, dims=1)  # (i, width/2), sin first
-    column = sine[:columns].expand(rows, -1, -1)
-    row = sine[:rows, None].expand(-1, columns, -1)
-    return torch.cat([column, row], dim=2).flatten(0, 1)
+    sine = lambda i: timestep_embedding(i, width // 2).roll(width // 4, dims=1)  # sin first
+    column, row = sine(column).expand(len(row), -1, -1), sine(row)[:, None]
+    return torch.cat([column, row.expand_as(column)], dim=2).flatten(0, 1)
+
+
+def pictures(x: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """Tokens back in their places: (B, rows * columns, patch^2 C) -> (B, C, H, W)."""
+    x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))  # (B, r, c, p, p, C)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def shift_scale(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -126,7 +131,8 @@ class DiT(Conditioned):
         fits("x_t", x_t, ("B", "C", "H", "W"), whose, f"H, W multiples of {p}", of=(1, 1, p, p))
         x = self.patches(self._input(x_t, t, cond))  # (B, D, H/p, W/p)
         rows, columns = x.shape[2:]
-        where = sine_positions(rows, columns, c.width, x.device).to(x)
+        row, column = (torch.arange(n, device=x.device) for n in (rows, columns))
+        where = sine_positions(row, column, c.width).to(x)
         x = x.flatten(2).transpose(1, 2) + where  # (B, N, D), N = rows * columns
         emb = self.time(timestep_embedding(t, TIME).to(x))  # (B, D)
         if c.vector:
@@ -134,6 +140,4 @@ class DiT(Conditioned):
         for block in self.blocks:
             x = block(x, emb, cond.context)
         shift, scale = self.ada_out(F.silu(emb))[:, None].chunk(2, -1)
-        x = self.out(shift_scale(x, shift, scale))  # (B, N, p p C)
-        x = x.unflatten(2, (p, p, -1)).unflatten(1, (rows, columns))  # (B, rows, columns, p, p, C)
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C, H, W)
+        return pictures(self.out(shift_scale(x, shift, scale)), rows, columns, p)

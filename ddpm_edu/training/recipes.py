@@ -51,8 +51,7 @@ class Recipe:
     train_clip: TrainConfig | None = None
     latents: int = 0  # how many pictures the UNet sees, 0 for all
     interval: tuple[int, int] | None = None  # of the times that are guided
-    # Of the time, for VAE and CLIP side by side; of what is left, for the decoder beside the UNet
-    shares: tuple[float, float, float] = (0.25, 0.25, 1.0)
+    shares: tuple[float, float] = (0.25, 0.25)  # of the time, for VAE and CLIP side by side
 
     def schedule(self) -> Schedule:
         return Schedule.cosine()
@@ -215,25 +214,23 @@ EMOJI = Recipe(
     train_clip=TrainConfig(steps=350, batch_size=128, ema=0.98, **MUON),
 )
 # From nothing, on two cores of a laptop (benchmarks/stable_diffusion_from_nothing.py, notebook 09).
-# Its VAE's encoder is done after a minute and a half, the decoder goes on for another minute beside
-# the UNet, no longer: two busy cores slow each other, and the UNet, which learns the digits last,
-# needs the updates. It is narrow: many cheap updates teach more than few dear ones. It gets pooled
-# text and sizes too, as in SDXL, and so binds words to colours sooner. Its last steps are not
-# guided: so young a UNet drives the ink past its colour there. (A VAE that starts linear,
-# `VAEConfig.linear`, has sharper copies sooner, but keeps the strokes in a corner of its latents,
-# and the UNet learns them later: notebook 09.)
+# Its VAE's encoder is done after a minute and a half, the decoder goes on beside the UNet. The
+# UNet is narrow: many cheap updates teach more than few dear ones. It gets pooled text and sizes
+# too, as in SDXL, and so binds words to colours sooner. Its last steps are not guided: so young a
+# UNet drives the ink past its colour there. (A VAE that starts linear, `VAEConfig.linear`, has
+# sharper copies sooner, but keeps the strokes in a corner of its latents, and the UNet learns them
+# later: notebook 09.)
 FIVE_MINUTES = dataclasses.replace(
     PAINTED,
     name="five_minutes",
     unet=dataclasses.replace(PAINTED.unet, channels=32, depth=(0, 0), vector=64 + 6 * 2),
     train_vae=dataclasses.replace(PAINTED.train_vae, steps=1250, ema=0.98),
     train_unet=dataclasses.replace(
-        PAINTED.train_unet, steps=3500, lr=1.2e-2, ema=0.995, t_mean=1.2
+        PAINTED.train_unet, steps=2500, lr=1.2e-2, ema=0.995, t_mean=1.2
     ),
-    train_decoder=dataclasses.replace(PAINTED.train_vae, steps=1200, lr=5e-3, ema=0.99),
+    train_decoder=dataclasses.replace(PAINTED.train_vae, steps=3600, lr=5e-3, ema=0.99),
     latents=12000,
-    guidance=3.5,
     interval=(300, 999),
-    shares=(0.28, 0.25, 0.35),
+    shares=(0.28, 0.25),
 )
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10, PAINTED, EMOJI, FIVE_MINUTES)}

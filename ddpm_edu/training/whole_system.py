@@ -175,8 +175,9 @@ def train_system(
     started = time.perf_counter()
     if seconds is not None:
         in_range("seconds", seconds, 0.1, 10**7, "wall time for all parts")
-        vae, clip, _ = (share * seconds for share in recipe.shares)
-        recipe = timed(recipe, train_vae=vae, train_clip=clip)
+        for run, share in zip(("train_vae", "train_clip"), recipe.shares):
+            config = dataclasses.replace(getattr(recipe, run), seconds=share * seconds)
+            recipe = dataclasses.replace(recipe, **{run: config})
     parts = ("vae", "clip", "unet", *(("decoder",) if recipe.train_decoder else ()))
     files, record = checkpoints(recipe, folder, parts), {"vae": {}, "clip": {}, "unet": {}}
 
@@ -186,9 +187,10 @@ def train_system(
         clip, record["clip"] = other.result()
     sd = assemble(recipe, vae.cpu(), clip).to(device)
     latents = encode(sd, recipe.dataset(), recipe.latents or None)
-    if seconds is not None:
+    for run in ("train_unet", "train_decoder") if seconds is not None else ():
         left = max(1.0, seconds - (time.perf_counter() - started))
-        recipe = timed(recipe, train_unet=left, train_decoder=recipe.shares[2] * left)
+        config = getattr(recipe, run) and dataclasses.replace(getattr(recipe, run), seconds=left)
+        recipe = dataclasses.replace(recipe, **{run: config})
     decoder = recipe.train_decoder and Beside(
         _train_decoder, recipe, vae, files["decoder"], device, time.time()
     )
@@ -202,17 +204,6 @@ def train_system(
     sd.meta = {"words": sorted(known_words(recipe.captions()))}
     scale = {"scale": round(vae.config.scale, 5)}
     return Trained(sd, clip, {**record, **scale, **machine(recipe, started, device)})
-
-
-def timed(recipe: Recipe, **seconds: float) -> Recipe:
-    """The recipe with these of its runs by the clock: timed(recipe, train_vae=60.0)."""
-    runs = {run: getattr(recipe, run) for run in seconds}
-    by_clock = {
-        run: dataclasses.replace(config, seconds=seconds[run])
-        for run, config in runs.items()
-        if config is not None
-    }
-    return dataclasses.replace(recipe, **by_clock)
 
 
 def _train_clip(recipe, checkpoint, device):

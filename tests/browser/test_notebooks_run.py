@@ -201,6 +201,10 @@ def move_drag_point(page, root, where: str) -> None:
         ),
     )
     page.mouse.up()
+    # Its first answers may be to the first few pixels of the way.
+    waited = time.monotonic() + 30
+    while lines() == before and time.monotonic() < waited:
+        page.wait_for_timeout(50)
     assert lines() != before, f"{where}: dragging changes no path"
     for name in root.locator("input[type=checkbox]").all():
         shown = picture(root)

@@ -41,10 +41,9 @@ def follow(
         given = dict(steps=steps, seconds=seconds, device=device, dtype=dtype)
         changed = [f"--{option}" for option in own if given[option] != own[option]]
         return _follow_sdxl(out, checkpoint, changed)
-    for recipes, run in ((CONTROL_RECIPES, _follow_control), (EDIT_RECIPES, _follow_editing)):
-        if name in recipes:
-            changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
-            return run(recipes[name], out, checkpoint, changes, device)
+    if name in CONTROL_RECIPES or name in EDIT_RECIPES:
+        changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
+        return _follow_beside(name, out, checkpoint, changes, device)
     recipe = RECIPES[name]
     runs = [run for run in ("train_vae", "train_clip", "train_unet") if getattr(recipe, run)]
     changes = {run: dataclasses.replace(getattr(recipe, run), dtype=dtype) for run in runs}
@@ -65,10 +64,7 @@ def follow(
 
 
 def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path]:
-    if checkpoint is not None:
-        check_writable(checkpoint)
-    changes = {k: v for k, v in (("steps", steps), ("seconds", seconds)) if v is not None}
-    config = dataclasses.replace(recipe.train_unet, **changes)
+    config = _run(recipe.train_unet, out, checkpoint, {"steps": steps, "seconds": seconds})
     dataset, started, record = recipe.dataset(), time.perf_counter(), {}
     model, schedule = recipe.model(dataset).to(device), recipe.schedule()
     run = train(model, schedule, dataset, config, checkpoint=checkpoint)
@@ -87,23 +83,19 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
     return [out]
 
 
-def _follow_control(recipe, out, checkpoint, changes, device) -> list[Path]:
+def _follow_beside(name, out, checkpoint, changes, device) -> list[Path]:
+    """A model that is trained beside a system that ships."""
+    if name in CONTROL_RECIPES:
+        recipe, part, run, how = CONTROL_RECIPES[name], "ControlNet", train_control, {}
+    else:  # its file holds what differs from the base
+        recipe, part, run = EDIT_RECIPES[name], "UNet", train_editing
+        how = {"base": recipe.base}
     recipe = dataclasses.replace(recipe, train=_run(recipe.train, out, checkpoint, changes))
     started, record = time.perf_counter(), {}
-    log = logged("ControlNet", recipe.train, record)
-    net = train_control(recipe, checkpoint, log, device)
+    log = logged(part, recipe.train, record)
+    model = run(recipe, checkpoint, log, device).cpu()
     card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
-    save(out, net, {**net.meta, "train": card}, dtype=torch.int8)
-    return [out]
-
-
-def _follow_editing(recipe, out, checkpoint, changes, device) -> list[Path]:
-    recipe = dataclasses.replace(recipe, train=_run(recipe.train, out, checkpoint, changes))
-    started, record = time.perf_counter(), {}
-    log = logged("UNet", recipe.train, record)
-    sd = train_editing(recipe, checkpoint, log, device).cpu()
-    card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
-    save(out, sd, {**sd.meta, "train": card}, dtype=torch.int8, base=recipe.base)
+    save(out, model, {**model.meta, "train": card}, dtype=torch.int8, **how)
     return [out]
 
 

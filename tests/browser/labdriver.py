@@ -138,6 +138,19 @@ def new_page(browser, **options):
     context.close()
 
 
+def behaved(page) -> None:
+    """It asked for nothing outside of this machine, and no script of it failed."""
+    assert page.outside == [], f"the page asked for something outside: {page.outside}"
+    assert page.problems == [], f"errors in the page: {page.problems}"
+
+
+def widget(page, kind: str, nth: int = 0):
+    """The nth widget of a kind, scrolled into view."""
+    root = page.locator(f'.ddpm-widget[data-kind="{kind}"]').nth(nth)
+    root.scroll_into_view_if_needed()
+    return root
+
+
 def write_notebook(path: Path, *cells: str) -> Path:
     """A notebook of code cells, not executed."""
     nbformat.write(

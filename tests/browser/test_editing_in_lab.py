@@ -9,6 +9,7 @@ import samples
 import torch
 from labdriver import (
     after,
+    behaved,
     drawn,
     new_page,
     open_and_run,
@@ -17,6 +18,7 @@ from labdriver import (
     place,
     standing,
     stroke,
+    widget,
     write_notebook,
 )
 
@@ -69,14 +71,7 @@ def opened(lab, browser):
     with new_page(browser, has_touch=True) as page:
         open_and_run(page, url, "editing.ipynb")
         yield page
-        assert page.outside == [], f"the page asked for something outside: {page.outside}"
-        assert page.problems == [], f"errors in the page: {page.problems}"
-
-
-def widget(page, kind: str, nth: int = 0):
-    root = page.locator(f'.ddpm-widget[data-kind="{kind}"]').nth(nth)
-    root.scroll_into_view_if_needed()
-    return root
+        behaved(page)
 
 
 def sheet(root) -> list:

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from labdriver import CHROMIUM, after, new_page, open_and_run, picture
+from labdriver import CHROMIUM, after, behaved, new_page, open_and_run, picture
 from run_notebooks import LIMIT_MB, differences, execute, peak_mb
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
@@ -40,8 +40,7 @@ def test_notebook(notebook, request, tmp_path, record_property):
                 move_widgets(page, notebook.name)
             finally:
                 close(lab, page)
-            assert page.outside == [], f"the page asked for something outside: {page.outside}"
-            assert page.problems == [], f"errors in the page: {page.problems}"
+            behaved(page)
     else:
         ran = nbformat.read(notebook, as_version=4)
         seconds, mb = execute(ran, tmp_path)

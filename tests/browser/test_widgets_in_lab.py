@@ -8,6 +8,7 @@ import pytest
 import samples
 from labdriver import (
     after,
+    behaved,
     drawn,
     film_rate,
     latencies,
@@ -15,6 +16,7 @@ from labdriver import (
     open_and_run,
     picture,
     standing,
+    widget,
     write_notebook,
 )
 
@@ -30,14 +32,7 @@ def opened(lab, browser):
         open_and_run(page, url, "samples.ipynb")
         page.locator(".ddpm-widget").nth(len(samples.ALL) - 3).wait_for()
         yield page
-        assert page.outside == [], f"the page asked for something outside: {page.outside}"
-        assert page.problems == [], f"errors in the page: {page.problems}"
-
-
-def widget(page, kind: str, nth: int = 0):
-    root = page.locator(f'.ddpm-widget[data-kind="{kind}"]').nth(nth)
-    root.scroll_into_view_if_needed()
-    return root
+        behaved(page)
 
 
 def test_lab_shows_the_live_widget_instead_of_its_still_picture(opened):

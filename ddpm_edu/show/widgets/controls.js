@@ -27,6 +27,18 @@ function control(model, { name, label, kind, texts, limit, other }, move) {
   return { key, input, show: at => { input.checked = !!at; }, node: make("div", { class: "ddpm-row" }, caption, input) };
 }
 
+/** All rows of a widget: their node, and `place`, which shows the model's position. `ask` is called when one was moved. */
+function controlRows(model, ask) {
+  const rows = model.get("controls").map(spec => control(model, spec, move));
+  const place = () => rows.forEach(row => row.show(model.get("position")[row.key]));
+  function move(key, position) {
+    model.set("position", { ...model.get("position"), [key]: position });
+    ask();
+    place();
+  }
+  return { rows, place, node: make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node)) };
+}
+
 /** Switch off the controls that play no part now. */
 function rest(model, rows) {
   const idle = model.get("idle") || [];

@@ -20,8 +20,7 @@ function render({ model, el }) {
   const across = make("output", { text: model.get("brush") });
   const tools = make("div", { class: "ddpm-palette" }, fills, button("Undo", undo), button("Clear", clear), button("Start again", restart));
   const keys = make("div", { id, class: "ddpm-keys", text: "Keys: arrows move (Shift: 4 pixels), Space paints, F fills, U undoes, C clears, S starts again, digits choose." });
-  const rows = model.get("controls").map(spec => control(model, spec, move));
-  const controls = make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node));
+  const { rows, place, node: controls } = controlRows(model, ask);
   const head = (...parts) => make("div", { class: "ddpm-head" }, ...parts);
   const root = frame(model, el, "pad", make("div", { class: "ddpm-board" }, make("div", {}, head(names[0]), pad), make("div", {}, head(names[1], busy), result),
     make("div", { style: `width:${Math.max(320, W * cell)}px` }, make("div", { class: "ddpm-palette", role: "group", "aria-label": "paints" }, ...palette),
@@ -37,8 +36,6 @@ function render({ model, el }) {
     model.save_changes();
   }
   function send() { clearTimeout(later); model.set("sheet", new DataView(sheet.slice().buffer)); ask(); }
-  function move(key, position) { model.set("position", { ...model.get("position"), [key]: position }); ask(); }
-  function place() { rows.forEach(row => row.show(model.get("position")[row.key])); }
   function answered() {
     if (model.get("answered") !== model.get("asked")) return; // a newer drawing waits
     clearTimeout(patience);

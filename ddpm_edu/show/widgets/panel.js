@@ -3,18 +3,14 @@
 function render({ model, el }) {
   const raw = model.get("raw"), name = model.get("kind");
   const picture = raw ? make("canvas", { role: "img", class: "ddpm-pixels" }) : make("img", { class: "ddpm-picture" });
-  const rows = model.get("controls").map(spec => control(model, spec, move));
-  const controls = make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node));
+  const { rows, place, node: controls } = controlRows(model, ask);
   const root = frame(model, el, name, controls, picture);
   let url = null, gone = false;
 
-  function move(key, position) {
-    model.set("position", { ...model.get("position"), [key]: position });
+  function ask() {
     root.setAttribute("aria-busy", "true");
     model.save_changes(); // while the kernel is busy the newest state waits, older ones are dropped
-    place();
   }
-  function place() { rows.forEach(row => row.show(model.get("position")[row.key])); }
   async function show() {
     const data = bytes(model.get("image"));
     if (raw) {

@@ -7,9 +7,8 @@ function render({ model, el }) {
   const slider = make("input", { type: "range", min: 0, max: 100, "aria-label": "from the first reading to the second",
     oninput: () => { stop(); go(slider.value / 100); } });
   const reading = make("output", { class: "ddpm-reading", "aria-live": "polite" });
-  const rows = model.get("controls").map(spec => control(model, spec, move));
+  const { place, node: controls } = controlRows(model, ask);
   const transport = make("div", { class: "ddpm-transport" }, button, slider);
-  const controls = make("div", { class: "ddpm-controls" }, ...rows.map(row => row.node));
   const root = frame(model, el, "turner", controls, stage, transport, reading);
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let moving = 0, later = 0, goal = model.get("at") < 0.5 ? 0 : 1;
@@ -61,13 +60,10 @@ function render({ model, el }) {
     };
     moving = requestAnimationFrame(tick);
   }
-  function move(key, position) {
-    model.set("position", { ...model.get("position"), [key]: position });
+  function ask() {
     root.setAttribute("aria-busy", "true");
     model.save_changes(); // while the kernel is busy the newest state waits, older ones are dropped
-    place();
   }
-  function place() { rows.forEach(row => row.show(model.get("position")[row.key])); }
   function ready() { root.removeAttribute("aria-busy"); }
   function show() { // a new picture: as it is, not turned
     const shape = model.get("shape");

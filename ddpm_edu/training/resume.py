@@ -213,9 +213,9 @@ class Run:
     @contextmanager
     def update(self) -> Iterator[None]:
         """One update: Ctrl-C waits for its end and saves; memory that ends is one error."""
-        self.model.train()
         with _held_back(signal.SIGINT) if self.checkpoint else nullcontext() as asked:
             try:
+                self.model.train()
                 yield
             except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is one
                 if not memory_ended(e):

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import warnings
+from typing import NamedTuple
 
 import nbformat
 import numpy as np
@@ -15,6 +16,7 @@ from ddpm_edu.errors import DataError, OptionError, ShapeError
 from ddpm_edu.show import plot
 from ddpm_edu.show.widgets import (
     Choice,
+    CodeFilm,
     Compare,
     DragPoint,
     Film,
@@ -364,6 +366,66 @@ def test_point_films_refuse(make, error, message):
         make()
 
 
+class Pass(NamedTuple):
+    codes: torch.Tensor
+    known: torch.Tensor
+    confidence: torch.Tensor
+
+
+def some_passes(n, places=6):
+    """n passes that find out the same number of codes each, from the first place on."""
+    known = [torch.arange(places)[None] < places * (k + 1) // n for k in range(n)]
+    return [Pass(torch.arange(places)[None] + 40, k, torch.full((1, places), 0.5)) for k in known]
+
+
+def a_code_film(slow=6, fast=2, places=6, **options):
+    pictures = lambda n: np.arange((n + 1) * 4 * 6 * 3, dtype=np.uint8).reshape(n + 1, 4, 6, 3)
+    plans = {name: (some_passes(n, places), pictures(n)) for name, n in (("a", slow), ("b", fast))}
+    return CodeFilm(plans, label="codes", caption="c", **{"rows": 2, "start": 1, **options})
+
+
+def test_a_code_film_sends_what_is_known_after_each_pass():
+    film = a_code_film()
+    assert film.shape == [2, 7, 2, 3, 4, 6] and film.titles == ["a", "b"]
+    sent = np.frombuffer(film.numbers, "<i2").reshape(2, 7, 6)
+    assert (sent[:, 0] == -1).all()  # nothing is known before the first pass
+    assert ((sent >= 0).sum(2) == [[0, 1, 2, 3, 4, 5, 6], [0, 3, 6, 6, 6, 6, 6]]).all()
+    assert (sent[:, -1] == np.arange(6) + 40).all()
+    sure = np.frombuffer(film.sure, np.uint8).reshape(2, 7, 6)
+    assert ((sure == 128) == (sent >= 0)).all()
+    frames = np.frombuffer(film.frames, np.uint8).reshape(2, 7, 4, 6, 3)
+    assert (frames[1, 2:] == frames[1, 2]).all() and (frames[0, 6] != frames[0, 5]).any()
+    assert film.captions[1] == "pass 1: 1 of 6 codes; 3 of 6 codes"
+    assert film.captions[2] == "pass 2: 2 of 6 codes; 6 of 6 codes, done"
+
+
+@pytest.mark.parametrize(
+    "make, error, name",
+    [
+        (lambda: CodeFilm({}, label="l", caption="c"), OptionError, "plans is empty"),
+        (lambda: a_code_film(rows=4), ShapeError, "4 rows"),
+        (lambda: a_code_film(fps=0), OptionError, "fps"),
+        (
+            lambda: CodeFilm({"a": (some_passes(3), np.zeros((3, 4, 4, 3), np.uint8))},
+                             rows=2, label="l", caption="c"),
+            ShapeError, "3 pictures for 3 passes",
+        ),
+        (
+            lambda: CodeFilm({"a": ([], np.zeros((1, 4, 4, 3), np.uint8))}, label="l", caption="c"),
+            OptionError, "no steps",
+        ),
+        (
+            lambda: CodeFilm({"a": ([Pass(*(x.repeat(2, 1) for x in step)) for step in some_passes(2)],
+                                    np.zeros((3, 4, 4, 3), np.uint8))}, label="l", caption="c"),
+            OptionError, "one picture",
+        ),
+    ],
+)  # fmt: skip
+def test_code_films_refuse(make, error, name):
+    with pytest.raises(error, match=name):
+        make()
+
+
 def test_controls_that_play_no_part_are_named():
     widget = SliderImage(
         lambda t, kind: grey(t),
@@ -689,6 +751,7 @@ def test_predict_refuses(question, options, answer, why, items, name):
     [
         a_film,
         a_point_film,
+        a_code_film,
         a_drag,
         a_compare,
         a_turner,

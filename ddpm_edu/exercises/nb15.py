@@ -75,15 +75,15 @@ PICK_CASES = [
 def _term(all_places=False, weight="right", mean=False, sign=-1):
     """An answer that may count known places, or weigh by something else than the posterior."""
 
-    def answer(log_p, masked, alpha_prev, alpha):
+    def answer(log_p, unknown, m_prev, m):
         chance = {
-            "right": (alpha_prev - alpha) / (1 - alpha),
+            "right": (m - m_prev) / m,
             "none": 1.0,
-            "rise": alpha_prev - alpha,
-            "before": (alpha_prev - alpha) / (1 - alpha_prev) if alpha_prev < 1 else 0.0,
-            "kept": 1 - alpha / alpha_prev,
+            "rise": m - m_prev,
+            "before": (m - m_prev) / m_prev if m_prev else 0.0,
+            "forward": (m - m_prev) / (1 - m_prev),
         }[weight]
-        count = torch.ones_like(log_p) if all_places else masked.to(log_p)
+        count = torch.ones_like(log_p) if all_places else unknown.to(log_p)
         total = (count * log_p).sum(1)
         total = total / count.sum(1).clamp(min=1) if mean else total
         return sign * chance * total
@@ -91,12 +91,12 @@ def _term(all_places=False, weight="right", mean=False, sign=-1):
     return answer
 
 
-def _term_case(seed, alpha_prev, alpha):
+def _term_case(seed, m_prev, m):
     log_p = _numbers(seed, 3, 6).mul(2).sigmoid().log()
-    return log_p, _numbers(seed + 1, 3, 6) > -0.3, alpha_prev, alpha
+    return log_p, _numbers(seed + 1, 3, 6) > -0.3, m_prev, m
 
 
-TERM_CASES = [_term_case(20, 0.7, 0.4), _term_case(30, 0.25, 0.0), _term_case(40, 0.9, 0.55)]
+TERM_CASES = [_term_case(20, 0.3, 0.6), _term_case(30, 0.75, 1.0), _term_case(40, 0.1, 0.45)]
 
 # ---------------------------------------------------------------- 15.4  which codes stay
 
@@ -220,7 +220,7 @@ EXERCISES = {
         mistakes=[
             (
                 _term(all_places=True),
-                "Known places cost nothing: there both distributions agree. Sum over the masked "
+                "Known places cost nothing: there both distributions agree. Sum over the unknown "
                 "places alone.",
             ),
             (
@@ -229,27 +229,27 @@ EXERCISES = {
             ),
             (
                 _term(weight="none"),
-                "The weight is missing: a masked place is revealed in this step only with the "
-                "chance (alpha_prev - alpha) / (1 - alpha).",
+                "The weight is missing: a code becomes known in this step only with the chance "
+                "(m - m_prev) / m.",
             ),
             (
                 _term(weight="rise"),
-                "alpha_prev - alpha is the chance that a place is masked just now. We KNOW that "
-                "it is masked: divide by that chance, 1 - alpha.",
+                "m - m_prev is the chance that a code is lost just now. We KNOW that it is "
+                "unknown at t: divide by the chance of that, m.",
             ),
             (
                 _term(weight="before"),
-                "You divide by 1 - alpha_prev. What is given is x_t, so divide by the chance of a "
-                "mask at t, 1 - alpha.",
+                "You divide by m_prev. What is given is x_t, so divide by the share that is "
+                "unknown at t, m.",
             ),
             (
-                _term(weight="kept"),
-                "1 - alpha / alpha_prev is the forward chance, from code to mask. Going back, "
-                "Bayes gives (alpha_prev - alpha) / (1 - alpha).",
+                _term(weight="forward"),
+                "(m - m_prev) / (1 - m_prev) is the forward chance, from code to [UNKNOWN]. Going "
+                "back, Bayes gives (m - m_prev) / m.",
             ),
-            (_term(mean=True), "Sum over the masked places; the KL of a product is a sum."),
+            (_term(mean=True), "Sum over the unknown places; the KL of a product is a sum."),
         ],
-        right="Cross-entropy on the masked places, times the chance that they are revealed now.",
+        right="Cross-entropy on the unknown places, times the chance that they are revealed now.",
     ),
     "15.4": Exercise(
         reference=_stay(),

@@ -380,6 +380,42 @@ def test_a_film_waits_when_the_reader_wants_no_motion(browser):
         assert root.get_attribute("data-index") == "20"
 
 
+def test_codes_appear_and_a_place_tells_its_code_by_mouse_and_by_key(page):
+    from types import SimpleNamespace
+
+    from ddpm_edu.show.widgets import CodeFilm
+
+    codes = np.arange(16)[None] + 100
+
+    def plan(n):
+        known = [np.arange(16)[None] < 16 * (k + 1) // n for k in range(n)]
+        steps = [SimpleNamespace(codes=codes, known=k, confidence=0.25 + 0 * codes) for k in known]
+        return steps, np.random.default_rng(0).integers(0, 256, (n + 1, 8, 8, 3), dtype=np.uint8)
+
+    film = CodeFilm({"one": plan(16), "four": plan(4)}, label="codes", caption="Two plans.",
+                    start=3, autoplay=False)  # fmt: skip
+    root = standing(page, film, "shape captions label index fps loop autoplay titles cell "
+                    "numbers sure frames")  # fmt: skip
+    words, reading = root.locator(".ddpm-legend"), root.locator(".ddpm-reading")
+    assert (
+        words.inner_text() == "pass 3: 3 of 16 codes; 12 of 16 codes" and not reading.inner_text()
+    )
+    slider, shown = root.get_by_role("slider"), picture(root)
+    slider.focus()
+    assert after(root, lambda: page.keyboard.press("ArrowRight")) != shown
+    assert words.inner_text() == "pass 4: 4 of 16 codes; 16 of 16 codes, done"
+    box = root.locator("canvas").bounding_box()
+    page.mouse.move(box["x"] + 13, box["y"] + 26 + 13)
+    assert "row 1, column 1:" in reading.inner_text() and "code 100" in reading.inner_text()
+    assert "chosen in pass 1, probability 0.25" in reading.inner_text()
+    page.mouse.move(0, 0)
+    stage = root.get_by_role("group", name="codes")
+    stage.focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        after(root, lambda key=key: page.keyboard.press(key))
+    assert "row 2, column 2: one: not yet; four: code 105" in reading.inner_text()
+
+
 def test_a_block_of_a_unet_is_touched_by_mouse_and_by_key(page):
     import torch
 

@@ -16,9 +16,9 @@ def pick(logits, temperature, top_k):
     return torch.zeros_like(logits).scatter(1, where, values.softmax(1))
 
 
-def term(log_p, masked, alpha_prev, alpha):
-    losses = torch.where(masked, -log_p, torch.zeros_like(log_p))
-    return losses.sum(1) * (alpha_prev - alpha) / (1 - alpha)
+def term(log_p, unknown, m_prev, m):
+    losses = torch.where(unknown, -log_p, torch.zeros_like(log_p))
+    return losses.sum(1) * (1 - m_prev / m)
 
 
 def stay(confidence, known, keep):
@@ -79,8 +79,8 @@ WRONG = [
     ("15.3", lambda p, m, a, b: term(p, m | True, a, b), "Known places cost nothing"),
     ("15.3", lambda p, m, a, b: -term(p, m, a, b), "never negative"),
     ("15.3", lambda p, m, a, b: -(p * m).sum(1), "weight is missing"),
-    ("15.3", lambda p, m, a, b: -(p * m).sum(1) * (1 - b / a), "forward chance"),
-    ("15.3", lambda p, m, a, b: -(p * m).sum(1) * (a - b), "divide by that chance"),
+    ("15.3", lambda p, m, a, b: -(p * m).sum(1) * (b - a) / (1 - a), "forward chance"),
+    ("15.3", lambda p, m, a, b: -(p * m).sum(1) * (b - a), "divide by that chance"),
     ("15.4", surest, "get lost again"),
     ("15.4", as_many_new, "counts all known codes"),
     ("15.4", lambda c, k, n: stay(-c, k, n), "least sure"),

@@ -2,6 +2,7 @@
 
     SliderPicture(draw, Slider("t", range(1000), 300), alt="Noise at t = {t}", caption="Drag t.")
     Film(frames, label="x_t and x0-hat", captions=texts, caption="Noise becomes a digit.")
+    CodeFilm({"one by one": (steps, pictures)}, label="Codes", caption="A picture, word by word.")
     Pad(render, picture=x, colors=COLOURS, alt="The new digit", caption="Draw.")
     Compare(old, new, names=("before", "after"), alt="Two digits", caption="Move the handle.")
     Turner(picture, view, names=("six", "nine"), alt="A six or a nine", caption="Turn it.")
@@ -13,6 +14,7 @@ the kernel, film.js for the page.
 """
 
 from .base import Widget, freeze
+from .codes import CodeFilm
 from .compare import Compare
 from .controls import Choice, Slider, Text, Toggle
 from .drag import DragPoint
@@ -32,6 +34,7 @@ __all__ = [
     "Text",
     "Film",
     "PointFilm",
+    "CodeFilm",
     "DragPoint",
     "Pad",
     "Compare",

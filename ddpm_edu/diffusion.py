@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError, OptionError, ScheduleError, ShapeError, in_range, one_of, whole
+from .errors import DataError, OptionError, ScheduleError, ShapeError, fits, in_range, one_of, whole
 from .schedule import MAX_T, Schedule
 
 
@@ -115,6 +115,7 @@ def loss(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     predict: str = "eps",
+    weight: str | Tensor = "none",
     generator=None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -122,7 +123,8 @@ def loss(
 
     x_0: (B, ...). t: (B,) whole numbers, drawn uniformly unless given; eps likewise from N(0, I).
     predict: what the model outputs, "eps", "x_0", "v" or "flow"; "eps" is refused with a schedule
-    that ends in pure noise. reduction "none" returns one number a picture, (B,).
+    that ends in pure noise. weight: of each t, a name that `Schedule.weight` knows, or (T,) numbers
+    for the squared error of the prediction. reduction "none" returns one number a picture, (B,).
     """
     _check_cond(cond, x_0)
     one_of("reduction", reduction, ("mean", "none"))
@@ -142,7 +144,17 @@ def loss(
             f"the model returned {tuple(prediction.shape)} for {tuple(x_t.shape)}: make them equal"
         )
     squared = (prediction - target) ** 2
+    if not isinstance(weight, str) or weight != "none":
+        squared = schedule.at(_weights(weight, schedule, predict), t, x_0) * squared
     return squared.mean() if reduction == "mean" else squared.flatten(1).mean(1)
+
+
+def _weights(weight, schedule, predict) -> Tensor:
+    """(T,) numbers, given so or by name."""
+    if not isinstance(weight, Tensor):
+        return schedule.weight(weight, predict)
+    fits("weight", weight, (schedule.T,), "of the loss: pass a number for each t,")
+    return weight
 
 
 # ---------------------------------------------------------------- which timesteps to visit

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREDICTIONS = ("eps", "x_0", "v", "flow")
+WEIGHTS = ("none", "snr", "snr_plus_1", "truncated", "min_snr")  # of the loss
 MOST = 2**16  # of a size, unless a field says otherwise
 MOST_PROMPTS = 1024  # in one call
 FLOATS = "pass floats in [-1, 1]; from_uint8 converts bytes"

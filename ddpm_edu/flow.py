@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .diffusion import Cond, Denoiser
-from .errors import OptionError, fits, floats, in_range, one_of, whole
+from .errors import OptionError, ShapeError, fits, floats, in_range, one_of, whole
 from .schedule import Schedule
 
 
@@ -37,6 +37,58 @@ def velocity(
         return eps - x0_hat
 
     return field
+
+
+def path(field: Callable, x_1: Tensor, steps: int = 100, start: float = 1.0) -> Tensor:
+    """Where the noise x_1 goes, (steps + 1, B, ...): Euler's steps from u = `start` to u = 0.
+
+    start: 1, or the share of noise where the schedule ends.
+    """
+    whole("steps", steps, 1, 10**6)
+    in_range("start", start, 1e-6, 1, "the share of noise in x_1")
+    x = [x_1]
+    with torch.no_grad():
+        for i in range(steps):
+            x.append(x[-1] - start / steps * field(x[-1], start * (1 - i / steps)))
+    return torch.stack(x)
+
+
+def straightness(x: Tensor) -> Tensor:
+    """How much farther than straight each path x (steps + 1, B, ...) goes, (B,); 0 is straight.
+
+    mean over the steps of |velocity - (x_1 - x_0)|^2, over |x_1 - x_0|^2: the S(Z) of Liu et al.
+    2022 (arXiv 2209.03003, section 2.2), free of units. One step of Euler is exact where it is 0.
+    """
+    if x.ndim < 3 or len(x) < 2:
+        raise ShapeError(f"x has shape {tuple(x.shape)}: pass paths (steps + 1, B, ...) of `path`")
+    step = (x[:-1] - x[1:]).flatten(2) * (len(x) - 1)  # velocities
+    whole_way = (x[0] - x[-1]).flatten(1)
+    off = (step - whole_way).square().sum(2).mean(0)
+    return off / whole_way.square().sum(1)
+
+
+def shifted_timesteps(schedule: Schedule, steps: int, shift: float = 1.0) -> Tensor:
+    """Times of any schedule with shares u = i / steps moved to noise, (steps,) float64, falling.
+
+    u becomes shift u / (1 + (shift - 1) u), as in `Schedule.flow`, but the schedule, which the
+    model knows its times by, stays as it is: so SD 3 is sampled.
+    """
+    whole("steps", steps, 1, schedule.T, "one model call each, no more than the schedule has")
+    in_range("shift", shift, 1e-3, 1e3, "1 is the plain path, SD 3 samples with 3")
+    u = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+    u = shift * u / (1 + (shift - 1) * u)
+    return schedule.time_at(u / (1 - u)).clamp(max=schedule.T - 1)
+
+
+def shift_of(numbers: int, trained: int) -> float:
+    """sqrt(numbers / trained): the shift for pictures of more numbers than a model was trained on.
+
+    So many copies of a number under noise tell it as well as one under less noise (Esser et al.
+    2024, eq. 23): 1024 x 1024 pixels after 256 x 256 would be 4; SD 3 takes 3, which looks best.
+    """
+    whole("numbers", numbers, 1, 2**40, "of a picture")
+    whole("trained", trained, 1, 2**40, "of a picture in training")
+    return math.sqrt(numbers / trained)
 
 
 def share(schedule: Schedule, t: float) -> float:

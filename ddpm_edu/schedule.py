@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .errors import PREDICTIONS, ScheduleError, ShapeError, in_range, one_of
+from .errors import PREDICTIONS, WEIGHTS, ScheduleError, ShapeError, in_range, one_of
 
 MAX_T = 100_000  # steps; a thousand are usual
 NO_SIGNAL = 1e-12  # an alpha_bar below this leaves nothing of the picture that float32 could hold
@@ -181,7 +181,7 @@ class Schedule:
         Shapes as in `q_sample`.
         """
         _same_shape("x_{t-1}", x_prev, "eps", eps)
-        s, n = (self._at(c.sqrt(), t, x_prev) for c in (self.alpha, self.beta))
+        s, n = (self.at(c.sqrt(), t, x_prev) for c in (self.alpha, self.beta))
         return s * x_prev + n * eps
 
     def q_sample(self, x_0: Tensor, t, eps: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class Schedule:
         """
         _same_shape("x_0", x_0, "x_t", x_t)
         if t_prev is None:
-            now, before, at = self.alpha_bar, self.alpha_bar_prev, lambda c: self._at(c, t, x_0)
+            now, before, at = self.alpha_bar, self.alpha_bar_prev, lambda c: self.at(c, t, x_0)
         else:
             if not float(t_prev) < float(t):
                 raise ScheduleError(
@@ -249,6 +249,30 @@ class Schedule:
         det = s * c_eps - n * c_0
         return (c_eps * x_t - n * prediction) / det, (s * prediction - c_0 * x_t) / det
 
+    def weight(self, name: str, predict: str = "eps", gamma: float = 5.0) -> Tensor:
+        """w(t) / k(t)^2, (T,): what |prediction - target|^2 is multiplied by for a loss
+        E w(t) |x0_hat - x_0|^2.
+
+        With x_t held, an error of the prediction is k times that of x0_hat, k = c_0 - c_eps s / n:
+        to choose what is predicted is to choose a weight. name: "none" is w = k^2, the plain loss
+        (eps: SNR; x_0: 1; v: SNR + 1; flow: (1 + sqrt(SNR))^2). Any prediction with w = "snr",
+        "snr_plus_1", "truncated" = max(SNR, 1) (Salimans & Ho 2022), "min_snr" = min(SNR, gamma)
+        (Hang et al. 2023, arXiv 2303.09556).
+        """
+        one_of("weight", name, WEIGHTS)
+        in_range("gamma", gamma, 1e-6, 1e6, "5 is usual")
+        self.can_predict(predict, self.T - 1)
+        c_0, c_eps = _coefficients(predict, self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt())
+        k2 = (c_0 - c_eps * self.snr.sqrt()) ** 2
+        w = {
+            "none": k2,
+            "snr": self.snr,
+            "snr_plus_1": self.snr + 1,
+            "truncated": self.snr.clamp(min=1),
+            "min_snr": self.snr.clamp(max=gamma),
+        }[name]
+        return w / k2
+
     def can_predict(self, predict: str, t) -> None:
         """Raise ScheduleError for "eps" where alpha_bar_t is 0: (x_t - n eps) / s is 0 / 0."""
         one_of("predict", predict, PREDICTIONS)
@@ -264,7 +288,7 @@ class Schedule:
         """`signal_noise` of a number t, or (B, 1, ...) tensors of a tensor t."""
         if not (isinstance(t, Tensor) and t.ndim > 0):
             return self.signal_noise(t)
-        return self._at(self.alpha_bar.sqrt(), t, x), self._at((1 - self.alpha_bar).sqrt(), t, x)
+        return self.at(self.alpha_bar.sqrt(), t, x), self.at((1 - self.alpha_bar).sqrt(), t, x)
 
     def _whole(self, t):
         """t itself, after checking that it holds steps of the schedule only: whole, 0 to T-1."""
@@ -280,7 +304,7 @@ class Schedule:
             )
         return t
 
-    def _at(self, values: Tensor, t, x: Tensor) -> Tensor:
+    def at(self, values: Tensor, t, x: Tensor) -> Tensor:
         """values[t] in the type of x, shaped (B, 1, ..., 1), after checking t."""
         t = torch.as_tensor(self._whole(t), device="cpu")
         if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):

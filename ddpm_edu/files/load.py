@@ -44,6 +44,7 @@ from ..networks.controlnet import (
 from ..networks.dit import DiT, DiTConfig
 from ..networks.gaussian import GaussianPrior
 from ..networks.mlp import MLP
+from ..networks.precondition import Preconditioned
 from ..networks.tokenizer import Tokenizer, tokenize
 from ..networks.unet import SpaceToDepth, UNet, UNetConfig
 from ..networks.unet_classic import ClassicUNet
@@ -595,6 +596,7 @@ SETTINGS = {  # of classes without a config: how their arguments are read back
         in_channels=m.in_channels, channels=m.last.in_channels, vector=m.n_vector, emb=m.emb
     ),
     SpaceToDepth: lambda m: dict(factor=m.factor),
+    Preconditioned: lambda m: dict(sigma_data=m.sigma_data),
     GaussianPrior: lambda m: dict(
         shape=list(m.shape), classes=m.classes, parts=m.parts, rank=m.rank
     ),

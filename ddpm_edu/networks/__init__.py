@@ -26,5 +26,6 @@ __getattr__, __dir__ = lazily(
         "clip": "CLIP CLIPConfig contrastive_loss cosines zero_shot retrieval clip_score",
         "classifier": "Classifier ClassifierConfig",
         "gaussian": "GaussianPrior",
+        "precondition": "Preconditioned preconditioning",
     },
 )

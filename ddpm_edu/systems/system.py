@@ -3,6 +3,7 @@
 SD 1.5, SD 2.1, SDXL base and its refiner are four `SystemConfig`s of one class.
 """
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -221,6 +222,26 @@ def build(
     for name, part in sd.named_children():
         part.to(part_dtype(name, dtype))
     return sd.eval().requires_grad_(False)
+
+
+def with_denoiser(sd: StableDiffusion, trained) -> StableDiffusion:
+    """The same system, its UNet replaced by another denoiser of its latents and texts, as by a DiT.
+
+    trained: (model, schedule, predict, meta), what `load("painted-dit")` returns; meta may say the
+    name of the system ("base"), and guidance, sampler and steps. OptionError for another system's.
+    """
+    model, schedule, predict, meta = trained
+    if (base := meta.get("base")) not in (None, sd.config.name):
+        raise OptionError(
+            f"this denoiser was trained on the latents of {base}, not of {sd.config.name}: "
+            f"load({base!r:.40}) and pass that system"
+        )
+    own = {k: meta[k] for k in ("guidance", "sampler", "steps") if k in meta}
+    other = copy.copy(sd)
+    other._modules = sd._modules | {"unet": model}  # text and VAE are shared
+    other.config = replace(sd.config, predict=predict, **own)
+    other.schedule = schedule
+    return other
 
 
 def part_dtype(part: str, dtype) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from ..lazy import lazily
 
-# Not `train` and `follow`, names of modules: from ddpm_edu.training.train import train.
+# Not `train`, `reflow` and `follow`, names of modules: from ddpm_edu.training.train import train.
 __getattr__, __dir__ = lazily(
     __name__,
     {
@@ -14,6 +14,8 @@ __getattr__, __dir__ = lazily(
             "classifier_features measure_scale perceptual"
         ),
         "latents": "Latents conditions encode",
+        "reflow": "Pairs make_pairs",
+        "denoisers": "DENOISER_RECIPES DenoiserRecipe PAINTED_DIT train_denoiser",
         "control": "PAINTED_EDGES ControlRecipe Hinted hinted train_control",
         "cuts": "Cuts CutLatents cuts encode_cuts",
         "recipes": "RECIPES Recipe MINUTE MNIST CIFAR10 PAINTED EMOJI FIVE_MINUTES",

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..diffusion import Cond, loss
-from ..errors import PREDICTIONS, choices, numbers, sizes
+from ..errors import PREDICTIONS, WEIGHTS, choices, numbers, sizes
 from ..schedule import Schedule
 from .resume import Run
 
@@ -33,6 +33,7 @@ class TrainConfig:
     clip_norm: float = 1.0  # longest gradient allowed, inf for any
     p_uncond: float = 0.1  # share of conditions dropped, for guidance
     predict: str = "eps"  # what the model outputs: "eps", "x_0", "v" or "flow"
+    weight: str = "none"  # of each t in the loss, see Schedule.weight: "min_snr", "snr" and others
     optimizer: str = "adamw"  # or "muon", see optim.py
     # "uniform", or "logit_normal": t = T sigmoid(t_mean + normal), most often in the middle, later
     # if t_mean > 0 (Esser et al. 2024, arXiv 2403.03206, eq. 19)
@@ -53,7 +54,7 @@ class TrainConfig:
         numbers(self, lr=(0, 10), weight_decay=(0, 10), ema=(0, 1), clip_norm=(1e-9, math.inf))
         numbers(self, p_uncond=(0, 1), t_mean=(-10, 10), t_share=(1e-3, 1), offset_noise=(0, 10))
         numbers(self, seconds=(0, 10**9))
-        choices(self, predict=PREDICTIONS, optimizer=("adamw", "muon"))
+        choices(self, predict=PREDICTIONS, weight=WEIGHTS, optimizer=("adamw", "muon"))
         choices(self, t_distribution=("uniform", "logit_normal"), dtype=("float32", "bfloat16"))
 
 
@@ -99,8 +100,9 @@ def train(
             x_0, cond = run.batch(Cond | None)
             t, eps = run.times(schedule.T), run.noise(x_0)
             cond = run.drop(cond, getattr(dataset, "uncond", None))
+            ask = dict(predict=config.predict, weight=config.weight)
             with run.precision():
-                value = loss(run.model, schedule, x_0, cond, t=t, eps=eps, predict=config.predict)
+                value = loss(run.model, schedule, x_0, cond, t=t, eps=eps, **ask)
             run.descend(value)
             run.save()
         yield report(run)

@@ -1,5 +1,4 @@
-"""Other denoisers for the latents and texts of a system that ships: a DiT by flow matching, say.
-Notebook 16.
+"""Other denoisers for the latents of a system that ships, such as a DiT. Notebook 16.
 
 VAE and text encoder stay; network, prediction, weight and schedule are the recipe's.
 """

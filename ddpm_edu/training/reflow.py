@@ -1,5 +1,4 @@
-"""Reflow: pairs of noise and picture from a model's own paths, and a model trained on them.
-Notebook 16.
+"""Reflow: a model trained on the two ends of another's paths, which straightens. Notebook 16.
 
 Rectified flow = Liu et al. 2022 (arXiv 2209.03003); with texts and guidance Liu et al. 2023
 (InstaFlow, arXiv 2309.06380). In training each picture meets every noise, so that paths cross and

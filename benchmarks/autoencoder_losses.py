@@ -7,7 +7,7 @@
     python benchmarks/autoencoder_losses.py channels_2        the shipped VAE given 2 latent channels
 
 The encoder stays as the warm start left it, so that all decoders read the same latents; only the run
-with the heavy KL trains it too, as the KL acts there. Each part writes data/vae_losses/NAME.safetensors,
+with the heavy KL trains it too, as the KL acts there. Each part writes data/vae_losses/NAME.safetensors.xz,
 8 bits, with its loss terms, command, processor seconds, device, date and versions. One thread. The last
 line printed is one JSON object.
 """
@@ -123,5 +123,5 @@ if __name__ == "__main__":
     }
     FOLDER.mkdir(exist_ok=True)
     tensors.SMALLEST = 1024  # small layers in 8 bits as well: a quarter of the file
-    save(FOLDER / f"{args.part}.safetensors", vae, meta, dtype=torch.int8)
+    save(FOLDER / f"{args.part}.safetensors.xz", vae, meta, dtype=torch.int8)
     print(json.dumps({k: v for k, v in meta.items() if k != "curves"}))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from .errors import DdpmEduError, OptionError, check_device, check_writable, in_range, one_of, whole
-from .paths import data_folder, replacing
+from .paths import replacing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -380,8 +380,11 @@ def train(args) -> None:
     from .training.follow import follow
 
     out = args.out or Path(f"{args.name}.safetensors")
-    if out.suffix != ".safetensors":
-        raise OptionError(f"--out {out}: pass a file name that ends in .safetensors")
+    if not out.name.endswith((".safetensors", ".safetensors.xz")):
+        raise OptionError(
+            f"--out {out}: pass a file name that ends in .safetensors, or in .xz "
+            "behind that for a packed file"
+        )
     options = {name: getattr(args, name) for name in ("checkpoint", "steps", "seconds", "device")}
     written = follow(args.name, out, **options, dtype=args.dtype)
     print(f"{', '.join(map(str, written))}: written")
@@ -389,14 +392,15 @@ def train(args) -> None:
 
 def models(args) -> None:
     """What ships, then the published systems: name, size, title, where each is or is looked for."""
-    from .files.load import CONTROLS, KNOWN, where
+    from .files.load import CONTROLS, KNOWN, find, shipped, where
 
-    for path in sorted((data_folder() / "weights").glob("*.safetensors")):
-        card, title = path.with_suffix(".md"), "no card"
+    for name in shipped():
+        path, title = find(name), "no card"
+        card = path.with_name(f"{name}.md")
         if os.path.isfile(card):
             title = card.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
         size = path.stat().st_size / 2**20
-        print(f"{path.stem:16} {size:5.1f} MiB  {title.lstrip('# ')}\n{'':16} {path}")
+        print(f"{name:16} {size:5.1f} MiB  {title.lstrip('# ')}\n{'':16} {path}")
     for name, known in KNOWN.items():
         sizes, side = (
             [f"{size / 2**30:5.1f} GiB" for size in known.files.values()],

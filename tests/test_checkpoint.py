@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import lzma
 import os
 import pickle
 import struct
@@ -779,3 +780,34 @@ def test_two_thousand_mutations_give_nothing_but_checkpoint_errors(tmp_path):
             refused += 1
             assert "x.safetensors" in str(error)
     assert refused > 1500
+
+
+# ---------------------------------------------------------------- packed (.xz)
+
+
+def test_a_packed_file_is_the_same(tmp_path):
+    model, schedule = MLP(2), Schedule.cosine()
+    plain, packed = tmp_path / "x.safetensors", tmp_path / "y.safetensors.xz"
+    for path in (plain, packed):
+        save(path, model, {"seed": 1}, schedule=schedule, predict="v", dtype=torch.int8, levels=31)
+    assert packed.read_bytes()[:6] == b"\xfd7zXZ\0" and packed.stat().st_size < plain.stat().st_size
+    (a, about), (b, the_same) = load_tensors(plain), load_tensors(packed)
+    assert about == the_same and a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert max(q.abs().max() for q in a.values() if q.dtype == torch.int8) == 31
+    for source in (packed, tmp_path / "y.safetensors"):  # found without its ending, too
+        assert load(source).meta == {"seed": 1}
+    assert load_tensors(packed, torch.float16, ["schedule.beta"])[0].keys() == {"schedule.beta"}
+
+
+def test_a_damaged_packed_file_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors.xz"
+    save(path, MLP(2), schedule=Schedule.cosine(), predict="v")
+    content = path.read_bytes()
+    for bad in (content[:-9], content[:40], b"", content[:900] + b"\0" * 9 + content[909:], b"{}"):
+        path.write_bytes(bad)
+        with refuses(CheckpointError, "x.safetensors.xz", "damaged|empty", "fetch"):
+            load(path)
+    path.write_bytes(lzma.compress(bytes(2**28 + 9)))  # 39 KB that would fill 256 MB
+    with refuses(CheckpointError, "x.safetensors.xz", "damaged"):
+        load(path)

@@ -8,8 +8,12 @@ from ddpm_edu.files.load import load
 from ddpm_edu.files.tensors import load_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT / "data/vae_losses").glob("*.safetensors"))
+FILES = sorted((ROOT / "data/vae_losses").glob("*.safetensors.xz"))
 NEEDED = {"command", "updates", "batch", "processor_seconds", "device", "date", "torch", "curves"}
+
+
+def part_of(file):
+    return file.name.partition(".")[0]
 
 
 @pytest.fixture
@@ -22,15 +26,15 @@ def benchmark(monkeypatch):
 
 def test_every_part_is_recorded(benchmark):
     parts = {"warm", "twin", *benchmark.LOSSES, *benchmark.CHANNELS}
-    assert {file.stem for file in FILES} == parts
+    assert {part_of(file) for file in FILES} == parts
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=part_of)
 def test_a_file_says_how_it_was_made(file, benchmark):
     meta = load_tensors(file)[1]["meta"]
     assert NEEDED <= meta.keys() and file.stat().st_size < 262_144
-    assert f"benchmarks/autoencoder_losses.py {file.stem} " in meta["command"]
-    vae, weights, config = benchmark.start(file.stem, int(meta["command"].split()[-1]))
+    assert f"benchmarks/autoencoder_losses.py {part_of(file)} " in meta["command"]
+    vae, weights, config = benchmark.start(part_of(file), int(meta["command"].split()[-1]))
     recorded = load(file).config
     assert (recorded.mult, recorded.latent) == (vae.config.mult, vae.config.latent)
     assert vars(weights) == meta["weights"] and config.steps == meta["updates"]

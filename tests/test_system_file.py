@@ -221,6 +221,15 @@ def test_a_file_of_what_differs(shipped_tiny, tmp_path, dtype):
         assert off == 0 if "unet.conv_in.weight" != name else off < 0.02
 
 
+def test_a_clip_without_the_text_side_of_its_system():
+    """Both ship; the CLIP's file holds the pictures' side alone."""
+    for name in ("emoji", "painted"):
+        names = load_tensors(find(f"{name}_clip"))[0].keys()
+        assert not any(k.startswith("text.") for k in names) and "projection.weight" in names
+        encoder, clip = load(name).text.encoders[0].state_dict(), load(f"{name}_clip")
+        assert all(w.equal(encoder[k]) for k, w in clip.text.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

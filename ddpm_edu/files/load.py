@@ -65,6 +65,7 @@ LAYERED = {
     "TextEncoder": "text",
     "CLIP": "clip",
 }
+WEIGHTS = (".safetensors", ".safetensors.xz")  # of the weights that ship; the first goes first
 FORMAT = 1  # of the files that `save` writes; one of another format is refused
 MOST_BLOCKS = 2000  # of a plan, before it is built; SDXL has 140
 
@@ -156,7 +157,9 @@ PUBLISHED = KNOWN | CONTROLS
 
 def shipped() -> list[str]:
     """Names of the weights that ship with the course."""
-    return sorted(path.stem for path in (data_folder() / "weights").glob("*.safetensors"))
+    folder = data_folder() / "weights"
+    files = [path.name for end in WEIGHTS for path in folder.glob(f"*{end}")]
+    return sorted({name.partition(WEIGHTS[0])[0] for name in files})
 
 
 def where(name: str) -> list[Path]:
@@ -164,7 +167,8 @@ def where(name: str) -> list[Path]:
     and single files below data/models; the hub's cache."""
     one_of("name", name, [*PUBLISHED, *shipped()])
     if name not in PUBLISHED:
-        return [data_folder() / "weights" / f"{name}.safetensors"]
+        files = (data_folder() / "weights" / f"{name}{end}" for end in WEIGHTS)
+        return [file for file in files if file.exists()]
     models, known = data_folder() / "models", PUBLISHED[name]
     return [models / name, *(models / file for file in known.files), hub.cache(known.hub)]
 
@@ -179,8 +183,9 @@ def find(source, dtype=torch.float32, ema: bool = True) -> Path:
         here = [place for place in places if os.path.exists(place) and place.name[:8] != "models--"]
         return here[0] if here else hub.snapshot(PUBLISHED[name].hub, dtype, ema, places)
     path = Path(os.path.expanduser(source))
-    if os.path.exists(path):
-        return path
+    for place in (path, path.with_name(f"{path.name}.xz")):  # packed, too
+        if os.path.exists(place):
+            return place
     if hub.is_name(name):
         return hub.snapshot(name, dtype, ema, [path, hub.cache(name)])
     near = [f"did you mean {other}? " for other in difflib.get_close_matches(name, known, 1)]
@@ -392,7 +397,7 @@ def _load_ours(path, views, meta, device, dtype):
         it = f"format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}"
         raise CheckpointError(f"{path}: {it}: it is of another version, update ddpm_edu")
     with folders.plan_of(path):
-        views = _with_base(views, meta.get("base"), path)
+        views = _with_base(views, meta, path)
         beta = views.pop("schedule.beta", None)
         schedule = Schedule(beta.clone()) if beta is not None else None
         model = construct(meta, schedule, len(views), path)
@@ -417,8 +422,9 @@ def _load_ours(path, views, meta, device, dtype):
     return model if schedule is None or is_system else Pretrained(model, schedule, predict, beside)
 
 
-def _with_base(views, base, source):
+def _with_base(views, meta, source):
     """What a file holds, and of the system that it starts from what it does not hold."""
+    base = meta.get("base")
     if base is None:
         return views
     if not isinstance(base, str) or base not in shipped():
@@ -426,8 +432,16 @@ def _with_base(views, base, source):
         raise CheckpointError(
             f"{source}: {cause}, whose weights are not in {data_folder() / 'weights'}: get them"
         )
-    kept, _ = load_tensors(where(base)[0])
+    kept = _named_as_in(meta["class"], load_tensors(find(base))[0])
     return {k: w for k, w in kept.items() if k.removesuffix(".scale") not in views} | views
+
+
+def _named_as_in(kind, state):
+    """Of a system's state what a model of this class can take from it, by the class's names."""
+    if kind != "CLIP":
+        return state
+    text = "text.encoders.0."
+    return {k.replace(text, "text.", 1): w for k, w in state.items() if k.startswith(text)}
 
 
 def _check_meta(meta):
@@ -527,15 +541,17 @@ def save(
     schedule=None,
     predict=None,
     dtype=None,
+    levels: int = 127,
     base: str | None = None,
 ) -> None:
     """Write a model with its plan and `meta` (JSON-able) to one file, all or nothing; see `load`.
 
     model: a StableDiffusion, a denoiser (with schedule and predict, or a Pretrained), a VAE, CLIP
     or Classifier; torch.compile, DataParallel and the like are taken off.  dtype: of the weights in
-    the file; None: as they are; torch.int8 rounds large ones to 8 bits, a quarter of float32.
+    the file; None: as they are; torch.int8 rounds large ones to 8 bits, a quarter of float32, or to
+    fewer `levels` (`pack`). A path that ends in .safetensors.xz is packed without loss.
     base: a system that ships; weights that are equal in it are left out, and `load` takes them from
-    there.
+    there; a CLIP takes its text side.
     Raises OptionError for what has no plan, CheckpointError for NaN or a failure to write.
     """
     if isinstance(model, Pretrained):
@@ -557,11 +573,12 @@ def save(
     }
     check_finite(state, path)
     if base is not None:
-        plan["base"], same = one_of("base", base, shipped()), load(base).state_dict()
+        plan["base"] = one_of("base", base, shipped())
+        same = _named_as_in(plan["class"], load(base).state_dict())
         equal = lambda name, w: name in same and torch.equal(w, same[name])
         state = {name: w for name, w in state.items() if not equal(name, w.cpu())}
     if dtype == torch.int8:
-        state = pack(state)
+        state = pack(state, levels)
     elif dtype is not None:
         state = {k: v.to(dtype) if v.dtype == torch.float32 else v for k, v in state.items()}
     beta = {} if schedule is None else {"schedule.beta": schedule.beta}

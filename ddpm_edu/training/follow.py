@@ -51,7 +51,7 @@ def follow(
     check_writable(out)
     if recipe.vae is None:
         return _follow_pixels(recipe, out, checkpoint, steps, seconds, device)
-    clip = check_writable(out.with_stem(f"{out.stem}_clip"))
+    clip = check_writable(beside(out, "_clip"))
     if steps is not None:
         raise OptionError(
             "--steps: a whole system is three runs: pass --seconds for all of them together"
@@ -113,10 +113,16 @@ def _follow_sdxl(out, checkpoint, changed) -> list[Path]:
             f"{', '.join(changed)}: {SDXL_RECIPE.name} is eight runs, each of its own number of "
             "updates, in float32 on the CPU: leave the option out"
         )
-    refiner = out.with_stem(f"{out.stem}-refiner")
+    refiner = beside(out, "-refiner")
     for path in (out, refiner):
         check_writable(path)
     trained = train_sdxl(SDXL_RECIPE, checkpoint)
     for path, sd in ((out, trained.base), (refiner, trained.refiner)):
         save(path, sd, {**sd.meta, "train": trained.record}, dtype=torch.int8)
     return [out, refiner]
+
+
+def beside(out: Path, ending: str) -> Path:
+    """NAME.safetensors, or NAME.safetensors.xz -> the same with NAME and this ending."""
+    name, dot, kind = out.name.partition(".safetensors")
+    return out.with_name(f"{name}{ending}{dot}{kind}") if dot else out.with_stem(out.stem + ending)

@@ -291,3 +291,18 @@ def token_ids(ids, vocab, length) -> None:
     if len(outside):
         what = f"token id {outside[0].item()} is not in this encoder's vocabulary, 0 to {vocab - 1}"
         raise DataError(f"{what}: is the tokenizer another model's?")
+
+
+def code_numbers(codes, shape, book, most=MOST) -> None:
+    """ShapeError unless codes are whole numbers of this shape, at most `most` in a row;
+    OptionError unless they lie in 0..book-1."""
+    fits("codes", codes, shape, "this book takes whole numbers")
+    if codes.shape[1] > most or "int64" not in str(codes.dtype):
+        has = f"shape {tuple(codes.shape)} and type {codes.dtype}"
+        raise ShapeError(f"codes have {has}: pass up to {most} in a row, of torch.int64")
+    if codes.is_meta:
+        return
+    low, high = (bound.item() for bound in codes.aminmax())
+    if low < 0 or high >= book:
+        cause = f"codes run from {low} to {high}: those of this book are 0 to {book - 1}"
+        raise OptionError(f"{cause}: are they of another book?")

@@ -22,6 +22,7 @@ ROOMS = [
     "diffusion",
     "samplers",
     "flow",
+    "discrete",
     "networks",
     "systems",
     "files",

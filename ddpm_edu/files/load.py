@@ -43,14 +43,17 @@ from ..networks.controlnet import (
 )
 from ..networks.dit import DiT, DiTConfig
 from ..networks.gaussian import GaussianPrior
+from ..networks.gpt import GPT, GPTConfig
 from ..networks.mlp import MLP
 from ..networks.precondition import Preconditioned
 from ..networks.tokenizer import Tokenizer, tokenize
 from ..networks.unet import SpaceToDepth, UNet, UNetConfig
 from ..networks.unet_classic import ClassicUNet
 from ..networks.vae import VAE, VAEConfig
+from ..networks.vq import VQVAE, VQConfig
 from ..paths import data_folder
 from ..schedule import Schedule
+from ..systems.codes import CodeConfig, CodeSystem
 from ..systems.system import PLANS, StableDiffusion, SystemConfig, build, part_dtype
 from . import folder as folders
 from . import hub
@@ -605,6 +608,9 @@ CONFIGS = {
     Classifier: ClassifierConfig,
     ControlNet: ControlNetConfig,
     DiT: DiTConfig,
+    GPT: GPTConfig,
+    VQVAE: VQConfig,
+    CodeSystem: CodeConfig,
     StableDiffusion: SystemConfig,
 }
 SETTINGS = {  # of classes without a config: how their arguments are read back

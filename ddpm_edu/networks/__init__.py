@@ -12,12 +12,13 @@ __getattr__, __dir__ = lazily(
         ),
         "dit": "DiT DiTConfig DiTBlock DIT_XL sine_positions",
         "mmdit": "MMDiT MMDiTConfig SD3_MEDIUM FLUX_DEV",
+        "gpt": "GPT GPTConfig Cache",
         "controlnet": (
             "ControlNet ControlNetConfig control_net SD15_CONTROL SD21_CONTROL SDXL_CONTROL"
         ),
         "unet_classic": "ClassicUNet",
         "vae": "VAE VAEConfig SD_VAE SDXL_VAE kl",
-        "vq": "VectorQuantizer",
+        "vq": "VectorQuantizer VQVAE VQConfig",
         "text": "Text TextConfig TextEncoder CLIP_L OPEN_CLIP_H OPEN_CLIP_G",
         "tokenizer": (
             "Tokenizer tokenize clip_tokenizer clean split_words known_words unseen "

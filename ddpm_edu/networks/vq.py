@@ -1,12 +1,14 @@
 """Vector quantization: latents as codes of a learned codebook, as in DALL-E. Notebook 06."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import OptionError, ShapeError, fits, whole
+from ..errors import OptionError, ShapeError, fits, parts, sizes, whole
+from .vae import VAE, VAEConfig
 
 
 class Quantized(NamedTuple):
@@ -77,3 +79,37 @@ class VectorQuantizer(nn.Module):
         counts = torch.bincount(indices.flatten().cpu(), minlength=len(self.codes))
         p = counts.double() / indices.numel()
         return torch.special.entr(p).sum().exp().item()
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Sizes of a VQVAE."""
+
+    vae: VAEConfig = VAEConfig(scale=1.0)  # its logvar is not used
+    codes: int = 512  # in the book
+
+    def __post_init__(self):
+        parts(self, vae=VAEConfig)
+        sizes(self, codes=(1, 2**20))
+
+
+class VQVAE(nn.Module):
+    """Pictures as codes and back: a VAE's encoder and decoder with a book between them.
+
+    x (B, C, H, W) in [-1, 1] <-> codes (B, H/f, W/f), whole numbers of 0..codes-1. `training/
+    autoencoder.py` trains both parts. Raises ShapeError, OptionError for codes outside the book.
+    """
+
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        self.config = config
+        self.vae = VAE(config.vae)
+        self.codebook = VectorQuantizer(config.codes, config.vae.latent)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The number of the code that is nearest to each latent."""
+        return self.codebook(self.vae.encode(x)[0]).indices
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Near [-1, 1] and not clamped."""
+        return self.vae.decode(self.codebook.lookup(codes))

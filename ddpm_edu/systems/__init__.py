@@ -13,6 +13,7 @@ __getattr__, __dir__ = lazily(
         "arguments": "",
         "editing": "",
         "pictures": "picture_of mask_of",
+        "codes": "CodeSystem CodeConfig rerank",
         "control": "controlled",
         "attention_maps": "attention_weights recording word_maps token_words",
         "guard": "",

@@ -7,9 +7,9 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-# In the names of weights that AdamW moves: the first and last layer, and a codebook, which is a
-# list of vectors and no map.
-OUTSIDE = ("conv_in", "conv_out", "codes")
+# In the names of weights that AdamW moves: the first and last layer, and a codebook or a table of
+# tokens, which are lists of vectors and no maps.
+OUTSIDE = ("conv_in", "conv_out", "codes", "table", "logits")
 
 
 def lr_at(step: int, progress: float, peak: float, warmup: int) -> float:

@@ -1,0 +1,123 @@
+"""A system of codes: codes and pictures, drawing by seeds, its file, reranking, refusals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import refuses
+
+from ddpm_edu import CheckpointError, OptionError, ShapeError, load, save
+from ddpm_edu.datasets.painted import caption, painted_digits, scenes
+from ddpm_edu.networks.gpt import GPTConfig
+from ddpm_edu.networks.tokenizer import train_tokenizer
+from ddpm_edu.networks.vae import VAEConfig
+from ddpm_edu.networks.vq import VQVAE, VQConfig
+from ddpm_edu.systems.codes import CodeConfig, CodeSystem, rerank
+
+PROMPTS = ["a large red seven on a blue ground, top left", "a small black one on a white ground"]
+TOKENIZER = train_tokenizer([caption(s) for s in scenes()[::7]], 640, 16)
+VQ = VQConfig(VAEConfig(channels=4, mult=(1, 1, 1), blocks=1, latent=3, groups=2, scale=1.0), 11)
+GPT = GPTConfig(11, 64, TOKENIZER.bpe.get_vocab_size(), 16, 16, 2, 2)
+
+
+def system(causal=True, seed=0):
+    torch.manual_seed(seed)
+    config = CodeConfig("small", VQ, replace(GPT, causal=causal), steps=4)
+    made = CodeSystem(config, TOKENIZER).eval().requires_grad_(False)
+    for p in made.gpt.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return made
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_picture_depends_on_its_own_seed_and_prompt(causal):
+    s = system(causal)
+    both = s.draw(PROMPTS, seed=5)
+    assert both.shape == (2, 3, 32, 32) and both.abs().max() <= 1
+    assert torch.allclose(s.draw(PROMPTS[1:], seed=6), both[1:], atol=1e-5)
+    steps = list(s.generate(PROMPTS, seed=5))
+    assert len(steps) == (64 if causal else 4) and steps[-1].known.all()
+    assert torch.equal(s.decode(steps[-1].codes).clamp(-1, 1), both)
+    assert not torch.equal(s.draw(PROMPTS, seed=7), both)
+
+
+def test_codes_lie_row_by_row_and_are_the_nearest():
+    s, x = system(), painted_digits("test", 4)[:][0]
+    codes = s.encode(x)
+    z = s.vq.vae.encode(x)[0]
+    book = s.vq.codebook.codes
+    nearest = (z[2, :, 3, 5] - book).square().sum(1).argmin()
+    assert codes.shape == (4, 64) and codes[2, 3 * 8 + 5] == nearest
+    e = book[codes[2]].T.reshape(1, 3, 8, 8)
+    torch.testing.assert_close(s.decode(codes)[2:3], s.vq.vae.decode(e))
+
+
+def test_the_systems_own_ways_are_taken_and_can_be_changed():
+    s = system()
+    own = CodeSystem(replace(s.config, top_k=1), TOKENIZER).eval()
+    own.load_state_dict(s.state_dict())
+    assert torch.equal(own.draw(PROMPTS), s.draw(PROMPTS, top_k=1))
+    assert torch.equal(s.draw(PROMPTS, top_k=1), s.draw(PROMPTS, temperature=0))
+    guided = CodeSystem(replace(s.config, guidance=9.0), TOKENIZER).eval()
+    guided.load_state_dict(s.state_dict())
+    assert torch.equal(guided.draw(PROMPTS), s.draw(PROMPTS, guidance=9.0))
+    assert not torch.equal(guided.draw(PROMPTS), s.draw(PROMPTS))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_its_file_gives_it_back(tmp_path, causal):
+    s, path = system(causal), tmp_path / "x.safetensors"
+    save(path, s, {"train": 1})
+    back = load(path)
+    assert back.config == s.config and back.meta == {"train": 1}
+    assert torch.equal(back.draw(PROMPTS), s.draw(PROMPTS))
+    save(path, s.vq)
+    vq = load(path)
+    x = painted_digits("test", 4)[:][0]
+    assert isinstance(vq, VQVAE) and torch.equal(vq.encode(x).flatten(1), s.encode(x))
+    save(path, s.gpt)
+    assert load(path).config == s.gpt.config
+
+
+def test_a_file_with_another_tokenizer_is_refused(tmp_path):
+    s, path = system(), tmp_path / "x.safetensors"
+    s.tokenizer = train_tokenizer(PROMPTS, 640, 20)
+    save(path, s)
+    with refuses(CheckpointError, "tokenizer", "two models"):
+        load(path)
+
+
+def test_reranking_takes_the_nearest_of_each_prompts_own():
+    """Of real pictures, one of which is the prompt's, CLIP finds it."""
+    clip, data = load("painted_clip"), painted_digits("test", 24, seed=3)
+    x, captions = data[:]
+    own = [captions[3 * i + i % 3] for i in range(8)]
+    best, which = rerank(x.unflatten(0, (8, 3)), own, clip)
+    assert (which == torch.arange(8) % 3).double().mean() >= 0.85
+    assert torch.equal(best, x.unflatten(0, (8, 3))[torch.arange(8), which])
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda s, m: s.draw(PROMPTS, steps=8), OptionError, ["steps", "64"]),
+        (lambda s, m: m.draw(PROMPTS, steps=0), OptionError, ["steps"]),
+        (lambda s, m: m.draw(PROMPTS, top_k=3), OptionError, ["top_k"]),
+        (lambda s, m: s.draw([]), OptionError, ["prompts"]),
+        (lambda s, m: s.draw(PROMPTS, seed=-1), OptionError, ["seed"]),
+        (lambda s, m: s.decode(torch.full((1, 64), 11)), OptionError, ["11", "0 to 10"]),
+        (lambda s, m: s.decode(torch.zeros(1, 63, dtype=torch.long)), ShapeError, ["64"]),
+        (lambda s, m: s.encode(torch.zeros(1, 3, 16, 16)), ShapeError, ["pictures", "32"]),
+        (lambda s, m: CodeSystem(s.config).draw(PROMPTS), OptionError, ["tokenizer"]),
+        (lambda s, m: replace(s.config, size=16), OptionError, ["places"]),
+        (lambda s, m: replace(s.config, vq=replace(VQ, codes=12)), OptionError, ["12", "11"]),
+        (
+            lambda s, m: rerank(torch.zeros(1, 2, 3, 32, 32), PROMPTS, None),
+            ShapeError,
+            ["pictures", "2 prompts"],
+        ),
+    ],
+)
+def test_refusals(call, error, words):
+    with refuses(error, *words):
+        call(system(), system(causal=False))

@@ -141,6 +141,9 @@ def sample(args) -> None:
         kind = type(loaded).__name__
         raise OptionError(f"--model {args.model} is no denoiser but a {kind}: see `txt2img`")
     model, schedule, predict, meta = loaded
+    if base := meta.get("base"):
+        how = f"draw(with_denoiser(load({base!r}), load({args.model!r})), prompts) draws with it"
+        raise OptionError(f"--model {args.model} denoises the latents of {base}: in Python {how}")
     sampler = one_of("--sampler", args.sampler or meta.get("sampler", "dpmpp_2m"), SAMPLERS)
     guidance = meta.get("guidance", 1.0) if args.guidance is None else args.guidance
     steps = SAMPLERS[sampler](

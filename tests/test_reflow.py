@@ -18,12 +18,13 @@ from ddpm_edu import (
     load,
     noise,
 )
+from ddpm_edu.cli import main
 from ddpm_edu.datasets.points import gaussian_mixture
 from ddpm_edu.flow import path, share, shift_of, shifted_timesteps, straightness, velocity
 from ddpm_edu.networks import MLP, DiTConfig
 from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.systems.system import with_denoiser
-from ddpm_edu.training import Pairs, TrainConfig, make_pairs
+from ddpm_edu.training import Pairs, TrainConfig, denoisers, make_pairs
 from ddpm_edu.training.denoisers import PAINTED_DIT, train_denoiser
 from ddpm_edu.training.reflow import reflow
 from ddpm_edu.training.train import train
@@ -181,3 +182,17 @@ def test_refusals(small):
         make_pairs(to_a_point, FLOW, torch.zeros(2, 2), sampler="ddpm")
     with refuses(ScheduleError, "eps"):
         reflow(MLP(2, 8, 1), FLOW, Pairs(*torch.zeros(2, 3, 2)), TrainConfig(steps=1, batch_size=1))
+
+
+def test_the_command_writes_a_denoiser(small, tmp_path, monkeypatch, capsys):
+    recipe = replace(PAINTED_DIT, net=small.model.config, n=8)
+    recipe = replace(recipe, train=replace(recipe.train, batch_size=4))
+    monkeypatch.setitem(denoisers.DENOISER_RECIPES, "painted-dit", recipe)
+    out = tmp_path / "x.safetensors.xz"
+    assert main(["train", "painted-dit", "--out", str(out), "--steps", "2"]) == 0
+    model, schedule, predict, meta = load(out)
+    assert type(model).__name__ == "DiT" and predict == "flow" and schedule.alpha_bar[-1] == 0
+    assert meta["base"] == "painted" and meta["train"]["updates"] == 2
+    assert len(model.patches.weight.unique()) <= 63 * 16  # a row has 63 values
+    assert main(["sample", "--model", str(out), "--out", str(tmp_path / "x.png")]) == 2
+    assert "with_denoiser" in capsys.readouterr().err

@@ -164,7 +164,7 @@ def train_editing(
     model = Sharpening(sd.unet, sd.schedule) if recipe.vector else sd.unet
     step = last_step(log(train(model, sd.schedule, latents, config, checkpoint=checkpoint)))
     model.load_state_dict(step.ema.state_dict())
-    return sd.eval().requires_grad_(False)
+    return sd.cpu().eval().requires_grad_(False)
 
 
 class Sharpening(nn.Module):

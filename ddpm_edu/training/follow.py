@@ -9,6 +9,7 @@ import torch
 from ..errors import OptionError, check_device, check_writable, in_range, one_of
 from ..files.load import save
 from .control import CONTROL_RECIPES, train_control
+from .denoisers import DENOISER_RECIPES, train_denoiser
 from .editing import EDIT_RECIPES, train_editing
 from .recipes import RECIPES
 from .sdxl import SDXL_RECIPE, train_sdxl
@@ -32,7 +33,8 @@ def follow(
     checkpoint: a file, of a whole system a folder. All that can be refused is refused before the
     training.
     """
-    one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *CONTROL_RECIPES, *EDIT_RECIPES))
+    others = CONTROL_RECIPES | EDIT_RECIPES | DENOISER_RECIPES
+    one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *others))
     check_device(device)
     if seconds is not None:
         in_range("seconds", seconds, 0.1, 10**7, "of training")
@@ -41,7 +43,7 @@ def follow(
         given = dict(steps=steps, seconds=seconds, device=device, dtype=dtype)
         changed = [f"--{option}" for option in own if given[option] != own[option]]
         return _follow_sdxl(out, checkpoint, changed)
-    if name in CONTROL_RECIPES or name in EDIT_RECIPES:
+    if name in others:
         changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
         return _follow_beside(name, out, checkpoint, changes, device)
     recipe = RECIPES[name]
@@ -87,13 +89,16 @@ def _follow_beside(name, out, checkpoint, changes, device) -> list[Path]:
     """A model that is trained beside a system that ships."""
     if name in CONTROL_RECIPES:
         recipe, part, run, how = CONTROL_RECIPES[name], "ControlNet", train_control, {}
+    elif name in DENOISER_RECIPES:
+        recipe, part, run = DENOISER_RECIPES[name], "denoiser", train_denoiser
+        how = {"levels": recipe.levels}
     else:  # its file holds what differs from the base
         recipe, part, run = EDIT_RECIPES[name], "UNet", train_editing
         how = {"base": recipe.base}
     recipe = dataclasses.replace(recipe, train=_run(recipe.train, out, checkpoint, changes))
     started, record = time.perf_counter(), {}
     log = logged(part, recipe.train, record)
-    model = run(recipe, checkpoint, log, device).cpu()
+    model = run(recipe, checkpoint, log, device)
     card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
     save(out, model, {**model.meta, "train": card}, dtype=torch.int8, **how)
     return [out]

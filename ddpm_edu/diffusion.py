@@ -8,6 +8,7 @@ guidance = Ho & Salimans 2022 (arXiv 2207.12598).
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -234,13 +235,34 @@ def visit(schedule: Schedule, timesteps, end: float = -1) -> list[tuple[float, f
 # ---------------------------------------------------------------- sampling
 
 
+@dataclass(frozen=True)
+class Dynamic:
+    """`clip` by each picture's own range: dynamic thresholding (Imagen, Saharia et al. 2022, 2.3).
+
+    s = that percentile of |x0_hat| in a picture, but at least 1; x0_hat is held in [-s, s] and
+    divided by s. Numbers that strong guidance drove beyond 1 come back, and the others with them,
+    where static clipping leaves all of them at the edge.
+    """
+
+    percentile: float = 0.995  # a share of the picture's numbers, 0 to 1; 1 only divides
+
+    def __post_init__(self):
+        in_range("percentile", self.percentile, 0, 1, "0.995 clips one number of 200")
+
+    def __call__(self, x0_hat: Tensor) -> Tensor:
+        """x0_hat (B, ...) -> the same shape, in [-1, 1]."""
+        size = x0_hat.abs().reshape(len(x0_hat), -1)
+        s = size.quantile(self.percentile, dim=1).clamp(min=1).view(-1, *[1] * (x0_hat.ndim - 1))
+        return x0_hat.clamp(-s, s) / s
+
+
 def begin(
     model, schedule, x_T, timesteps, cond=None, *, predict="eps", clip=None, end=-1, generator=None
 ):
     """What every sampler does at its call: check the arguments of `sample`. Returns (path, look).
 
     path: the pairs (t, t_prev) of `visit`.  look(x_t, t) -> (x0_hat, eps_hat): one model call; with
-    `clip`, x0_hat is held in [-clip, clip] and eps_hat follows it.
+    `clip`, x0_hat is held in [-clip, clip], or by a `Dynamic`, and eps_hat follows it.
     Raises OptionError, ShapeError, ScheduleError: at the call, not in the middle of the run.
     """
     path = visit(schedule, timesteps, end)
@@ -251,8 +273,8 @@ def begin(
     _check_cond(cond, x_T)
     _same_device(model, x_T)
     schedule.can_predict(predict, path[0][0])
-    if clip is not None:
-        in_range("clip", clip, 0, 1e9, "1 for pictures in [-1, 1], None for none")
+    if not isinstance(clip, Dynamic | None):
+        in_range("clip", clip, 0, 1e9, "1 for pictures in [-1, 1], a Dynamic, or None for none")
     _check_generator(generator, x_T)
 
     @torch.no_grad()
@@ -260,7 +282,7 @@ def begin(
         prediction = model(x_t, torch.full((len(x_t),), t, device=x_t.device), cond or Cond())
         x0_hat, eps = schedule.split(x_t, prediction, t, predict)
         if clip is not None:
-            x0_hat = x0_hat.clamp(-clip, clip)
+            x0_hat = clip(x0_hat) if isinstance(clip, Dynamic) else x0_hat.clamp(-clip, clip)
             eps = schedule.split(x_t, x0_hat, t, "x_0")[1]
         return x0_hat, eps
 
@@ -328,7 +350,7 @@ def sample(
     *,
     eta: float = 0.0,
     predict: str = "eps",
-    clip: float | None = None,
+    clip: float | Dynamic | None = None,
     end: float = -1,
     generator=None,
 ) -> Iterator[Step]:
@@ -338,8 +360,9 @@ def sample(
     sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t/alpha_bar_prev).
 
     x_T: (B, ...) noise. timesteps: a number of steps or a falling row of times. predict: what the
-    model outputs. clip: hold x0_hat in [-clip, clip]. end: see `visit`. generator: see
-    `randn_like`. Yields one Step a model call. Arguments are checked at the call: see `begin`.
+    model outputs. clip: hold x0_hat in [-clip, clip], or see `Dynamic`. end: see `visit`.
+    generator: see `randn_like`. Yields one Step a model call. Arguments are checked at the call:
+    see `begin`.
     """
     in_range("eta", eta, 0, 1, "0 is deterministic, 1 adds as much noise as DDPM")
     options = dict(predict=predict, clip=clip, end=end, generator=generator)

@@ -46,6 +46,7 @@ from ..networks.gaussian import GaussianPrior
 from ..networks.gpt import GPT, GPTConfig
 from ..networks.mlp import MLP
 from ..networks.precondition import Preconditioned
+from ..networks.prior import Prior, PriorConfig
 from ..networks.tokenizer import Tokenizer, tokenize
 from ..networks.unet import SpaceToDepth, UNet, UNetConfig
 from ..networks.unet_classic import ClassicUNet
@@ -53,6 +54,7 @@ from ..networks.vae import VAE, VAEConfig
 from ..networks.vq import VQVAE, VQConfig
 from ..paths import data_folder
 from ..schedule import Schedule
+from ..systems.cascade import Cascade, CascadeConfig
 from ..systems.codes import CodeConfig, CodeSystem
 from ..systems.system import PLANS, StableDiffusion, SystemConfig, build, part_dtype
 from . import folder as folders
@@ -400,13 +402,14 @@ def _load_ours(path, views, meta, device, dtype):
         it = f"format = {meta.get('format')!r:.40}, and this ddpm_edu reads format {FORMAT}"
         raise CheckpointError(f"{path}: {it}: it is of another version, update ddpm_edu")
     with folders.plan_of(path):
-        views = _with_base(views, meta, path)
+        own, views = views, _with_base(views, meta, path)
         beta = views.pop("schedule.beta", None)
         schedule = Schedule(beta.clone()) if beta is not None else None
         model = construct(meta, schedule, len(views), path)
         beside, predict = meta.get("meta", {}), meta.get("predict")
         _check_meta(beside)
-        is_system = isinstance(model, StableDiffusion)
+        is_system = isinstance(model, SYSTEMS)
+        views = _of_model(views, own, model)
         if predict is not None or schedule is not None and not is_system:
             one_of("predict", predict, PREDICTIONS)
             if schedule is None:
@@ -445,6 +448,12 @@ def _named_as_in(kind, state):
         return state
     text = "text.encoders.0."
     return {k.replace(text, "text.", 1): w for k, w in state.items() if k.startswith(text)}
+
+
+def _of_model(views, own, model):
+    """Without those parts of a base that this model does not have: a cascade takes its text."""
+    parts = {name for name, _ in model.named_children()}
+    return {k: w for k, w in views.items() if k in own or k.partition(".")[0] in parts}
 
 
 def _check_meta(meta):
@@ -549,10 +558,11 @@ def save(
 ) -> None:
     """Write a model with its plan and `meta` (JSON-able) to one file, all or nothing; see `load`.
 
-    model: a StableDiffusion, a denoiser (with schedule and predict, or a Pretrained), a VAE, CLIP
-    or Classifier; torch.compile, DataParallel and the like are taken off.  dtype: of the weights in
-    the file; None: as they are; torch.int8 rounds large ones to 8 bits, a quarter of float32, or to
-    fewer `levels` (`pack`). A path that ends in .safetensors.xz is packed without loss.
+    model: a StableDiffusion or Cascade, a denoiser (with schedule and predict, or a Pretrained), a
+    VAE, CLIP or Classifier; torch.compile, DataParallel and the like are taken off.  dtype: of the
+    weights in the file; None: as they are; torch.int8 rounds large ones to 8 bits, a quarter of
+    float32, or to fewer `levels` (`pack`). A path that ends in .safetensors.xz is packed without
+    loss.
     base: a system that ships; weights that are equal in it are left out, and `load` takes them from
     there; a CLIP takes its text side.
     Raises OptionError for what has no plan, CheckpointError for NaN or a failure to write.
@@ -560,7 +570,7 @@ def save(
     if isinstance(model, Pretrained):
         model, schedule, predict = model.model, model.schedule, model.predict
     model = unwrapped(model)
-    is_system = isinstance(model, StableDiffusion)
+    is_system = isinstance(model, SYSTEMS)
     schedule = model.schedule if is_system else schedule
     plan = inner = describe(model)
     while inner:
@@ -611,8 +621,11 @@ CONFIGS = {
     GPT: GPTConfig,
     VQVAE: VQConfig,
     CodeSystem: CodeConfig,
+    Prior: PriorConfig,
+    Cascade: CascadeConfig,
     StableDiffusion: SystemConfig,
 }
+SYSTEMS = (StableDiffusion, Cascade)  # they hold their schedule
 SETTINGS = {  # of classes without a config: how their arguments are read back
     MLP: lambda m: dict(dim=m.dim, hidden=m.hidden, layers=len(m.middle), vector=m.n_vector),
     ClassicUNet: lambda m: dict(

@@ -13,6 +13,7 @@ __getattr__, __dir__ = lazily(
         "dit": "DiT DiTConfig DiTBlock DIT_XL sine_positions",
         "mmdit": "MMDiT MMDiTConfig SD3_MEDIUM FLUX_DEV",
         "gpt": "GPT GPTConfig Cache",
+        "prior": "Prior PriorConfig",
         "controlnet": (
             "ControlNet ControlNetConfig control_net SD15_CONTROL SD21_CONTROL SDXL_CONTROL"
         ),

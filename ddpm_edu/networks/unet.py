@@ -349,6 +349,7 @@ class SpaceToDepth(nn.Module):
 
     (B, C, H, W) -> (B, C f^2, H/f, W/f) -> model -> back (Shi et al. 2016, pixel shuffle). The
     noise is the same numbers in another order, so schedule, loss and samplers do not notice.
+    cond.picture is folded likewise.
     """
 
     def __init__(self, model: nn.Module, factor: int):
@@ -359,4 +360,7 @@ class SpaceToDepth(nn.Module):
         f = self.factor
         shape, whose = ("B", "C", "H", "W"), f"SpaceToDepth({f}) takes"
         fits("x_t", x_t, shape, whose, f"H and W multiples of {f}", of=(1, 1, f, f))
+        if cond.picture is not None:
+            fits("cond.picture", cond.picture, ("B", "C", *x_t.shape[2:]), whose)
+            cond = cond._replace(picture=F.pixel_unshuffle(cond.picture, f))
         return F.pixel_shuffle(self.model(F.pixel_unshuffle(x_t, f), t, cond), f)

@@ -14,6 +14,8 @@ __getattr__, __dir__ = lazily(
         "editing": "",
         "pictures": "picture_of mask_of",
         "codes": "CodeSystem CodeConfig rerank",
+        "cascade": "Cascade CascadeConfig",
+        "prior": "draw_embeddings caption_cond nearest",
         "control": "controlled",
         "attention_maps": "attention_weights recording word_maps token_words",
         "guard": "",

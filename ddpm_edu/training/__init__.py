@@ -17,6 +17,8 @@ __getattr__, __dir__ = lazily(
         "reflow": "Pairs make_pairs",
         "denoisers": "DENOISER_RECIPES DenoiserRecipe PAINTED_DIT train_denoiser",
         "control": "PAINTED_EDGES ControlRecipe Hinted hinted train_control",
+        "cascade": "CASCADE_RECIPES PAINTED_IMAGEN CascadeRecipe train_cascade",
+        "prior": "PRIOR_RECIPES PAINTED_PRIOR PriorRecipe train_prior",
         "cuts": "Cuts CutLatents cuts encode_cuts",
         "recipes": "RECIPES Recipe MINUTE MNIST CIFAR10 PAINTED EMOJI FIVE_MINUTES",
         "whole_system": "assemble train_clip train_system train_unet train_vae",

@@ -8,13 +8,17 @@ import torch
 
 from ..errors import OptionError, check_device, check_writable, in_range, one_of
 from ..files.load import save
+from .cascade import CASCADE_RECIPES, train_cascade
 from .control import CONTROL_RECIPES, train_control
 from .denoisers import DENOISER_RECIPES, train_denoiser
 from .editing import EDIT_RECIPES, train_editing
+from .prior import PRIOR_RECIPES, train_prior
 from .recipes import RECIPES
 from .sdxl import SDXL_RECIPE, train_sdxl
 from .train import train
 from .whole_system import last_step, logged, machine, train_system
+
+SHARES = {"base": 0.75, "up": 0.25}  # of a cascade's seconds
 
 
 def follow(
@@ -33,7 +37,7 @@ def follow(
     checkpoint: a file, of a whole system a folder. All that can be refused is refused before the
     training.
     """
-    others = CONTROL_RECIPES | EDIT_RECIPES | DENOISER_RECIPES
+    others = CONTROL_RECIPES | EDIT_RECIPES | DENOISER_RECIPES | CASCADE_RECIPES | PRIOR_RECIPES
     one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *others))
     check_device(device)
     if seconds is not None:
@@ -43,6 +47,8 @@ def follow(
         given = dict(steps=steps, seconds=seconds, device=device, dtype=dtype)
         changed = [f"--{option}" for option in own if given[option] != own[option]]
         return _follow_sdxl(out, checkpoint, changed)
+    if name in CASCADE_RECIPES:
+        return _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device)
     if name in others:
         changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
         return _follow_beside(name, out, checkpoint, changes, device)
@@ -92,6 +98,8 @@ def _follow_beside(name, out, checkpoint, changes, device) -> list[Path]:
     elif name in DENOISER_RECIPES:
         recipe, part, run = DENOISER_RECIPES[name], "denoiser", train_denoiser
         how = {"levels": recipe.levels}
+    elif name in PRIOR_RECIPES:
+        recipe, part, run, how = PRIOR_RECIPES[name], "prior", train_prior, {}
     else:  # its file holds what differs from the base
         recipe, part, run = EDIT_RECIPES[name], "UNet", train_editing
         how = {"base": recipe.base}
@@ -101,6 +109,28 @@ def _follow_beside(name, out, checkpoint, changes, device) -> list[Path]:
     model = run(recipe, checkpoint, log, device)
     card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
     save(out, model, {**model.meta, "train": card}, dtype=torch.int8, **how)
+    return [out]
+
+
+def _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device) -> list[Path]:
+    """Two runs; the file holds what differs from the system whose texts are read."""
+    if steps is not None:
+        raise OptionError(
+            "--steps: a cascade is two runs: pass --seconds for both of them together"
+        )
+    recipe, started, record = CASCADE_RECIPES[name], time.perf_counter(), {}
+    runs = {"base": recipe.train_base, "up": recipe.train_up}
+    for part, share in SHARES.items():
+        own = seconds and share * seconds
+        runs[part] = _run(runs[part], out, checkpoint, {"seconds": own, "dtype": dtype})
+        record[part] = {}
+    recipe = dataclasses.replace(recipe, **{f"train_{part}": run for part, run in runs.items()})
+    log = lambda part: logged(part, runs[part], record[part])
+    cascade = train_cascade(recipe, checkpoint, log, device).cpu()
+    card = {part: dataclasses.asdict(runs[part]) | record[part] for part in runs}
+    card |= machine(recipe, started, device)
+    how = {"dtype": torch.int8, "base": recipe.text}
+    save(out, cascade, {**cascade.meta, "train": card}, **how)
     return [out]
 
 

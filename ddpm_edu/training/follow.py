@@ -99,7 +99,7 @@ def _follow_beside(name, out, checkpoint, changes, device) -> list[Path]:
         recipe, part, run = DENOISER_RECIPES[name], "denoiser", train_denoiser
         how = {"levels": recipe.levels}
     elif name in PRIOR_RECIPES:
-        recipe, part, run, how = PRIOR_RECIPES[name], "prior", train_prior, {}
+        recipe, part, run, how = PRIOR_RECIPES[name], "prior", train_prior, {"levels": 31}
     else:  # its file holds what differs from the base
         recipe, part, run = EDIT_RECIPES[name], "UNet", train_editing
         how = {"base": recipe.base}
@@ -129,7 +129,7 @@ def _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device) -> lis
     cascade = train_cascade(recipe, checkpoint, log, device).cpu()
     card = {part: dataclasses.asdict(runs[part]) | record[part] for part in runs}
     card |= machine(recipe, started, device)
-    how = {"dtype": torch.int8, "base": recipe.text}
+    how = {"dtype": torch.int8, "levels": 31, "base": recipe.text}
     save(out, cascade, {**cascade.meta, "train": card}, **how)
     return [out]
 

@@ -54,7 +54,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - started)
     if args.sheet:
         sheet = Image.fromarray(grid(to_uint8(drawn), 10, 1))
-        sheet.save(args.sheet, "WEBP", lossless=True, quality=100, method=6)
+        sheet.save(args.sheet, "WEBP", quality=92, method=6)
     print(", ".join(names))
     print(
         json.dumps(

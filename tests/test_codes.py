@@ -7,12 +7,15 @@ import torch
 from helpers import refuses
 
 from ddpm_edu import CheckpointError, OptionError, ShapeError, load, save
+from ddpm_edu.cli import main
 from ddpm_edu.datasets.painted import caption, painted_digits, scenes
 from ddpm_edu.networks.gpt import GPTConfig
 from ddpm_edu.networks.tokenizer import train_tokenizer
 from ddpm_edu.networks.vae import VAEConfig
 from ddpm_edu.networks.vq import VQVAE, VQConfig
 from ddpm_edu.systems.codes import CodeConfig, CodeSystem, rerank
+from ddpm_edu.training import codes as codes_module
+from ddpm_edu.training.codes import DALLE, MASKGIT, encode, objective, train_codes, train_vq
 
 PROMPTS = ["a large red seven on a blue ground, top left", "a small black one on a white ground"]
 TOKENIZER = train_tokenizer([caption(s) for s in scenes()[::7]], 640, 16)
@@ -121,3 +124,93 @@ def test_reranking_takes_the_nearest_of_each_prompts_own():
 def test_refusals(call, error, words):
     with refuses(error, *words):
         call(system(), system(causal=False))
+
+
+# ---------------------------------------------------------------- training
+
+
+def short(recipe, **changes):
+    """A few updates of the recipe, with a smaller GPT, from a system in a file where it has a base."""
+    run = replace(recipe.train, steps=3, batch_size=8, save_every=2)
+    book = recipe.train_vq and replace(recipe.train_vq, steps=3, batch_size=8)
+    gpt = replace(recipe.gpt, width=16, layers=1, heads=2)
+    return replace(recipe, n=64, gpt=gpt, train=run, train_vq=book, **changes)
+
+
+def test_pictures_become_codes_and_tokens_once():
+    s, data = system(), painted_digits("test", 30)
+    codes = encode(s, data, batch=7)
+    x, captions = data[:]
+    found, text = codes[torch.tensor([3, 29])]
+    assert torch.equal(found, s.encode(x)[[3, 29]]) and len(codes) == 30
+    assert torch.equal(text, s.ids([captions[3], captions[29]]))
+    assert len(codes.texts) == len(set(captions))
+
+
+def test_texts_are_dropped_for_guidance():
+    s = system()
+    seen = []
+
+    class Watched(torch.nn.Module):
+        def forward(self, codes, text):
+            seen.append(text)
+            return s.gpt(codes, text)
+
+    watched = Watched()
+    watched.config, watched.unknown = s.gpt.config, s.gpt.unknown
+    batch = torch.zeros(400, 64, dtype=torch.long), s.ids(PROMPTS[:1] * 400)
+    objective(s, 0.25)(watched, batch, torch.Generator().manual_seed(0))
+    empty = (seen[0] == s.ids([""])).all(1)
+    assert 0.15 < empty.double().mean() < 0.35
+    assert torch.equal(seen[0][~empty], batch[1][~empty])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_few_updates_learn_and_a_run_that_stopped_goes_on(tmp_path, causal):
+    """Bit for bit."""
+    file = tmp_path / "start.safetensors"
+    save(file, system())
+    recipe = short(MASKGIT, start=str(file), base=None)
+    recipe = replace(recipe, gpt=replace(recipe.gpt, codes=11, causal=causal))
+
+    class Stop(Exception):
+        pass
+
+    def stopping(steps):
+        for step in steps:
+            yield step
+            if step.step == 2:
+                raise Stop
+
+    whole = train_codes(recipe)
+    with pytest.raises(Stop):
+        train_codes(recipe, tmp_path / "run.safetensors", stopping)
+    again = train_codes(recipe, tmp_path / "run.safetensors").state_dict()
+    assert all(torch.equal(again[name], w) for name, w in whole.state_dict().items())
+    start = load(file).state_dict()
+    same = {k for k, w in whole.state_dict().items() if k in start and torch.equal(w, start[k])}
+    assert {k for k in start if k.startswith("vq.")} <= same
+    assert whole.config.gpt.causal == causal and not any(
+        p.requires_grad for p in whole.parameters()
+    )
+    assert not torch.equal(whole.gpt.logits.weight, torch.zeros(11, 16))
+
+
+def test_the_book_starts_from_the_vae_that_ships():
+    """After a few updates its copies are already pictures."""
+    recipe = short(DALLE)
+    run = replace(recipe.train_vq, steps=8, batch_size=16)
+    vq, tokenizer = train_vq(replace(recipe, train_vq=run))
+    x = painted_digits("test", 50)[:][0]
+    codes = vq.encode(x)
+    assert (vq.decode(codes) - x).square().mean() < 0.05 < x.square().mean()
+    assert codes.unique().numel() > 40 and tokenizer.length == 16
+
+
+def test_the_command_writes_a_system_that_draws(tmp_path, monkeypatch):
+    monkeypatch.setitem(codes_module.CODE_RECIPES, "painted-dalle", short(DALLE))
+    out = tmp_path / "x.safetensors.xz"
+    assert main(["train", "painted-dalle", "--out", str(out), "--steps", "2"]) == 0
+    s = load(out)
+    assert s.meta["train"]["updates"] == 2 and s.meta["train"]["vq"]["updates"] == 3
+    assert s.draw(PROMPTS[:1]).shape == (1, 3, 32, 32)

@@ -9,6 +9,7 @@ import torch
 from ..errors import OptionError, check_device, check_writable, in_range, one_of
 from ..files.load import save
 from .cascade import CASCADE_RECIPES, train_cascade
+from .codes import CODE_RECIPES, train_codes
 from .control import CONTROL_RECIPES, train_control
 from .denoisers import DENOISER_RECIPES, train_denoiser
 from .editing import EDIT_RECIPES, train_editing
@@ -38,6 +39,7 @@ def follow(
     training.
     """
     others = CONTROL_RECIPES | EDIT_RECIPES | DENOISER_RECIPES | CASCADE_RECIPES | PRIOR_RECIPES
+    others |= CODE_RECIPES
     one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *others))
     check_device(device)
     if seconds is not None:
@@ -51,6 +53,8 @@ def follow(
         return _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device)
     if name in others:
         changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
+        if name in CODE_RECIPES:
+            return _follow_codes(name, out, checkpoint, changes, device)
         return _follow_beside(name, out, checkpoint, changes, device)
     recipe = RECIPES[name]
     runs = [run for run in ("train_vae", "train_clip", "train_unet") if getattr(recipe, run)]
@@ -131,6 +135,21 @@ def _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device) -> lis
     card |= machine(recipe, started, device)
     how = {"dtype": torch.int8, "levels": 31, "base": recipe.text}
     save(out, cascade, {**cascade.meta, "train": card}, **how)
+    return [out]
+
+
+def _follow_codes(name, out, checkpoint, changes, device) -> list[Path]:
+    """A book, where the recipe has a run for it, then the GPT, which the changes are for."""
+    recipe, started, record, book = CODE_RECIPES[name], time.perf_counter(), {}, {}
+    recipe = dataclasses.replace(recipe, train=_run(recipe.train, out, checkpoint, changes))
+    log = logged("GPT", recipe.train, record)
+    log_vq = recipe.train_vq and logged("VQ", recipe.train_vq, book)
+    system = train_codes(recipe, checkpoint, log, device, log_vq=log_vq)
+    card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
+    if book:
+        card["vq"] = {**dataclasses.asdict(recipe.train_vq), **book}
+    how = {"dtype": torch.int8, "levels": 31, "base": recipe.base}
+    save(out, system, {**system.meta, "train": card}, **how)
     return [out]
 
 

@@ -360,11 +360,13 @@ def to(device, batch):
 
 
 def _taken(dataset, index: Tensor, kind):
-    """dataset[index], if that is floats, each with a `kind`; DataError names what it is."""
+    """dataset[index], if that is floats, or codes (int64) where any `kind` will do, each with one;
+    DataError names what it is."""
     try:
         batch = dataset[index]
         x_0, other = batch if kind is not object or isinstance(batch, tuple) else (batch, None)
-        if x_0.is_floating_point() and isinstance(other, kind):
+        codes = kind is object and x_0.dtype == torch.int64
+        if (x_0.is_floating_point() or codes) and isinstance(other, kind):
             return batch
         cause = f"{x_0.dtype} with {type(other).__name__}"
     except (DdpmEduError, torch.OutOfMemoryError):

@@ -113,8 +113,8 @@ def fit(
 ) -> Iterator[TrainStep]:
     """The same loop for any other loss: objective(model, batch, generator) -> scalar.
 
-    dataset: len() and dataset[indices] -> a batch of any kind, pictures first. All chance belongs
-    to `generator`. p_uncond, predict, t_distribution and t_mean of the config are for `train`.
+    dataset: len() and dataset[indices] -> a batch of any kind, pictures or codes first. All chance
+    belongs to `generator`. p_uncond, predict, t_distribution and t_mean are for `train`.
     """
     run = Run(model, dataset, config, checkpoint)
     if run.progress() >= 1:

@@ -36,7 +36,14 @@ ROOMS = [
 ]
 UPWARDS = {("networks/clip.py", "files")}  # to be mended
 # Used as oracles in tests or as rivals in benchmarks, never as parts.
-FOREIGN = {"diffusers", "sklearn", "transformers", "tokenizers", "denoising_diffusion_pytorch"}
+FOREIGN = {
+    "diffusers",
+    "peft",
+    "sklearn",
+    "transformers",
+    "tokenizers",
+    "denoising_diffusion_pytorch",
+}
 PARTS = {
     "networks/text.py": {"transformers"},
     "networks/clip.py": {"transformers"},

@@ -9,6 +9,7 @@ __getattr__, __dir__ = lazily(
         "tensors": "load_tensors save_tensors",
         "names": "to_ours looks_like split_single_file",
         "folder": "Folder",
+        "lora": "load_lora save_lora",
         "hub": "",
     },
 )

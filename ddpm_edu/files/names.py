@@ -294,8 +294,8 @@ SIGNS = {  # (part, layout): a name that says so, once the prefix is off
 EMBEDDING = "a textual inversion (an embedding): a new word, not a model"
 CONTROL = "a ControlNet: an addition to a model, not a model"
 STRANGERS = {  # what it is: a name somewhere
-    "a LoRA: small changes to a model, not a model": r"lora_(up|down|A|B|a|b|linear)\b"
-    r"|[._]lora\.|^lora_|\.hada_w|\.lokr_|\.oft_|\.dora_scale$|lora_linear_layer",
+    "a LoRA (load_lora reads it): small changes to a model, not a model": r"lora_(up|down)\b"
+    r"|lora_(A|B|a|b|linear)\b|[._]lora\.|^lora_|\.hada_w|\.lokr_|\.oft_|\.dora_scale$|lora_linear_layer",
     CONTROL: r"^control_model\.|^(input_hint_block|zero_convs|controlnet_\w+|zero_mid)\.",
     "an adapter: an addition to a model, not a model": r"^(ip_adapter|image_proj|adapter)\.",
     "a motion module: an addition to a model, not a model": r"motion_modules\.",

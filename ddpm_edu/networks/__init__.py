@@ -17,6 +17,7 @@ __getattr__, __dir__ = lazily(
         "controlnet": (
             "ControlNet ControlNetConfig control_net SD15_CONTROL SD21_CONTROL SDXL_CONTROL"
         ),
+        "lora": "LoRA LowRank low_rank attach detach merge",
         "unet_classic": "ClassicUNet",
         "vae": "VAE VAEConfig SD_VAE SDXL_VAE kl",
         "vq": "VectorQuantizer VQVAE VQConfig",

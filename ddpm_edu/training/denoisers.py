@@ -70,9 +70,16 @@ def train_denoiser(
 
 PAINTED_DIT = DenoiserRecipe(
     "painted-dit",
-    DiTConfig(in_channels=4, width=112, depth=4, heads=4, context=64),
+    DiTConfig(in_channels=4, width=96, depth=4, heads=4, context=64),
     TrainConfig(
-        steps=4000, batch_size=48, ema=0.998, predict="flow", t_distribution="logit_normal", **MUON
+        steps=2400,
+        batch_size=32,
+        ema=0.995,
+        predict="flow",
+        t_distribution="logit_normal",
+        t_mean=0.5,
+        **MUON,
     ),
+    n=16000,
 )
 DENOISER_RECIPES = {recipe.name: recipe for recipe in (PAINTED_DIT,)}

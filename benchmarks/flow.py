@@ -336,7 +336,7 @@ def second_flow(args) -> dict:
             arrays[f"pictures, {name}, {steps}"] = as_bytes(x)
         rows[name] = {"straightness": bent(found, scale), "results": results}
         print(name, json.dumps(rows[name]), flush=True)
-    arrays["losses"] = np.float32(thin(losses, 100))
+    arrays["losses, after"] = np.float32(thin(losses, 100))
     how = {"pairs": PAIRS, "seconds": round(seconds, 1), "train": vars(REFLOW)}
     return written(args, rows, arrays, **how)
 

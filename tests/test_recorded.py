@@ -183,6 +183,37 @@ def test_a_training_is_read_as_it_was_written(tmp_path):
         recorded.run("y", tmp_path)
 
 
+def test_a_measurement_of_flows_is_read_as_it_was_written(tmp_path):
+    card = {"command": "made up", "device": "CPU", "date": "today", "versions": "1", "rows": [1]}
+    arrays = {"losses, v": np.ones(3), "pictures, v, none": np.zeros((4, 3, 8, 8), np.uint8)}
+    np.savez(tmp_path / "flow_x.npz", card=json.dumps(card), **arrays)
+    flow = recorded.flow("x", tmp_path)
+    assert (
+        flow.card["rows"] == [1]
+        and "made up" in flow.source()
+        and list(flow.arrays) == ["losses, v"]
+    )
+    assert (flow.pictures["v, none"] == -1).all()
+    with refuses(DataError, "flow_y.npz", "benchmarks/flow.py y"):
+        recorded.flow("y", tmp_path)
+
+
+FLOWS = sorted(p.stem for p in (data_folder() / "recorded").glob("flow_*.npz"))
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_flows_that_ship(name):
+    flow = recorded.flow(name.removeprefix("flow_"))
+    assert flow.card["command"] == f"python benchmarks/flow.py {name.removeprefix('flow_')}"
+    for field in ("device", "date", "versions", "rows", "n"):
+        assert flow.card[field], field
+    assert (data_folder() / "recorded" / f"{name}.npz").stat().st_size <= 60 * 1024
+    for array in flow.arrays.values():
+        assert np.isfinite(array).all()
+    for pictures in flow.pictures.values():
+        assert -1 <= pictures.min() < pictures.max() <= 1 and len(pictures) in (4, 8)
+
+
 NAMES = sorted(p.stem for p in (data_folder() / "recorded").glob("*.npz") if "losses" in np.load(p))
 
 

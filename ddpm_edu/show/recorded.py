@@ -360,3 +360,30 @@ def craft(what: str, folder=None) -> Craft:
     """data/recorded/sdxl_WHAT.npz, of "pairs" or "nights". DataError where it is not there."""
     card, arrays = _recorded(f"sdxl_{what}", f"sdxl_craft.py {what}", folder)
     return Craft(card, _pictures(arrays))
+
+
+# ---------------------------------------------------------------- flow matching and DiT
+
+
+class Flow(NamedTuple):
+    """One measurement of benchmarks/flow.py."""
+
+    card: dict  # command, device, date, versions, n pictures judged, settings, rows: the figures
+    arrays: dict  # losses (numbers of their own), "paths, ..." and "one step, ..." of points
+    pictures: dict  # {name: (4 or 8, 3, H, W) in [-1, 1]}
+
+    def source(self) -> str:
+        """Where it comes from, for a caption."""
+        card = self.card
+        return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
+
+
+def flow(what: str, folder=None) -> Flow:
+    """data/recorded/flow_WHAT.npz, of parameters, dit, reflow, shift, broken. DataError if missing.
+
+    Losses are means of equal stretches of the run.
+    """
+    card, arrays = _recorded(f"flow_{what}", f"flow.py {what}", folder)
+    of = lambda pictures: {k: v for k, v in arrays.items() if k.startswith("pictures") == pictures}
+    named = {k.removeprefix("pictures, "): v for k, v in of(True).items()}
+    return Flow(card, of(False), _pictures(named))

@@ -19,6 +19,7 @@ from .diffusion import (
     randn_like,
     sample,
     spaced_timesteps,
+    visit,
 )
 from .errors import in_range, one_of, whole
 from .schedule import Schedule
@@ -194,6 +195,51 @@ def pndm(model, schedule, x_T, timesteps, cond=None, **options):
     return steps(x_T)
 
 
+def consistency(model, schedule, x_T, timesteps, cond=None, *, generator=None, **options):
+    """Multistep consistency sampling: to the end, and back to the next time with fresh noise.
+
+    x_prev = s_prev x0_hat + n_prev z, z ~ N(0, I) (Song et al. 2023, arXiv 2303.01469, Algorithm
+    1). For a model whose x0_hat is the end of the path, see consistency.py: one evaluation gives a
+    picture, each further one mends it.
+    """
+    options = dict(options, generator=generator)
+    path, look = begin(model, schedule, x_T, timesteps, cond, **options)
+
+    def steps(x):
+        for t, t_prev in path:
+            x0_hat, eps = look(x, t)
+            s, n = schedule.signal_noise(t_prev)
+            x_prev = s * x0_hat + n * randn_like(x, generator) if n else x0_hat
+            yield Step(t, x, x0_hat, eps, x_prev)
+            x = x_prev
+
+    return steps(x_T)
+
+
+def mean_flow(model, schedule, x_T, timesteps, cond=None, *, predict="flow", end=-1, **options):
+    """Euler's step by a model that is told where the step leads: one step may be the whole way.
+
+    z_r = z_u - (u - r) U(z_u, r, u), with U the mean velocity from u to r, the shares of noise at t
+    and t_prev (Geng et al. 2025, arXiv 2505.13447, eq. 12); the length u - r of the step is in
+    cond.vector, (B, 1). See meanflow.py. In s and n it is `euler`, which follows the velocity at u.
+    """
+    shares = [n / (s + n) for s, n in map(schedule.signal_noise, _ends(schedule, timesteps, end))]
+    lengths = iter(zip(shares, shares[1:]))
+
+    def told(x_t, t, cond):
+        u, r = next(lengths)
+        return model(x_t, t, cond._replace(vector=x_t.new_full((len(x_t), 1), u - r)))
+
+    told.__wrapped__ = model
+    return sample(told, schedule, x_T, timesteps, cond, predict=predict, end=end, **options)
+
+
+def _ends(schedule, timesteps, end):
+    """The times of a walk and where it ends."""
+    path = visit(schedule, timesteps, end)
+    return [t for t, _ in path] + [path[-1][1]]
+
+
 WALKS = (*SPACINGS, "leading karras", "trailing karras")  # spacings of `sampling_times`
 SAMPLERS: dict[str, Callable] = {
     "ddpm": ddpm,
@@ -205,6 +251,8 @@ SAMPLERS: dict[str, Callable] = {
     "dpmpp_2m": dpmpp_2m,
     "ipndm": ipndm,
 }
+# Not for any denoiser, but for networks that were trained to be asked so.
+FEW_STEPS: dict[str, Callable] = {"consistency": consistency, "mean_flow": mean_flow}
 
 
 # ---------------------------------------------------------------- as Stable Diffusion walks them
@@ -227,7 +275,7 @@ def sampling_times(
     end: None is alpha_bar[0] for DDIM and PNDM, the clean picture for the others.
     1000 of 1000 steps leave no room for any of these.
     """
-    one_of("sampler", sampler, SAMPLERS)
+    one_of("sampler", sampler, SAMPLERS | FEW_STEPS)
     one_of("spacing", spacing, WALKS)
     whole("steps", steps, 1, schedule.T, "one model call each, no more than the schedule has")
     grid, T = spacing.removesuffix(" karras").replace("karras", "linspace"), schedule.T

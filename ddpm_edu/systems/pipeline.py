@@ -16,7 +16,7 @@ from ..diffusion import Cond, Denoiser, Step, check_interval, generators, guided
 from ..errors import OptionError, SamplingError, ShapeError, checked_prompts, in_range, warn, whole
 from ..networks.unet import timestep_embedding
 from ..networks.vae import decode_tiled
-from ..samplers import SAMPLERS, karras_clock, noise_scale, sampling_times
+from ..samplers import FEW_STEPS, SAMPLERS, karras_clock, noise_scale, sampling_times
 from ..schedule import Schedule
 from .arguments import (
     dense,
@@ -294,6 +294,8 @@ def prompted(
     if guidance > 1:
         uncond = within_memory(lambda: condition(sd, checked_prompts(negative), **empty))
         model = guided(model, guidance, uncond, rescale=rescale, interval=interval)
+    if c.vector == "step":
+        return lambda x_t, t, own: model(x_t, t, cond._replace(vector=own.vector))
     return lambda x_t, t, _=None: model(x_t, t, cond)
 
 
@@ -325,10 +327,11 @@ def condition(
             "sdxl": (*original_size, *crop, *target_size),
             "refiner": (*original_size, *crop, score),
             "upscaler": (1000 * noise,),
+            "step": (0,),
         }
         numbers = embed_numbers(torch.tensor([told[c.vector]]), c.number_dim)
         vector = numbers.to(context.device).expand(len(texts), -1)
-        if c.vector != "upscaler":
+        if c.vector not in ("upscaler", "step"):
             vector = torch.cat([cond.vector, vector], dim=1)
     for name, part in (("context", context), ("vector", vector)):
         takes, width = getattr(c.unet, name), 0 if part is None else part.shape[-1]
@@ -373,7 +376,7 @@ class Walk(NamedTuple):
         if self.karras:
             model = karras_clock(model, self.schedule, self.sampler)
         model = around(model)
-        steps = SAMPLERS[self.sampler](
+        steps = (SAMPLERS | FEW_STEPS)[self.sampler](
             model, self.schedule, x, self.times, predict=sd.predict, end=self.end, generator=gens
         )
         return watched(steps, len(self.times))

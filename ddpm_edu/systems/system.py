@@ -14,11 +14,12 @@ from ..networks.text import CLIP_L, OPEN_CLIP_G, OPEN_CLIP_H, Text, TextConfig
 from ..networks.unet import SD15 as SD15_UNET
 from ..networks.unet import SDXL_BASE, SDXL_REFINER, UNet, UNetConfig
 from ..networks.vae import SD_VAE, SDXL_VAE, VAE, VAEConfig
-from ..samplers import SAMPLERS, WALKS
+from ..samplers import FEW_STEPS, SAMPLERS, WALKS
 from ..schedule import Schedule
 
-# How many: sizes, crop, target; sizes, crop, aesthetic score; noise in what is enlarged
-NUMBERS = {"": 0, "sdxl": 6, "refiner": 5, "upscaler": 1}
+# How many: sizes, crop, target; sizes, crop, aesthetic score; noise in what is enlarged; length of
+# the step
+NUMBERS = {"": 0, "sdxl": 6, "refiner": 5, "upscaler": 1, "step": 1}
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,15 @@ class SystemConfig:
     predict: str = "eps"  # what the UNet returns: "eps", "v", "x_0" or "flow"
     size: int = 512  # pixels of a side it was trained on
     vector: str = ""  # what is in cond.vector: "" nothing; "sdxl" pooled text, sizes, crop and
-    # target; "refiner" pooled text, sizes, crop and aesthetic score; "upscaler" the noise alone
+    # target; "refiner" pooled text, sizes, crop and aesthetic score; "upscaler" the noise alone;
+    # "step" how far the next step leads, which the sampler "mean_flow" puts there
     number_dim: int = 256  # cosines and sines that each of these numbers becomes
     zero_empty: bool = False  # an empty negative prompt is zeros, not the encoding of ""
     spacing: str = "leading"  # of the times, one of WALKS
     steps: int = 50
     guidance: float = 7.5  # scale of classifier-free guidance; up to 1: none
     interval: tuple[int, ...] | None = None  # lowest and highest t that are guided; None: all
-    sampler: str = "dpmpp_2m"  # one of SAMPLERS
+    sampler: str = "dpmpp_2m"  # one of SAMPLERS, or of FEW_STEPS if it was trained so
     offset: int = 1  # "leading" times are moved up by so much
     end: int | None = None  # where the last step leads: -1 the clean picture, 0 the least noisy
     # time; None: 0 for DDIM and PNDM, which stop there in the originals, else -1
@@ -48,7 +50,7 @@ class SystemConfig:
     def __post_init__(self):
         parts(self, unet=UNetConfig, vae=VAEConfig, text=TextConfig)
         choices(self, layer=("last", "penultimate"), predict=PREDICTIONS, vector=NUMBERS)
-        choices(self, spacing=WALKS, sampler=SAMPLERS)
+        choices(self, spacing=WALKS, sampler=SAMPLERS | FEW_STEPS)
         sizes(self, size=1, number_dim=1, steps=(1, 10_000), offset=(0, 100), end=(-1, 0))
         sizes(self, interval=(0, 10**6))
         numbers(self, guidance=(0, 100))
@@ -62,7 +64,7 @@ class SystemConfig:
                 f"{self.name}: text encoders {width} wide, but unet.context = {self.unet.context}"
             )
         pooled = self.text[-1].projection or self.text[-1].width
-        pooled = 0 if self.vector in ("", "upscaler") else pooled
+        pooled = 0 if self.vector in ("", "upscaler", "step") else pooled
         width = NUMBERS[self.vector] * self.number_dim + pooled
         if self.unet.vector != width:
             raise OptionError(

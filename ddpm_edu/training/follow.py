@@ -13,6 +13,7 @@ from .codes import CODE_RECIPES, train_codes
 from .control import CONTROL_RECIPES, train_control
 from .denoisers import DENOISER_RECIPES, train_denoiser
 from .editing import EDIT_RECIPES, train_editing
+from .few_steps import FEW_RECIPES, MeanFlowRecipe, train_few, train_mean_flow
 from .prior import PRIOR_RECIPES, train_prior
 from .recipes import RECIPES
 from .sdxl import SDXL_RECIPE, train_sdxl
@@ -39,7 +40,7 @@ def follow(
     training.
     """
     others = CONTROL_RECIPES | EDIT_RECIPES | DENOISER_RECIPES | CASCADE_RECIPES | PRIOR_RECIPES
-    others |= CODE_RECIPES
+    others |= CODE_RECIPES | FEW_RECIPES
     one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *others))
     check_device(device)
     if seconds is not None:
@@ -104,6 +105,13 @@ def _follow_beside(name, out, checkpoint, changes, device) -> list[Path]:
         how = {"levels": recipe.levels}
     elif name in PRIOR_RECIPES:
         recipe, part, run, how = PRIOR_RECIPES[name], "prior", train_prior, {"levels": 31}
+    elif name in FEW_RECIPES:
+        recipe, part, how = (
+            FEW_RECIPES[name],
+            "UNet",
+            {"base": FEW_RECIPES[name].base, "levels": 31},
+        )
+        run = train_mean_flow if isinstance(recipe, MeanFlowRecipe) else train_few
     else:  # its file holds what differs from the base
         recipe, part, run = EDIT_RECIPES[name], "UNet", train_editing
         how = {"base": recipe.base}

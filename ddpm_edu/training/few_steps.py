@@ -1,0 +1,251 @@
+"""Pictures in one to four evaluations: `painted` distilled, a MeanFlow from nothing. Notebook 16.
+
+The student is the teacher's own UNet. It learns where the teacher's guided paths end (consistency
+.py), then its pictures are moved to where the teacher finds more (distribution_matching.py). The
+MeanFlow (meanflow.py) has a smaller UNet, and shares with `painted` the latents and the texts only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..consistency import Consistency, Paths, objective
+from ..datasets.painted import painted_digits, prompts
+from ..diffusion import Cond, guided, noise
+from ..distribution_matching import DistributionMatching
+from ..errors import OptionError, whole
+from ..files.load import load
+from ..meanflow import mean_flow_loss, mean_velocity
+from ..networks.tokenizer import unseen
+from ..networks.unet import UNetConfig
+from ..samplers import SAMPLERS, sampling_times
+from ..schedule import Schedule
+from ..systems.pipeline import unet_of
+from ..systems.system import StableDiffusion, build
+from .latents import conditions, encode
+from .recipes import MUON, PAINTED, start_at_zero
+from .train import TrainConfig, fit
+from .whole_system import last_step
+
+# ---------------------------------------------------------------- a teacher's paths
+
+
+@torch.no_grad()
+def solved_paths(
+    teacher: StableDiffusion,
+    texts: list[str],
+    steps: int,
+    guidance: float | None = None,
+    seed: int = 0,
+    batch: int = 250,
+) -> Paths:
+    """One path of the teacher for each text, by its own sampler, and guidance unless given.
+
+    OptionError for steps below 1, and for a teacher that never saw the texts' words in training.
+    """
+    whole("steps", steps, 1, teacher.schedule.T, "of the teacher's paths")
+    knows(teacher, texts)
+    c, device = teacher.config, next(teacher.unet.parameters()).device
+    known = list(dict.fromkeys(texts))
+    cond, row = conditions(teacher, known), torch.tensor([known.index(text) for text in texts])
+    scale = c.guidance if guidance is None else guidance
+    model = guided(unet_of(teacher), scale, conditions(teacher, [""]))
+    times, _ = sampling_times(teacher.schedule, steps, c.sampler, c.spacing)
+    found = []
+    for part in torch.arange(len(texts)).split(batch):
+        x = noise((c.vae.latent, *[c.size // teacher.vae.factor] * 2), (seed + part).tolist())
+        walk = SAMPLERS[c.sampler](
+            model,
+            teacher.schedule,
+            x.to(device),
+            times,
+            Cond(cond.context[row[part]]),
+            predict=c.predict,
+        )
+        found.append(torch.stack([x.to(device), *(step.x_prev for step in walk)], 1))
+    times = torch.tensor([round(t) for t in times] + [-1])
+    return Paths(torch.cat(found), times, cond.context, row)
+
+
+def knows(teacher: StableDiffusion, texts: list[str]) -> None:
+    """OptionError unless all words of the texts were in the teacher's training."""
+    words = frozenset(teacher.meta.get("words", ()))
+    new = sorted({word for text in set(texts) for word in unseen(text, words)})
+    if new:
+        raise OptionError(
+            f"teacher = {teacher.config.name} never saw {', '.join(map(repr, new[:5]))} in "
+            "training: it is of another data set, choose the one that was trained on these texts"
+        )
+
+
+# ---------------------------------------------------------------- a student
+
+
+@dataclass(frozen=True)
+class FewRecipe:
+    """A teacher, its paths, and the student's two runs."""
+
+    name: str
+    base: str  # the teacher, a source of `load`; the student's file holds only what differs
+    texts: Callable  # (n, seed) -> captions
+    train: TrainConfig  # on the paths' ends
+    match: TrainConfig  # by distribution matching; p_uncond, predict and t_... count in neither
+    n: int = 5000  # paths
+    path_steps: int = 8  # evaluations, guided, of the teacher on each
+    from_noise: float = 0.4  # share of the batch that starts at the path's beginning
+    steps: int = 4  # of the student, unless told otherwise
+
+
+def train_few(
+    recipe: FewRecipe, checkpoint=None, log: Callable = iter, device="cpu"
+) -> StableDiffusion:
+    """The student. checkpoint: a file for the first run; the second's has -match in its name."""
+    teacher = load(recipe.base).to(device)
+    paths = solved_paths(teacher, recipe.texts(recipe.n, recipe.train.seed), recipe.path_steps)
+    student = distilled(teacher, paths, recipe, checkpoint, log)
+    if checkpoint is not None:
+        checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-match")
+    return matched(teacher, student, paths, recipe, checkpoint, log)
+
+
+def begin(teacher: StableDiffusion, recipe: FewRecipe) -> StableDiffusion:
+    """The teacher's copy, which is asked once a step: guidance is built in."""
+    how = dict(name=recipe.name, guidance=1.0, interval=None, sampler="consistency")
+    config = replace(teacher.config, **how, steps=recipe.steps)
+    student = build(config, teacher.schedule)
+    student.load_state_dict(teacher.state_dict())
+    student.text.tokenizer, student.meta = teacher.tokenizer, {"words": teacher.meta["words"]}
+    return student.to(next(teacher.unet.parameters()).device)
+
+
+def distilled(teacher, paths: Paths, recipe: FewRecipe, checkpoint=None, log: Callable = iter):
+    """First run: the ends of the paths."""
+    student = begin(teacher, recipe)
+    own = student.unet.requires_grad_(True)
+    model = Consistency(own, teacher.schedule, teacher.predict, from_noise=recipe.from_noise)
+    steps = fit(model, paths, recipe.train, objective(paths.times), checkpoint=checkpoint)
+    own.load_state_dict(last_step(log(steps)).ema.student.state_dict())
+    return student.eval().requires_grad_(False)
+
+
+def matched(
+    teacher, student, paths: Paths, recipe: FewRecipe, checkpoint=None, log: Callable = iter
+):
+    """Second run: distribution matching."""
+    own = student.unet.requires_grad_(True)
+    looks = guided(unet_of(teacher), teacher.config.guidance, conditions(teacher, [""]))
+    model = DistributionMatching(own, looks, teacher.unet, teacher.schedule, teacher.predict)
+    steps = fit(model, paths, recipe.match, objective(paths.times), checkpoint=checkpoint)
+    own.load_state_dict(last_step(log(steps)).ema.student.state_dict())
+    return student.eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------- a MeanFlow
+
+
+@dataclass(frozen=True)
+class MeanFlowRecipe:
+    """Latents and texts of a system that ships, a UNet of its own, and its run."""
+
+    name: str
+    base: str  # whose VAE and text encoder are used; a source of `load`
+    dataset: Callable  # () -> dataset[index] -> (x_0, captions)
+    unet: UNetConfig  # vector = 1, the length of a step
+    train: TrainConfig
+    T: int = 16  # of the schedule: a derivative by t bears few, slow times only
+    apart: float = 0.25  # share of the batch with r < u; the others learn the velocity, r = u
+    kappa: float = 0.0  # guidance built in: 1 / (1 - kappa), eq. 21; 0: none
+    n: int = 30000  # pictures
+    steps: int = 4
+
+
+def train_mean_flow(
+    recipe: MeanFlowRecipe, checkpoint=None, log: Callable = iter, device="cpu"
+) -> StableDiffusion:
+    """From random weights: Geng et al.'s Algorithm 1 on latents."""
+    sd = mean_flow_system(recipe).to(device)
+    latents = encode(sd, recipe.dataset(), recipe.n)
+    unet = sd.unet.requires_grad_(True)
+    value = mean_flow_objective(recipe, sd.schedule, latents.uncond)
+    steps = fit(unet, latents, recipe.train, value, checkpoint=checkpoint)
+    sd.unet.load_state_dict(last_step(log(steps)).ema.state_dict())
+    return sd.eval().requires_grad_(False)
+
+
+def mean_flow_system(recipe: MeanFlowRecipe) -> StableDiffusion:
+    """The base with a new UNet, which answers 0 to anything."""
+    base = load(recipe.base)
+    how = dict(predict="flow", vector="step", number_dim=1, guidance=1.0, interval=None)
+    config = replace(
+        base.config,
+        name=recipe.name,
+        unet=recipe.unet,
+        steps=recipe.steps,
+        sampler="mean_flow",
+        **how,
+    )
+    torch.manual_seed(recipe.train.seed)
+    sd = build(config, Schedule.flow(recipe.T))
+    sd.vae, sd.text, sd.meta = base.vae, base.text, {"words": base.meta["words"]}
+    start_at_zero(sd.unet)
+    return sd
+
+
+def mean_flow_objective(recipe: MeanFlowRecipe, schedule: Schedule, uncond: Cond) -> Callable:
+    """The loss for `train.fit`: u and r logit-normal, r the smaller; texts dropped as p_uncond."""
+
+    def value(unet, batch, generator):
+        (x_0, cond), c = batch, recipe.train
+        n, device = len(x_0), x_0.device
+        both = (torch.randn(2, n, generator=generator) + c.t_mean).sigmoid()
+        apart = torch.rand(n, generator=generator) < recipe.apart
+        u = torch.where(apart, both.amax(0), both[0]).to(device)
+        r = torch.where(apart, both.amin(0), both[0]).to(device)
+        eps = torch.randn(x_0.shape, generator=generator).to(device)
+        keep = (torch.rand(n, generator=generator) >= c.p_uncond).to(device)
+        cond = chosen(keep, cond, uncond)
+        v = guided_velocity(unet, schedule, x_0, eps, u, cond, uncond, recipe.kappa * keep)
+        return mean_flow_loss(unet, schedule, x_0, eps, u, r, cond, velocity=v)
+
+    return value
+
+
+def chosen(keep: Tensor, cond: Cond, uncond: Cond) -> Cond:
+    """Texts (B, L, D) where keep (B,), elsewhere the empty one (1, L, D)."""
+    return Cond(torch.where(keep.view(-1, 1, 1), cond.context, uncond.context))
+
+
+@torch.no_grad()
+def guided_velocity(unet, schedule, x_0, eps, u, cond: Cond, uncond: Cond, kappa: Tensor) -> Tensor:
+    """eps - x_0 + kappa (U(z_u, u, u) - U(z_u, u, u) without a text), kappa (B,): (B, ...).
+
+    A network that learns it has guidance 1 / (1 - kappa) built in, and draws without asking twice
+    (appendix B.1 of the paper, omega = 1).
+    """
+    v, wide = eps - x_0, lambda a: a.view(-1, *[1] * (x_0.ndim - 1))
+    if not bool(kappa.any()):
+        return v
+    z = (1 - wide(u)) * x_0 + wide(u) * eps
+    both = Cond(torch.cat([cond.context, uncond.context.expand_as(cond.context)]))
+    twice = (torch.cat([part, part]) for part in (z, u, u))
+    with_text, without = mean_velocity(unet, schedule, *twice, both).chunk(2)
+    return v + wide(kappa) * (with_text - without)
+
+
+# ---------------------------------------------------------------- recipes
+
+RUN = TrainConfig(batch_size=40, ema=0.98, warmup=20, **(MUON | {"lr": 5e-3}))
+PAINTED_FEW = FewRecipe(
+    "painted-few", "painted", prompts, replace(RUN, steps=1000), replace(RUN, steps=400, lr=2e-3)
+)
+PAINTED_MEANFLOW = MeanFlowRecipe(
+    "painted-meanflow",
+    "painted",
+    painted_digits,
+    replace(PAINTED.unet, channels=32, vector=1),
+    replace(RUN, steps=2000, batch_size=48, lr=1e-2, ema=0.995, p_uncond=0.1),
+    kappa=0.5,
+)
+FEW_RECIPES = {r.name: r for r in (PAINTED_FEW, PAINTED_MEANFLOW)}

@@ -294,8 +294,8 @@ def short(recipe):
     run = dict(steps=2, batch_size=4, save_every=1)
     if recipe is PAINTED_MEANFLOW:
         return replace(recipe, n=16, train=replace(recipe.train, **run))
-    train, match = (replace(r, **run) for r in (recipe.train, recipe.match))
-    return replace(recipe, n=8, path_steps=2, train=train, match=match)
+    run = replace(recipe.train, **run)
+    return replace(recipe, n=8, path_steps=2, train=run, match=run)
 
 
 @pytest.fixture(scope="module")

@@ -85,16 +85,19 @@ def knows(teacher: StableDiffusion, texts: list[str]) -> None:
 
 @dataclass(frozen=True)
 class FewRecipe:
-    """A teacher, its paths, and the student's two runs."""
+    """A teacher, its paths, and the student's run, or two."""
 
     name: str
     base: str  # the teacher, a source of `load`; the student's file holds only what differs
     texts: Callable  # (n, seed) -> captions
-    train: TrainConfig  # on the paths' ends
-    match: TrainConfig  # by distribution matching; p_uncond, predict and t_... count in neither
-    n: int = 5000  # paths
+    train: TrainConfig  # on the paths' ends; p_uncond, predict and t_... do not count
+    match: TrainConfig | None = None  # then by distribution matching; None: not
+    n: int = 4000  # paths
     path_steps: int = 8  # evaluations, guided, of the teacher on each
-    from_noise: float = 0.4  # share of the batch that starts at the path's beginning
+    seed: int = 10**6  # of the first path's noise, far from those that pictures are drawn from
+    skip: int = 0  # see `Consistency`
+    decay: float = 0.95
+    from_noise: float = 0.25  # share of the batch that starts at the path's beginning
     steps: int = 4  # of the student, unless told otherwise
 
 
@@ -103,8 +106,11 @@ def train_few(
 ) -> StableDiffusion:
     """The student. checkpoint: a file for the first run; the second's has -match in its name."""
     teacher = load(recipe.base).to(device)
-    paths = solved_paths(teacher, recipe.texts(recipe.n, recipe.train.seed), recipe.path_steps)
+    texts = recipe.texts(recipe.n, recipe.train.seed)
+    paths = solved_paths(teacher, texts, recipe.path_steps, seed=recipe.seed)
     student = distilled(teacher, paths, recipe, checkpoint, log)
+    if recipe.match is None:
+        return student
     if checkpoint is not None:
         checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-match")
     return matched(teacher, student, paths, recipe, checkpoint, log)
@@ -121,10 +127,11 @@ def begin(teacher: StableDiffusion, recipe: FewRecipe) -> StableDiffusion:
 
 
 def distilled(teacher, paths: Paths, recipe: FewRecipe, checkpoint=None, log: Callable = iter):
-    """First run: the ends of the paths."""
+    """The first run: where the paths end."""
     student = begin(teacher, recipe)
     own = student.unet.requires_grad_(True)
-    model = Consistency(own, teacher.schedule, teacher.predict, from_noise=recipe.from_noise)
+    how = dict(skip=recipe.skip, decay=recipe.decay, from_noise=recipe.from_noise)
+    model = Consistency(own, teacher.schedule, teacher.predict, **how)
     steps = fit(model, paths, recipe.train, objective(paths.times), checkpoint=checkpoint)
     own.load_state_dict(last_step(log(steps)).ema.student.state_dict())
     return student.eval().requires_grad_(False)
@@ -133,7 +140,7 @@ def distilled(teacher, paths: Paths, recipe: FewRecipe, checkpoint=None, log: Ca
 def matched(
     teacher, student, paths: Paths, recipe: FewRecipe, checkpoint=None, log: Callable = iter
 ):
-    """Second run: distribution matching."""
+    """The second run: what the student draws is moved to where the teacher finds more."""
     own = student.unet.requires_grad_(True)
     looks = guided(unet_of(teacher), teacher.config.guidance, conditions(teacher, [""]))
     model = DistributionMatching(own, looks, teacher.unet, teacher.schedule, teacher.predict)
@@ -237,9 +244,7 @@ def guided_velocity(unet, schedule, x_0, eps, u, cond: Cond, uncond: Cond, kappa
 # ---------------------------------------------------------------- recipes
 
 RUN = TrainConfig(batch_size=40, ema=0.98, warmup=20, **(MUON | {"lr": 5e-3}))
-PAINTED_FEW = FewRecipe(
-    "painted-few", "painted", prompts, replace(RUN, steps=1000), replace(RUN, steps=400, lr=2e-3)
-)
+PAINTED_FEW = FewRecipe("painted-few", "painted", prompts, replace(RUN, steps=400, seed=16))
 PAINTED_MEANFLOW = MeanFlowRecipe(
     "painted-meanflow",
     "painted",

@@ -1,6 +1,12 @@
 """The other plans on the painted digits, figure by figure; the last line is one JSON object.
 
 python benchmarks/beyond.py codes --model painted-dalle       in order, or masked: obeyed, seconds
+python benchmarks/beyond.py cascade                           Imagen's plan: obeyed, seconds
+python benchmarks/beyond.py latent                            the latent system, for comparison
+python benchmarks/beyond.py thresholds --n 100                x0_hat free, clipped, or by percentile
+python benchmarks/beyond.py augmentation                      the noise given to `up`
+python benchmarks/beyond.py prior                             unCLIP's prior: pictures retrieved
+python benchmarks/beyond.py broken --run imagen_no_noise      trained with a mistake, recorded
 """
 
 import argparse
@@ -8,12 +14,28 @@ import datetime
 import json
 import platform
 import time
+from dataclasses import asdict, replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
-from ddpm_edu import load
-from ddpm_edu.datasets.painted import painted_digits, prompts
+from ddpm_edu import Schedule, last, load
+from ddpm_edu.datasets.images import from_uint8, mnist, to_uint8
+from ddpm_edu.datasets.painted import paint, painted_digits, prompts
+from ddpm_edu.diffusion import Dynamic
+from ddpm_edu.files.load import Pretrained
+from ddpm_edu.metrics.frechet import frechet
 from ddpm_edu.metrics.obedience import fidelity
+from ddpm_edu.networks.prior import Prior
+from ddpm_edu.paths import data_folder
+from ddpm_edu.systems.editing import enlarged
+from ddpm_edu.systems.pipeline import draw
+from ddpm_edu.systems.prior import draw_embeddings, nearest
+from ddpm_edu.training.cascade import PAINTED_IMAGEN, begin, pixels, train_part
+from ddpm_edu.training.prior import PAINTED_PRIOR, embeddings
+from ddpm_edu.training.train import train
+from ddpm_edu.training.whole_system import last_step, logged
 
 
 def obeyed(draw, n: int, size: int = 50) -> dict:
@@ -45,7 +67,206 @@ def codes(args) -> dict:
     }
 
 
-WAYS = {f.__name__: f for f in (codes,)}
+def drawn(draw, texts, size: int = 50) -> torch.Tensor:
+    """draw(prompts, seed) -> pictures, some at a time."""
+    return torch.cat([draw(texts[k : k + size], k) for k in range(0, len(texts), size)])
+
+
+@torch.no_grad()
+def seen_by_clip(x) -> torch.Tensor:
+    """The embeddings of pictures, (N, 64), whose Gaussians are compared."""
+    clip = load("painted_clip")
+    return torch.cat([clip.image(part) for part in x.split(250)])
+
+
+def from_real(x) -> float:
+    """Frechet distance, of CLIP's embeddings, to 2,000 real test pictures."""
+    real = painted_digits("test", 2000, seed=1, held=False)
+    return frechet(seen_by_clip(x), seen_by_clip(real[:][0]))
+
+
+def cascade(args) -> dict:
+    """Imagen's plan; "small": the first stage alone, enlarged by cubic curves."""
+    model = load(args.model or "painted-imagen")
+    found = {
+        "model": model.config.name,
+        "parameters": {p: count(getattr(model, p)) for p in ("text", "base", "up")},
+        **obeyed(lambda texts, seed: model.draw(texts, seeds=seed), args.n),
+    }
+    texts = prompts(args.n, seed=1, held=False)
+    small = drawn(lambda part, seed: last(model.small(part, seeds=seed)).clamp(-1, 1), texts)
+    large = drawn(lambda part, seed: model.draw(part, seeds=seed), texts)
+    found["small"] = fidelity(enlarged(small), texts)["all"]
+    return found | {"frechet": {"small": from_real(enlarged(small)), "large": from_real(large)}}
+
+
+def latent(args) -> dict:
+    """The latent system, in the same columns."""
+    sd = load("painted")
+    way = lambda texts, seed: draw(sd, texts, seeds=seed, progress=False)
+    x = drawn(way, prompts(args.n, seed=1, held=False))
+    own = {"parameters": count(sd), "frechet": from_real(x)}
+    return {"model": "painted", **own, **obeyed(way, args.n)}
+
+
+def count(model) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+HELD = {"none": None, "static": 1.0, "dynamic": Dynamic()}
+
+
+def thresholds(args) -> dict:
+    """Guidance by what holds x0_hat: shares of pictures obeyed, and how saturated they are.
+
+    outside: the share of the small picture's numbers beyond [-1, 1] before the last clamp.
+    """
+    model, texts = load(args.model or "painted-imagen"), prompts(args.n, seed=1, held=False)
+    found = {}
+    for scale in (1.0, 3.0, 6.0, 12.0, 24.0):
+        for name, clip in HELD.items():
+            options = dict(guidance=scale, clip=clip)
+            x = drawn(lambda part, seed: last(model.small(part, seeds=seed, **options)), texts)
+            read_as = fidelity(enlarged(x.clamp(-1, 1)), texts)
+            found[f"{name}, {scale:g}"] = {
+                "all": read_as["all"],
+                "colours": read_as["colours"],
+                "outside": (x.abs() > 1.01).double().mean().item(),
+            }
+    return {"n": args.n, **found}
+
+
+def augmentation(args) -> dict:
+    """Drawn small pictures enlarged with more and more noise: obeyed, and Frechet distance."""
+    model, texts = load(args.model or "painted-imagen"), prompts(args.n, seed=1, held=False)
+    small = drawn(lambda part, seed: last(model.small(part, seeds=seed)).clamp(-1, 1), texts)
+    return {f"noise {noise:g}": enlarged_by(model, texts, small, noise)[0] for noise in LEVELS}
+
+
+LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)
+
+
+def enlarged_by(model, texts, small, noise) -> tuple[dict, torch.Tensor]:
+    ups = [
+        last(model.large(texts[k : k + 50], small[k : k + 50], noise=noise, seeds=k)).clamp(-1, 1)
+        for k in range(0, len(texts), 50)
+    ]
+    x = torch.cat(ups)
+    return {"all": fidelity(x, texts)["all"], "frechet": from_real(x)}, x
+
+
+@torch.no_grad()
+def prior(args) -> dict:
+    """Captions of test pictures; which of 2,000 real ones is nearest to what is drawn?
+
+    text: to the caption's own embedding.  another: to that of another picture of this caption.
+    cosine: to the picture whose caption it is.  frechet: to the embeddings of all 2,000.
+    """
+    model, clip = load(args.model or "painted-prior"), load("painted_clip")
+    found = {"parameters": count(model.model)}
+    for kind, held in (("seen", False), ("held_out", True)):
+        data = painted_digits("test", 2000, seed=1, held=held)
+        gallery, n = seen_by_clip(data[:][0]), args.n
+        texts, scenes = data.captions(slice(n)), data.scenes()
+        started = time.process_time()
+        ways = {
+            "text": clip.words(texts),
+            "prior": draw_embeddings(model, clip, texts, best_of=1),
+            "prior, best of 2": draw_embeddings(model, clip, texts),
+            "prior, best of 16": draw_embeddings(model, clip, texts, best_of=16),
+            "another": seen_by_clip(others(scenes[:n])),
+        }
+        found[f"{kind}_cpu_seconds"] = time.process_time() - started
+        for name, z in ways.items():
+            found[f"{kind}, {name}"] = retrieved(z, data, gallery)
+    return found
+
+
+def retrieved(z, data, gallery) -> dict:
+    """How well the pictures nearest to z (n, 64) obey the first n captions of `data`.
+
+    gallery: the embeddings of its pictures.
+    """
+    scenes = data.scenes()
+    pairs = [(scenes[i], asked) for i, asked in zip(nearest(z, gallery).tolist(), scenes)]
+    return {
+        "all": float(np.mean([a == b for a, b in pairs])),
+        "digit": float(np.mean([a.digit == b.digit for a, b in pairs])),
+        "cosine": (z * gallery[: len(z)]).sum(1).mean().item(),
+        "frechet": frechet(z, gallery),
+    }
+
+
+def others(scenes) -> torch.Tensor:
+    """Other digits of MNIST, painted as these scenes."""
+    real = mnist("test")
+    pick = [int((real.labels == s.digit).nonzero()[i % 800]) for i, s in enumerate(scenes)]
+    return from_uint8(paint(real.images[pick, 0], scenes))
+
+
+# ---------------------------------------------------------------- recorded trainings
+
+
+def imagen_no_noise(log) -> tuple[dict, dict]:
+    """`up` trained on clean small pictures alone, which those that the base draws are not."""
+    ship, recipe = load("painted-imagen"), replace(PAINTED_IMAGEN, most_noise=0.0)
+    model = begin(recipe)
+    train_part(model, "up", recipe, pixels(model, recipe.dataset(), recipe.n), log=log)
+    data = painted_digits("test", 200, seed=1, held=False)
+    x, texts = data[:]
+    small = drawn(lambda part, seed: last(ship.small(part, seeds=seed)).clamp(-1, 1), texts)
+    figures, shown = {}, {"small": small}
+    for of, given in {"drawn": small, "real": F.avg_pool2d(x, 2)}.items():
+        for name, net, noise in ("ship", ship, ship.config.noise), ("broken", model, 0.0):
+            figures[f"{of}, {name}"], large = enlarged_by(net, texts, given, noise)
+            shown |= {name: large} if of == "drawn" else {}
+    return figures, {name: to_uint8(y[:12]).numpy() for name, y in shown.items()}
+
+
+@torch.no_grad()
+def prior_not_scaled(log) -> tuple[dict, dict]:
+    """Unit vectors as they are: their numbers are eight times smaller than those of the noise."""
+    recipe, clip, schedule = PAINTED_PRIOR, load("painted_clip"), Schedule.cosine()
+    torch.manual_seed(recipe.train.seed)
+    net = Prior(recipe.prior)
+    net.measure = lambda z: None
+    data = embeddings(net, clip, recipe.dataset(), recipe.n)
+    with torch.enable_grad():
+        step = last_step(log(train(net, schedule, data, recipe.train)))
+    ship, broken = load("painted-prior"), Pretrained(step.ema, schedule, recipe.train.predict, {})
+    gallery = painted_digits("test", 2000, seed=1, held=False)
+    z, texts, figures = seen_by_clip(gallery[:][0]), gallery.captions(slice(500)), {}
+    for name, model in ("ship", ship), ("broken", broken):
+        figures[name] = retrieved(draw_embeddings(model, clip, texts, best_of=1), gallery, z)
+    return figures, {}
+
+
+RUNS = {  # what is trained, and its plan
+    "imagen_no_noise": (imagen_no_noise, PAINTED_IMAGEN.train_up),
+    "prior_not_scaled": (prior_not_scaled, PAINTED_PRIOR.train),
+}
+
+
+def broken(args) -> dict:
+    """Train one of RUNS that makes a mistake, beside the one that ships: data/recorded/RUN.npz."""
+    (run, config), record, started = RUNS[args.run], {}, time.perf_counter()
+    figures, shown = run(logged(args.run, config, record))
+    losses = record.pop("loss")
+    card = {
+        "command": f"python benchmarks/beyond.py broken --run {args.run}",
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "date": datetime.date.today().isoformat(),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "seconds": round(time.perf_counter() - started),
+        "train": asdict(config) | record,
+        "figures": figures,
+    }
+    path = data_folder() / "recorded" / f"{args.run}.npz"
+    np.savez_compressed(path, card=json.dumps(card), losses=np.float32(losses), **shown)
+    return {"run": args.run, "bytes": path.stat().st_size, **figures}
+
+
+WAYS = {f.__name__: f for f in (codes, cascade, latent, thresholds, augmentation, prior, broken)}
 
 
 def main():
@@ -53,6 +274,7 @@ def main():
     parser.add_argument("what", choices=WAYS)
     parser.add_argument("--n", type=int, default=500, help="pictures of each kind (500)")
     parser.add_argument("--model", help="a name or a file, not what ships")
+    parser.add_argument("--run", choices=RUNS, default="imagen_no_noise", help="of `broken`")
     args = parser.parse_args()
     torch.set_num_threads(1)
     result = WAYS[args.what](args)

@@ -138,12 +138,19 @@ def sample(args) -> None:
     (path,) = _outputs(args.out, 1)
     loaded = load(args.model)
     if not isinstance(loaded, Pretrained):
-        kind = type(loaded).__name__
-        raise OptionError(f"--model {args.model} is no denoiser but a {kind}: see `txt2img`")
+        kind, how = type(loaded).__name__, "see `txt2img`"
+        if hasattr(loaded, "draw"):
+            how = f"in Python load({args.model!r}).draw(prompts) draws with it"
+        raise OptionError(f"--model {args.model} is no denoiser but a {kind}: {how}")
     model, schedule, predict, meta = loaded
     if base := meta.get("base"):
         how = f"draw(with_denoiser(load({base!r}), load({args.model!r})), prompts) draws with it"
         raise OptionError(f"--model {args.model} denoises the latents of {base}: in Python {how}")
+    if "shape" not in meta:
+        kind = type(model).__name__
+        raise OptionError(
+            f"--model {args.model} draws no pictures, it is a {kind}: use it in Python"
+        )
     sampler = one_of("--sampler", args.sampler or meta.get("sampler", "dpmpp_2m"), SAMPLERS)
     guidance = meta.get("guidance", 1.0) if args.guidance is None else args.guidance
     steps = SAMPLERS[sampler](

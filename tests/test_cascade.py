@@ -278,7 +278,7 @@ def test_a_run_that_stopped_goes_on(tmp_path):
     assert all(torch.equal(again[name], w) for name, w in whole.items())
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(module.CASCADE_RECIPES, "painted-imagen", TINY)
     out = tmp_path / "x.safetensors"
     assert main(["train", "painted-imagen", "--out", str(out)]) == 0
@@ -286,3 +286,6 @@ def test_the_command(tmp_path, monkeypatch):
     assert made.meta["train"]["base"]["updates"] == made.meta["train"]["up"]["updates"] == 3
     assert made.draw(PROMPT, steps=2).shape == (1, 3, 32, 32)
     assert main(["train", "painted-imagen", "--out", str(out), "--steps", "3"]) == 2
+    for command in (["sample"], ["txt2img", PROMPT]):  # both say how it draws
+        assert main([*command, "--model", str(out), "--out", str(tmp_path / "x.png")]) == 2
+        assert ".draw(prompts)" in capsys.readouterr().err

@@ -210,9 +210,10 @@ def test_the_command_and_the_file(tmp_path, monkeypatch, clip):
     assert main(["train", "painted-prior", "--out", str(out), "--steps", "2"]) == 0
     prior = load(out)
     assert isinstance(prior.model, Prior) and prior.predict == "x_0"
-    assert prior.meta["train"]["updates"] == 2 and prior.meta["clip"] == "painted_clip"
+    assert prior.meta["train"]["updates"] == 2 and prior.meta["embeds"] == "painted_clip"
     assert prior.model.std.min() > 0 and prior.model.std.max() < 1
     assert draw_embeddings(prior, clip, PROMPTS).shape == (2, 64)
+    assert main(["sample", "--model", str(out), "--out", str(tmp_path / "x.png")]) == 2
     again = tmp_path / "y.safetensors"
     save(again, prior)
     for name, w in load(again).model.state_dict().items():

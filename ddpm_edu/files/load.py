@@ -738,6 +738,8 @@ def config_of(source) -> SystemConfig:
         return _plan(place, views)
     if meta["class"] != "StableDiffusion":
         remedy = "`ddpm-edu sample` draws with denoisers"
+        if meta["class"] in (CodeSystem.__name__, Cascade.__name__):
+            remedy = f"in Python load({str(source)!r}).draw(prompts) draws with it"
         raise CheckpointError(f"{source}: a {meta['class']!r:.80}, no whole system; {remedy}")
     with folders.plan_of(place):
         return SystemConfig(**meta["config"])

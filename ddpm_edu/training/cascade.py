@@ -150,8 +150,9 @@ def pixels(cascade: Cascade, dataset, n: int) -> Pixels:
     texts = list(known)
     some = [texts[k : k + MOST_PROMPTS] for k in range(0, len(texts), MOST_PROMPTS)]
     parts = zip(*(cascade.cond(piece)[:2] for piece in some))
-    texts = Cond(*map(torch.cat, parts))
-    return Pixels(torch.cat(pictures), texts, torch.tensor(row), cascade.cond([""]))
+    texts, empty = Cond(*map(torch.cat, parts)), cascade.cond([""])
+    texts, empty = (cond.map(lambda part: part.cpu()) for cond in (texts, empty))
+    return Pixels(torch.cat(pictures), texts, torch.tensor(row), empty)
 
 
 def halved(data: Pixels) -> Pixels:
@@ -177,16 +178,24 @@ def train_cascade(
     checkpoint: the base's file; that of `up` is FILE_up.  log(part): what runs the generator of
     steps of "base" and of "up", such as `progress`.
     """
-    cascade, log = begin(recipe), log or (lambda part: iter)
-    large, dim = pixels(cascade, recipe.dataset(), recipe.n), cascade.config.number_dim
-    data = {"base": halved(large), "up": noised_ones(large, recipe.most_noise, dim)}
-    cascade.to(device)
-    for part, config in ("base", recipe.train_base), ("up", recipe.train_up):
-        unet, file = getattr(cascade, part), checkpoint and _file(checkpoint, part)
-        unet.requires_grad_(True)
-        steps = train(unet, cascade.schedule, data[part], config, checkpoint=file)
-        unet.load_state_dict(last_step(log(part)(steps)).ema.state_dict())
-    return cascade.eval().requires_grad_(False)
+    cascade, log = begin(recipe).to(device), log or (lambda part: iter)
+    large = pixels(cascade, recipe.dataset(), recipe.n)
+    for part in ("base", "up"):
+        file = checkpoint and _file(checkpoint, part)
+        train_part(cascade, part, recipe, large, file, log(part))
+    return cascade.cpu().eval().requires_grad_(False)
+
+
+def train_part(
+    cascade: Cascade, part: str, recipe: CascadeRecipe, large: Pixels, checkpoint=None, log=iter
+) -> None:
+    """One of both UNets, which then holds the averaged weights; large: see `pixels`."""
+    config, dim = getattr(recipe, f"train_{part}"), cascade.config.number_dim
+    data = halved(large) if part == "base" else noised_ones(large, recipe.most_noise, dim)
+    unet = getattr(cascade, part).requires_grad_(True)
+    step = last_step(log(train(unet, cascade.schedule, data, config, checkpoint=checkpoint)))
+    unet.load_state_dict(step.ema.state_dict())
+    unet.requires_grad_(False)
 
 
 def _file(checkpoint, part) -> Path:

@@ -138,7 +138,7 @@ def _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device) -> lis
         record[part] = {}
     recipe = dataclasses.replace(recipe, **{f"train_{part}": run for part, run in runs.items()})
     log = lambda part: logged(part, runs[part], record[part])
-    cascade = train_cascade(recipe, checkpoint, log, device).cpu()
+    cascade = train_cascade(recipe, checkpoint, log, device)
     card = {part: dataclasses.asdict(runs[part]) | record[part] for part in runs}
     card |= machine(recipe, started, device)
     how = {"dtype": torch.int8, "levels": 31, "base": recipe.text}

@@ -27,7 +27,7 @@ class PriorRecipe:
     dataset: Callable  # () -> dataset[index] -> (x_0, captions)
     prior: PriorConfig
     train: TrainConfig
-    n: int = 60000  # pictures
+    n: int = 30000  # pictures
 
 
 # unCLIP asks for x_0, too (section 2.2, eq. 2).
@@ -35,8 +35,8 @@ PAINTED_PRIOR = PriorRecipe(
     "painted-prior",
     "painted_clip",
     painted_digits,
-    PriorConfig(),
-    TrainConfig(steps=3000, batch_size=128, lr=5e-3, ema=0.998, predict="x_0", optimizer="muon"),
+    PriorConfig(width=64),
+    TrainConfig(steps=3000, batch_size=64, lr=1e-2, ema=0.998, predict="x_0", optimizer="muon"),
 )
 PRIOR_RECIPES = {PAINTED_PRIOR.name: PAINTED_PRIOR}
 
@@ -84,4 +84,4 @@ def train_prior(
     prior.to(device)
     step = last_step(log(train(prior, schedule, data, recipe.train, checkpoint=checkpoint)))
     prior = step.ema.cpu().eval().requires_grad_(False)
-    return Pretrained(prior, schedule, recipe.train.predict, {"clip": recipe.clip})
+    return Pretrained(prior, schedule, recipe.train.predict, {"embeds": recipe.clip})

@@ -1,6 +1,8 @@
 """The other plans on the painted digits, figure by figure; the last line is one JSON object.
 
 python benchmarks/beyond.py codes --model painted-dalle       in order, or masked: obeyed, seconds
+python benchmarks/beyond.py rerank --model painted-dalle      best of 1, 2 .. 8 by CLIP
+python benchmarks/beyond.py masked_steps                      masked in 1, 2 .. 64 steps
 python benchmarks/beyond.py cascade                           Imagen's plan: obeyed, seconds
 python benchmarks/beyond.py latent                            the latent system, for comparison
 python benchmarks/beyond.py thresholds --n 100                x0_hat free, clipped, or by percentile
@@ -20,21 +22,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ddpm_edu import Schedule, last, load
+from ddpm_edu import Schedule, generators, last, load
 from ddpm_edu.datasets.images import from_uint8, mnist, to_uint8
 from ddpm_edu.datasets.painted import paint, painted_digits, prompts
 from ddpm_edu.diffusion import Dynamic
+from ddpm_edu.discrete import autoregressive, bound, masked, masked_loss, next_code_loss
 from ddpm_edu.files.load import Pretrained
 from ddpm_edu.metrics.frechet import frechet
 from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.networks.prior import Prior
 from ddpm_edu.paths import data_folder
+from ddpm_edu.systems import codes as systems_codes
 from ddpm_edu.systems.editing import enlarged
 from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.systems.prior import draw_embeddings, nearest
 from ddpm_edu.training.cascade import PAINTED_IMAGEN, begin, pixels, train_part
+from ddpm_edu.training.codes import MASKGIT, assemble, encode
 from ddpm_edu.training.prior import PAINTED_PRIOR, embeddings
-from ddpm_edu.training.train import train
+from ddpm_edu.training.train import fit, train
 from ddpm_edu.training.whole_system import last_step, logged
 
 
@@ -59,12 +64,47 @@ def codes(args) -> dict:
     with torch.no_grad():
         copies = system.decode(system.encode(x))
     draw = lambda texts, seed: system.draw(texts, seed=seed)
+    x = drawn(draw, prompts(args.n, seed=1, held=False))
     return {
         "model": system.config.name,
-        "parameters": sum(p.numel() for p in system.parameters()),
+        "parameters": {"vq": count(system.vq), "gpt": count(system.gpt)},
         "copies": fidelity(copies, captions)["all"],
+        "nats_a_code": nats(system, args.n),
+        "frechet": from_real(x),
         **obeyed(draw, args.n),
     }
+
+
+@torch.no_grad()
+def nats(system, n: int) -> float:
+    """-log p(codes | caption) a code, of test pictures; of a masked system its bound, 20 sets."""
+    data = encode(system, painted_digits("test", n, seed=1, held=False))
+    codes, text = data[torch.arange(n)]
+    if system.config.gpt.causal:
+        return next_code_loss(system.gpt, codes, text).item()
+    gen = torch.Generator().manual_seed(0)
+    return bound(system.gpt, codes, text, draws=20, generator=gen).mean().item() / codes.shape[1]
+
+
+def rerank(args) -> dict:
+    """The best of 1, 2, 4 and 8 pictures by CLIP: shares obeyed."""
+    system, clip = load(args.model or "painted-dalle"), load("painted_clip")
+    texts = prompts(args.n, seed=1, held=False)
+    way = lambda part, seed: system.draw(part, seed=seed)
+    x = torch.stack([drawn(lambda p, k: way(p, k + 10**6 * i), texts) for i in range(8)], 1)
+    best = {k: systems_codes.rerank(x[:, :k], texts, clip)[0] for k in (1, 2, 4, 8)}
+    return {f"best of {k}": fidelity(y, texts) for k, y in best.items()}
+
+
+def masked_steps(args) -> dict:
+    """Shares obeyed by steps, and how: in the order of confidence, with noise, in any order."""
+    system, texts = load(args.model or "painted-maskgit"), prompts(args.n, seed=1, held=False)
+    found = {}
+    for steps in (1, 2, 4, 8, 16, 64):
+        for shuffle in (0.0, 1.0, 1e6):
+            way = lambda p, k: system.draw(p, seed=k, steps=steps, shuffle=shuffle)
+            found[f"{steps}, {shuffle:g}"] = fidelity(drawn(way, texts), texts)["all"]
+    return found
 
 
 def drawn(draw, texts, size: int = 50) -> torch.Tensor:
@@ -241,7 +281,48 @@ def prior_not_scaled(log) -> tuple[dict, dict]:
     return figures, {}
 
 
+SHORT = replace(MASKGIT.train, steps=300)
+
+
+def codes_leak(log) -> tuple[dict, dict]:
+    """In order, without the causal mask: a place sees the very code that it is asked for."""
+    return mistaken(log, load("painted-dalle"), next_code_loss, autoregressive, {"cached": False})
+
+
+def codes_few_unknown(log) -> tuple[dict, dict]:
+    """Of every picture 15 % of the codes are unknown, as of BERT's sentences; drawing starts at all."""
+
+    def few(gpt, codes, text, generator=None):
+        count = torch.full((len(codes),), round(0.15 * codes.shape[1]))
+        return masked_loss(gpt, codes, text, count=count, generator=generator)
+
+    return mistaken(log, load("painted-maskgit"), few, masked, {})
+
+
+def mistaken(log, ship, loss, way, how) -> tuple[dict, dict]:
+    """A GPT trained by another loss than that of the system that ships, and what both draw.
+
+    loss: of the last updates, and of the one that ships after as many.
+    """
+    recipe = replace(MASKGIT, train=SHORT)
+    system = assemble(recipe, ship.vq, ship.tokenizer)
+    data, gen = encode(system, painted_digits(), 5000), torch.Generator().manual_seed(0)
+    extra = {"generator": gen} if loss is not next_code_loss else {}
+    step = last_step(
+        log(fit(system.gpt, data, SHORT, lambda gpt, batch, _: loss(gpt, *batch, **extra)))
+    )
+    texts, found, shown = prompts(100, seed=1), {}, {}
+    for name, gpt, own in ("ship", ship.gpt, {}), ("broken", step.ema.eval(), how):
+        *_, drawn_ = way(gpt, ship.ids(texts), generator=generators(range(len(texts))), **own)
+        with torch.no_grad():
+            x = ship.decode(drawn_.codes).clamp(-1, 1)
+        found[name], shown[name] = fidelity(x, texts)["all"], to_uint8(x[:12]).numpy()
+    return {"obeyed": found}, shown
+
+
 RUNS = {  # what is trained, and its plan
+    "codes_leak": (codes_leak, SHORT),
+    "codes_few_unknown": (codes_few_unknown, SHORT),
     "imagen_no_noise": (imagen_no_noise, PAINTED_IMAGEN.train_up),
     "prior_not_scaled": (prior_not_scaled, PAINTED_PRIOR.train),
 }
@@ -266,7 +347,8 @@ def broken(args) -> dict:
     return {"run": args.run, "bytes": path.stat().st_size, **figures}
 
 
-WAYS = {f.__name__: f for f in (codes, cascade, latent, thresholds, augmentation, prior, broken)}
+FIGURES = (codes, rerank, masked_steps, cascade, latent, thresholds, augmentation, prior, broken)
+WAYS = {f.__name__: f for f in FIGURES}
 
 
 def main():

@@ -19,6 +19,7 @@ LISTS = ROOT / "tests/numbers_in_prose"
 TODO = "to be computed"
 SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "k": 1e3, "M": 1e6, "B": 1e9}
 NO_CLAIMS = [  # in this order
+    r"^.*\[map\]\(.*$",  # the navigation line
     r"```.*?```|`[^`]*`",  # code
     r"\$\$.*?\$\$|\$[^$]*\$",  # formulas
     r"\]\([^)]*\)|https?://\S+|<[^>]*>",  # links, HTML

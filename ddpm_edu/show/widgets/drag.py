@@ -18,7 +18,8 @@ class DragPoint(Widget):
 
     points: (n, 2) data shown as a grey cloud, or None. trace(xy) -> {name: (m, 2) path}, called on
     every move with a float array of 2; the names must stay the same. limits: (low, high) of both
-    axes. start: where the point is first. size: pixels.
+    axes. start: where the point is first. size: pixels. note: words about a path, (m, 2) -> str,
+    read out after its end.
 
     >>> home = lambda xy: {"straight home": np.linspace(xy, [0, 0], 5)}
     >>> widget = DragPoint(None, home, alt="A path to the origin", caption="Drag it.")
@@ -50,6 +51,7 @@ class DragPoint(Widget):
         start: tuple[float, float] = (1, 1),
         label: str = "start point",
         size: int = 420,
+        note: Callable[[np.ndarray], str] | None = None,
     ):
         for name, text in ("alt", alt), ("caption", caption), ("label", label):
             plot.require_text(name, text)
@@ -61,7 +63,7 @@ class DragPoint(Widget):
                 f"start {tuple(start)} lies outside the plane {low:g} ... {high:g}: move it "
                 "inside or widen limits"
             )
-        self._trace = trace
+        self._trace, self._note = trace, note
         cloud = [] if points is None else _pairs(points, "points")
         super().__init__(
             alt=alt,
@@ -91,7 +93,10 @@ class DragPoint(Widget):
                         paths, _SVG_STYLES * (1 + len(paths) // len(_SVG_STYLES))
                     )
                 }
-            ends = [f"{name} ends at {_spoken(path[-1])}" for name, path in paths.items()]
+            words = lambda path: f", {self._note(np.array(path))}" if self._note else ""
+            ends = [
+                f"{name} ends at {_spoken(path[-1])}{words(path)}" for name, path in paths.items()
+            ]
             self.summary = "\n".join([f"start {_spoken(self.xy)}", *ends])
             self.paths = paths
             self.drawn += 1

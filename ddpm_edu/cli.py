@@ -68,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     add("--plan", help="what a single file is, where it does not say so: sd2-base, say")
     add("--refiner", nargs="?", const="", help="let one finish: the model's own, or yours")
     add("--handover", type=float, default=0.8, help="share of the noise before it (0.8)")
+    files = dict(action="append", default=[], metavar="FILE")
+    about = "of the model; FILE:0.7 for a part of it (1); several add up"
+    add("--lora", **files | {"metavar": "FILE[:WEIGHT]"}, help=about)
+    add("--embedding", **files, help="of a new word (textual inversion), which the prompt may use")
     add("--negative", default="", help="what it should not show")
     add("--steps", type=int, help=f"model evaluations {OWN}")
     add("--spacing", help=f"of the times: leading, trailing, linspace, karras {OWN}")
@@ -183,6 +187,7 @@ def txt2img(args) -> None:
     _check(args, handover=(in_range, 0, 1), spacing=(one_of, WALKS), plan=(one_of, PLANS))
     plan = PLANS.get(args.plan)
     config = plan or config_of(args.model)
+    loras = _loras(args, config)
     size, beside = _size(args.size, config.vae.factor), _told(args, config)
     kind, refiner = _where(args), args.refiner
     if refiner == "":
@@ -196,6 +201,7 @@ def txt2img(args) -> None:
             print(f"{name}: about {needed:.1f} GiB of memory in {dtype}", file=sys.stderr)
     sd = load(args.model, config=plan, **kind)
     second = load(refiner, **kind) if refiner else None
+    _learned(args, loras, sd, second)
     if args.fast:
         from .gpu.fast import speed_up
 
@@ -212,7 +218,50 @@ def txt2img(args) -> None:
         sd, args.prompt, negative=args.negative, size=size, seeds=seeds, refiner=second, **options
     )
     told = {"prompt": args.prompt, "negative": args.negative, **options, "model": args.model}
+    told |= {name: its for name in ("lora", "embedding") if (its := getattr(args, name))}
     _write(args, paths, pictures, seeds, options, {**told, "refiner": refiner, **_said(kind)})
+
+
+def _loras(args, config) -> list:
+    """[(LoRA, scale)] of --lora; these and every --embedding fit, before anything large is read."""
+    if not args.lora and not args.embedding:
+        return []
+    from .files.embedding import load_embedding
+    from .files.lora import load_lora
+    from .systems.system import build
+
+    plan, loras = build(config, device="meta"), []
+    for text in args.lora:
+        file, weight = _weighted(text)
+        loras.append((load_lora(file, plan), weight))
+    for file in args.embedding:
+        load_embedding(file, plan)
+    return loras
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """(file, weight) of FILE or FILE:WEIGHT."""
+    file, colon, weight = text.rpartition(":")
+    if os.path.exists(text) or not colon:
+        return text, 1.0
+    try:
+        weight = float(weight)
+    except ValueError:  # a colon of the name's own
+        return text, 1.0
+    return file, in_range(f"--lora {text}: the weight", weight, -100, 100, "1 is all of it")
+
+
+def _learned(args, loras, sd, refiner) -> None:
+    """Merge the LoRAs into sd, which then draws as fast as before, and add the words to both."""
+    from .files.embedding import load_embedding
+    from .networks.lora import attach, merge
+
+    for lora, weight in loras:
+        attach(sd, lora, weight)
+    merge(sd)
+    for system in filter(None, (sd, refiner)):
+        for file in args.embedding:
+            load_embedding(file, system)
 
 
 def edit(args) -> None:

@@ -326,6 +326,71 @@ def test_txt2img_refuses_before_it_loads(tmp_path, capsys, monkeypatch, argument
     assert all(word in message for word in words), message
 
 
+def test_txt2img_with_loras_and_a_word(system, tmp_path):
+    """Two of them add up; what is drawn is what `draw` draws with them."""
+    from ddpm_edu.datasets.images import to_uint8
+    from ddpm_edu.files.embedding import load_embedding
+    from ddpm_edu.files.load import load
+    from ddpm_edu.files.lora import save_lora
+    from ddpm_edu.networks.lora import attach, low_rank
+    from ddpm_edu.systems.pipeline import draw
+
+    sd = load(system)
+    lora = low_rank(sd, 2)
+    for change in lora.changes:
+        torch.nn.init.normal_(change.up.weight, std=0.5)
+    file, word = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_lora(file, lora, sd)
+    save_tensors(word, {"<my-cat>": torch.randn(2, 32)})
+    command = ["txt2img", "a <my-cat>", "--model", str(system), "--device", "cpu", "--steps", "2"]
+    more = ["--lora", f"{file}:0.5", "--lora", f"{file}:0.25", "--embedding", str(word)]
+    for name, options in (
+        ("plain", []),
+        ("word", more[4:]),
+        ("all", more),
+        ("fast", [*more, "--fast"]),
+    ):
+        out = str(tmp_path / f"{name}.png")
+        assert main([*command, *options, "--zoom", "1", "--out", out]) == 0
+    pictures = {
+        name: Image.open(tmp_path / f"{name}.png") for name in ("plain", "word", "all", "fast")
+    }
+    assert json.loads(pictures["all"].info["ddpm_edu"])["lora"] == [f"{file}:0.5", f"{file}:0.25"]
+    assert "lora" not in json.loads(pictures["plain"].info["ddpm_edu"])
+    pixels = {name: np.asarray(picture).astype(int) for name, picture in pictures.items()}
+    load_embedding(word, sd)
+    attach(sd, lora, 0.75)
+    same = to_uint8(draw(sd, "a <my-cat>", steps=2, progress=False))[0].permute(1, 2, 0).numpy()
+    assert abs(pixels["all"] - same).max() <= 1 and abs(pixels["fast"] - same).max() <= 1
+    assert abs(pixels["plain"] - pixels["word"]).max() > 1 < abs(pixels["word"] - same).max()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--lora", "gone.safetensors"], ("gone.safetensors: no such file",)),
+        (["--lora", "gone.safetensors:0.5"], ("gone.safetensors: no such file",)),
+        (["--lora", "x.safetensors:nan"], ("x.safetensors:nan", "weight")),
+        (["--lora", "x.safetensors:500"], ("weight", "100")),
+        (["--lora", "x.safetensors"], ("SDXL base", "SD 1.5", "do not fit")),
+        (["--embedding", "x.safetensors"], ("no embedding", "LoRA")),
+        (["--embedding", "e.safetensors"], ("1024", "SD 2", "768")),
+    ],
+)
+def test_txt2img_refuses_loras_and_words_before_it_loads(
+    tmp_path, capsys, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    matrices = {
+        f"{key}.lora_down.weight": torch.ones(2, 2048),
+        f"{key}.lora_up.weight": torch.ones(1280, 2),
+    }
+    save_tensors("x.safetensors", matrices)
+    save_tensors("e.safetensors", {"<a>": torch.ones(1, 1024)})
+    test_txt2img_refuses_before_it_loads(tmp_path, capsys, monkeypatch, arguments, words)
+
+
 # ---------------------------------------------------------------- edit
 
 

@@ -10,6 +10,7 @@ __getattr__, __dir__ = lazily(
         "names": "to_ours looks_like split_single_file",
         "folder": "Folder",
         "lora": "load_lora save_lora",
+        "embedding": "load_embedding save_embedding",
         "hub": "",
     },
 )

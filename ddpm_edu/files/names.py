@@ -291,7 +291,7 @@ SIGNS = {  # (part, layout): a name that says so, once the prefix is off
     ("text", "original"): r"^transformer\.resblocks\.",
     ("text", "folder"): r"^(text_model\.)?encoder\.layers\.\d+\.\w+\.",  # ours too: the same names
 }
-EMBEDDING = "a textual inversion (an embedding): a new word, not a model"
+EMBEDDING = "a textual inversion (load_embedding reads it): a new word, not a model"
 CONTROL = "a ControlNet: an addition to a model, not a model"
 STRANGERS = {  # what it is: a name somewhere
     "a LoRA (load_lora reads it): small changes to a model, not a model": r"lora_(up|down)\b"

@@ -4,7 +4,7 @@ CLIP (Radford et al. 2021) trains a transformer on captions; Stable Diffusion re
 states. The transformer is the one of the `transformers` package, built from our config.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -91,6 +91,16 @@ class TextEncoder(nn.Module):
         if self.text_projection is not None:
             pooled = self.text_projection(pooled)
         return Hidden(out.last_hidden_state, out.hidden_states[-2], pooled)
+
+    def add_rows(self, ids: list[int], rows: Tensor, end: int) -> None:
+        """Token embeddings (n, width) for these ids, new ones or not.  end: the id that ends a
+        prompt, which is no longer the highest."""
+        table = self.text_model.embeddings.token_embedding
+        old, size = table.weight.detach(), max(table.num_embeddings, max(ids) + 1)
+        new = torch.cat([old, old.new_zeros(size - len(old), self.config.width)])
+        new[ids] = rows.detach().to(new)
+        table.weight, table.num_embeddings = nn.Parameter(new, table.weight.requires_grad), size
+        self.config = replace(self.config, vocab=size, end=end)
 
     def unused(self, names) -> set[str]:
         """Names in a file that are not needed: SD 2's last layer, a projection without use."""

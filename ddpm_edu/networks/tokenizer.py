@@ -5,6 +5,7 @@ Sennrich et al. 2016 (arXiv 1508.07909). The merges of CLIP's tokenizer ship wit
 
 import functools
 import html
+import itertools
 import re
 import unicodedata
 import warnings
@@ -32,6 +33,7 @@ class Tokenizer:
             raise OptionError(
                 f"{start!r} and {end!r} must be tokens, {end!r} with the highest id: add them last"
             )
+        self.longer = _longer(self.bpe)  # {id of a new word of several tokens: their ids}
 
     def __call__(self, prompts: list[str], pad: str = "eot") -> Tensor:
         """Prompts to ids (B, length) long. What does not fit is left out, with a warning.
@@ -63,10 +65,36 @@ class Tokenizer:
                 places.append(at)
             else:
                 code = self.bpe.encode(part, add_special_tokens=False)
-                ids += code.ids
-                places += [at + begin for begin, _ in code.offsets]
+                for number, (begin, _) in zip(code.ids, code.offsets):
+                    its = self.longer.get(number, [number])
+                    ids += its
+                    places += [at + begin] * len(its)
             at += len(part)
         return ids, places
+
+    def with_word(self, word: str, tokens: int = 1) -> "Tokenizer":
+        """One that knows a new word too: its tokens, one after the other, have the next ids.
+
+        They are called word, word_1, word_2, ..., as in diffusers. OptionError for a word with
+        spaces in it, or one that is a token already.
+        """
+        whole("tokens", tokens, 1, self.length - 2, "a prompt has room for no more")
+        plain = clean(word) if isinstance(word, str) else ""
+        if not plain or " " in plain:
+            raise OptionError(f"word = {word!r:.80}: pass one without spaces, such as '<my-cat>'")
+        names = [plain, *(f"{plain}_{k}" for k in range(1, tokens))]
+        if known := [name for name in names if self.bpe.token_to_id(name) is not None]:
+            raise OptionError(f"word = {word!r:.80}: {known[0]} is a token already: take another")
+        bpe = read_bpe(self.bpe.to_str())
+        bpe.add_tokens(names)
+        return Tokenizer(bpe, *self.special, length=self.length)
+
+    def ids_of(self, word: str) -> list[int]:
+        """The ids of a word's tokens that `with_word` added. OptionError if it did not."""
+        number = self.bpe.token_to_id(clean(word)) if isinstance(word, str) else None
+        if number not in self.bpe.get_added_tokens_decoder() or number in self.special.values():
+            raise OptionError(f"word = {word!r:.80} was not added to this tokenizer: add it first")
+        return self.longer.get(number, [number])
 
 
 def tokenize(prompts: list[str], pad: str = "eot") -> Tensor:
@@ -211,6 +239,17 @@ def _bpe(vocab, merges):
     return bpe
 
 
+def _longer(bpe) -> dict[int, list[int]]:
+    """Of added words that go on: cat, cat_1, cat_2, ..."""
+    numbers = {token.content: i for i, token in bpe.get_added_tokens_decoder().items()}
+    found = {}
+    for word, number in numbers.items():
+        more = (numbers.get(f"{word}_{k}") for k in itertools.count(1))
+        its = [number, *itertools.takewhile(lambda i: i is not None, more)]
+        found |= {number: its} if len(its) > 1 else {}
+    return found
+
+
 def read_bpe(bpe):
     """A `tokenizers.Tokenizer`, from itself, its JSON, or the path of that. Raises DataError."""
     with needs("tokenizers", "prompts"):
@@ -219,7 +258,9 @@ def read_bpe(bpe):
         return bpe
     try:
         is_json = str(bpe).lstrip().startswith("{")
-        return Tokenizer.from_str(bpe) if is_json else Tokenizer.from_file(str(bpe))
+        bpe = Tokenizer.from_str(bpe) if is_json else Tokenizer.from_file(str(bpe))
+        bpe.no_padding(), bpe.no_truncation()  # written by transformers, if it has been used
+        return bpe
     except Exception as e:  # the package raises nothing more specific
         raise DataError(
             f"{str(bpe)[:200]}: not a file of the `tokenizers` package ({e}): use its save()"

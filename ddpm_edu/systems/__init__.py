@@ -19,6 +19,7 @@ __getattr__, __dir__ = lazily(
         "control": "controlled",
         "attention_maps": "attention_weights recording word_maps token_words",
         "guard": "",
+        "words": "add_word vectors_of",
         "memory": "memory_needed weight_bytes peak_bytes",
     },
 )

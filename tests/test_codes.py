@@ -20,7 +20,7 @@ from ddpm_edu.training.codes import DALLE, MASKGIT, encode, objective, train_cod
 PROMPTS = ["a large red seven on a blue ground, top left", "a small black one on a white ground"]
 TOKENIZER = train_tokenizer([caption(s) for s in scenes()[::7]], 640, 16)
 VQ = VQConfig(VAEConfig(channels=4, mult=(1, 1, 1), blocks=1, latent=3, groups=2, scale=1.0), 11)
-GPT = GPTConfig(11, 64, TOKENIZER.bpe.get_vocab_size(), 16, 16, 2, 2)
+GPT = GPTConfig(11, 64, TOKENIZER.bpe.get_vocab_size(), 16, 16, 2, 2, columns=8, vectors=3)
 
 
 def system(causal=True, seed=0):
@@ -29,6 +29,7 @@ def system(causal=True, seed=0):
     made = CodeSystem(config, TOKENIZER).eval().requires_grad_(False)
     for p in made.gpt.parameters():
         torch.nn.init.normal_(p, std=0.3)
+    made.gpt.know(made.vq.codebook.codes)
     return made
 
 
@@ -170,7 +171,7 @@ def test_a_few_updates_learn_and_a_run_that_stopped_goes_on(tmp_path, causal):
     """Bit for bit."""
     file = tmp_path / "start.safetensors"
     save(file, system())
-    recipe = short(MASKGIT, start=str(file), base=None)
+    recipe = short(MASKGIT, start=str(file), base=None, goes_on=False)
     recipe = replace(recipe, gpt=replace(recipe.gpt, codes=11, causal=causal))
 
     class Stop(Exception):
@@ -194,6 +195,17 @@ def test_a_few_updates_learn_and_a_run_that_stopped_goes_on(tmp_path, causal):
         p.requires_grad for p in whole.parameters()
     )
     assert not torch.equal(whole.gpt.logits.weight, torch.zeros(11, 16))
+
+
+def test_a_gpt_goes_on_from_that_of_its_start(tmp_path):
+    """With a learning rate of 0 it is the same, only that it now sees all places."""
+    s, file = system(), tmp_path / "start.safetensors"
+    save(file, s)
+    recipe = replace(MASKGIT, start=str(file), base=None, n=64, gpt=replace(GPT, causal=False))
+    recipe = replace(recipe, train=replace(recipe.train, steps=1, batch_size=8, lr=0.0))
+    made = train_codes(recipe)
+    assert all(torch.equal(w, s.gpt.state_dict()[k]) for k, w in made.gpt.state_dict().items())
+    assert not made.config.gpt.causal and s.config.gpt.causal
 
 
 def test_the_book_starts_from_the_vae_that_ships():

@@ -5,10 +5,10 @@ import torch
 from helpers import refuses
 
 from ddpm_edu import DataError, OptionError, ShapeError
-from ddpm_edu.networks.gpt import GPT, GPTConfig
+from ddpm_edu.networks.gpt import GPT, GPTConfig, turned
 from ddpm_edu.training.optim import Muon
 
-SMALL = GPTConfig(codes=11, places=9, captions=7, length=5, width=16, layers=3, heads=4)
+SMALL = GPTConfig(11, 9, 7, 5, width=16, layers=3, heads=4, columns=3, vectors=2)
 
 
 def shaken(causal=True, dtype=torch.float32):
@@ -17,6 +17,7 @@ def shaken(causal=True, dtype=torch.float32):
     model = GPT(GPTConfig(**{**vars(SMALL), "causal": causal})).to(dtype).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
+    model.know(torch.randn(11, 2, dtype=dtype))
     return model.requires_grad_(False)
 
 
@@ -88,14 +89,50 @@ def test_unknown_is_an_input_and_no_answer():
 
 def test_a_new_one_finds_all_codes_equally_likely():
     codes, text = batch()
-    assert torch.equal(GPT(SMALL)(codes, text), torch.zeros(3, 9, 11))
+    vectors = torch.randn(11, 2)
+    assert torch.equal(GPT(SMALL).know(vectors)(codes, text), torch.zeros(3, 9, 11))
+
+
+def test_attention_knows_how_far_apart_places_are():
+    """Turned queries and keys: their product is the same wherever both are moved, and differs else."""
+    model = shaken(dtype=torch.float64)
+    turn = model._turn(5, 9)
+    gen = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 4, dtype=torch.float64, generator=gen)
+    products = turned(q.expand(14, 4), turn) @ turned(k.expand(14, 4), turn).T
+    of = lambda a, b: products[5 + a, 5 + b].item()  # of two places, 0 to 8 in rows of 3
+    assert abs(of(4, 0) - of(8, 4)) < 1e-6 and abs(of(1, 0) - of(5, 4)) < 1e-6
+    assert abs(of(3, 0) - of(1, 0)) > 1e-3 and abs(of(4, 0) - of(0, 4)) > 1e-3
+    # a column to the right of the end of a row is not the beginning of the next
+    assert abs(of(3, 2) - of(1, 0)) > 1e-3
+
+
+def test_what_is_known_of_one_code_holds_for_its_equals():
+    """Two codes with one vector, and no tables: the same inputs, the same logits."""
+    model, (codes, text) = shaken(causal=False), batch()
+    vectors = torch.randn(11, 2)
+    vectors[7] = vectors[4]
+    model.know(vectors)
+    for p in (model.code_table.weight, model.logits.weight, model.logits.bias):
+        p.zero_()
+    logits = model(codes, text)
+    assert torch.equal(logits[..., 7], logits[..., 4])
+    assert not torch.equal(logits[..., 7], logits[..., 5])
+    swapped = torch.where(codes == 4, 7, codes)
+    assert (swapped != codes).any() and torch.equal(model(swapped, text), logits)
+    with refuses(ShapeError, "vectors", "11"):
+        model.know(torch.zeros(10, 2))
 
 
 def test_muon_moves_the_blocks_and_adamw_the_tables():
     model = GPT(SMALL)
     names = {id(p): name for name, p in model.named_parameters()}
     matrices = {names[id(p)] for p in Muon(model, 0.01).param_groups[0]["params"]}
-    assert all(name.startswith("blocks.") for name in matrices) and len(matrices) == 3 * 6
+    assert {name for name in matrices if not name.startswith("blocks.")} == {
+        "book_in.weight",
+        "book_out.weight",
+    }
+    assert len(matrices) == 3 * 6 + 2
 
 
 @pytest.mark.parametrize(
@@ -128,4 +165,6 @@ def test_a_cache_of_another_stream_is_refused():
 
 def test_heads_must_divide_the_width():
     with refuses(OptionError, "width", "heads"):
-        GPTConfig(width=10, heads=4)
+        GPTConfig(width=20, heads=4)
+    with refuses(OptionError, "places", "columns"):
+        GPTConfig(places=64, columns=7)

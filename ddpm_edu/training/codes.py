@@ -15,7 +15,7 @@ from torch import Tensor
 from ..datasets.painted import painted_digits
 from ..discrete import cosine_counts, masked_loss, next_code_loss
 from ..errors import DataError
-from ..files.load import load
+from ..files.load import load, load_state
 from ..networks.gpt import GPTConfig
 from ..networks.tokenizer import Tokenizer
 from ..networks.vq import VQVAE, VQConfig
@@ -96,6 +96,7 @@ class CodeRecipe:
     dataset: Callable = painted_digits  # () -> dataset[index] -> (x_0, captions)
     n: int = 40_000  # pictures
     base: str | None = None  # see `save`
+    goes_on: bool = False  # the GPT from that of the start, which knows captions and strokes
     guidance: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
@@ -126,6 +127,7 @@ def train_vq(
 def assemble(recipe: CodeRecipe, vq: VQVAE, tokenizer: Tokenizer) -> CodeSystem:
     """A trained book and a GPT with random weights."""
     words = dict(captions=tokenizer.bpe.get_vocab_size(), length=tokenizer.length)
+    words["vectors"] = vq.config.vae.latent
     config = CodeConfig(
         recipe.name,
         vq.config,
@@ -138,6 +140,7 @@ def assemble(recipe: CodeRecipe, vq: VQVAE, tokenizer: Tokenizer) -> CodeSystem:
     torch.manual_seed(recipe.train.seed)
     system = CodeSystem(config, tokenizer)
     system.vq.load_state_dict(vq.state_dict())
+    system.gpt.know(vq.codebook.codes)
     return system
 
 
@@ -152,6 +155,8 @@ def train_codes(
     beside = checkpoint and Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-vq")
     system = assemble(recipe, *train_vq(recipe, beside, log_vq or iter, device)).to(device)
     system.vq.requires_grad_(False)
+    if recipe.goes_on:
+        load_state(system.gpt, load(recipe.start).gpt.state_dict(), recipe.start)
     data = encode(system, recipe.dataset(), recipe.n)
     loss = objective(system, recipe.train.p_uncond)
     step = last_step(log(fit(system.gpt, data, recipe.train, loss, checkpoint=checkpoint)))
@@ -162,7 +167,7 @@ def train_codes(
 DALLE = CodeRecipe(
     "painted-dalle",
     "painted",
-    GPTConfig(codes=256, places=64, width=128, layers=4, heads=4),
+    GPTConfig(codes=256, places=64, width=96, layers=4, heads=4, columns=8),
     TrainConfig(steps=2500, batch_size=16, ema=0.995, **MUON),
     train_vq=TrainConfig(
         steps=1000, batch_size=16, ema=0.99, warmup=20, clip_norm=100.0, **{**MUON, "lr": 5e-3}
@@ -173,6 +178,7 @@ MASKGIT = replace(
     name="painted-maskgit",
     start="painted-dalle",
     base="painted-dalle",
+    goes_on=True,
     gpt=replace(DALLE.gpt, causal=False),
     train_vq=None,
 )

@@ -5,6 +5,7 @@ python benchmarks/beyond.py rerank --model painted-dalle      best of 1, 2 .. 8 
 python benchmarks/beyond.py masked_steps                      masked in 1, 2 .. 64 steps
 python benchmarks/beyond.py cascade                           Imagen's plan: obeyed, seconds
 python benchmarks/beyond.py latent                            the latent system, for comparison
+python benchmarks/beyond.py few                               1, 2, 4, 8 steps: obeyed, Frechet
 python benchmarks/beyond.py thresholds --n 100                x0_hat free, clipped, or by percentile
 python benchmarks/beyond.py augmentation                      the noise given to `up`
 python benchmarks/beyond.py prior                             unCLIP's prior: pictures retrieved
@@ -17,12 +18,14 @@ import json
 import platform
 import time
 from dataclasses import asdict, replace
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ddpm_edu import Schedule, generators, last, load
+from ddpm_edu import Schedule, generators, last, load, meanflow
+from ddpm_edu.consistency import Consistency, endpoint, objective
 from ddpm_edu.datasets.images import from_uint8, mnist, to_uint8
 from ddpm_edu.datasets.painted import paint, painted_digits, prompts
 from ddpm_edu.diffusion import Dynamic
@@ -32,12 +35,17 @@ from ddpm_edu.metrics.frechet import frechet
 from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.networks.prior import Prior
 from ddpm_edu.paths import data_folder
+from ddpm_edu.show.few_steps import MODELS as FEW_MODELS
+from ddpm_edu.show.few_steps import calls
+from ddpm_edu.show.few_steps import drawn as in_few
 from ddpm_edu.systems import codes as systems_codes
 from ddpm_edu.systems.editing import enlarged
 from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.systems.prior import draw_embeddings, nearest
+from ddpm_edu.training import few_steps, latents
 from ddpm_edu.training.cascade import PAINTED_IMAGEN, begin, pixels, train_part
 from ddpm_edu.training.codes import MASKGIT, assemble, encode
+from ddpm_edu.training.few_steps import PAINTED_FEW, PAINTED_MEANFLOW
 from ddpm_edu.training.prior import PAINTED_PRIOR, embeddings
 from ddpm_edu.training.train import fit, train
 from ddpm_edu.training.whole_system import last_step, logged
@@ -147,6 +155,29 @@ def latent(args) -> dict:
     x = drawn(way, prompts(args.n, seed=1, held=False))
     own = {"parameters": count(sd), "frechet": from_real(x)}
     return {"model": "painted", **own, **obeyed(way, args.n)}
+
+
+def few(args) -> dict:
+    """Few-step models and DPM-Solver++ of their teacher, by steps; one model alone with --model."""
+    texts = {held: prompts(args.n, seed=1, held=held) for held in (False, True)}
+    found = {}
+    for name in [args.model] if args.model else FEW_MODELS:
+        sd = load(name)
+        own = {"parameters": count(sd.unet), "calls_a_step": calls(sd)}
+        for steps in (1, 2, 4, 8):
+            started = time.process_time()
+            x = in_few(sd, texts[False], steps)
+            seconds = (time.process_time() - started) / args.n
+            read_as, held = fidelity(x, texts[False]), in_few(sd, texts[True], steps)
+            own[steps] = {
+                "all": round(read_as["all"], 4),
+                "main": round(read_as["main"], 4),
+                "held_out": round(fidelity(held, texts[True])["all"], 4),
+                "frechet": round(from_real(x), 4),
+                "cpu_ms_a_picture": round(1000 * seconds, 1),
+            }
+        found[sd.config.name] = own
+    return {"n": args.n, **found}
 
 
 def count(model) -> int:
@@ -320,7 +351,58 @@ def mistaken(log, ship, loss, way, how) -> tuple[dict, dict]:
     return {"obeyed": found}, shown
 
 
+def few_no_stop(log) -> tuple[dict, dict]:
+    """Consistency distillation, point by point; broken: the target learns as well, to be easy."""
+    teacher, recipe = load("painted"), PAINTED_FEW
+    paths = few_steps.first_paths(teacher, replace(recipe, n=500))
+
+    def both_learn(model, batch, generator):
+        (x, (times, cond)), rows = batch, torch.arange(len(batch[0]))
+        i = torch.randint(x.shape[1] - 1, rows.shape, generator=generator)
+        end = lambda k: endpoint(model.student, model.schedule, x[rows, k], times[rows, k], cond)
+        return (end(i) - end(i + 1)).square().mean()
+
+    figures, shown = {}, {}
+    for name, value in ("good", objective), ("broken", both_learn):
+        sd = few_steps.begin(teacher, recipe)
+        own = sd.unet.requires_grad_(True)
+        model = Consistency(own, teacher.schedule, teacher.predict, skip=1)
+        step = last_step(log(fit(model, paths, FEW_BROKEN, value)))
+        own.load_state_dict(step.ema.student.state_dict())
+        figures[name], shown[name] = by_steps(sd.requires_grad_(False))
+    return figures, shown
+
+
+def meanflow_no_derivative(log) -> tuple[dict, dict]:
+    """painted-meanflow goes on to learn for a while, without (u - r) dU/du: U becomes v again."""
+    ship, base = load("painted-meanflow"), load("painted")
+    recipe = replace(PAINTED_MEANFLOW, train=MEANFLOW_BROKEN, n=4000)
+    data = latents.encode(base, recipe.dataset(), recipe.n)
+    value = few_steps.mean_flow_objective(recipe, ship.schedule, data.uncond)
+    figures, shown = {}, {}
+    figures["ship"], shown["ship"] = by_steps(ship)
+    with patch.object(meanflow, "total_derivative", lambda model, schedule, z, *_: 0 * z):
+        step = last_step(log(fit(ship.unet.requires_grad_(True), data, recipe.train, value)))
+    ship.unet.load_state_dict(step.ema.state_dict())
+    figures["broken"], shown["broken"] = by_steps(ship.eval().requires_grad_(False))
+    return figures, shown
+
+
+def by_steps(sd) -> tuple[dict, np.ndarray]:
+    """Obeyed by 200 pictures in 1, 2 and 4 steps; the first 12 of one step."""
+    texts, figures = prompts(200, seed=1, held=False), {}
+    for steps in (1, 2, 4):
+        x = in_few(sd, texts, steps)
+        figures[str(steps)] = fidelity(x, texts)["all"]
+        shown = to_uint8(x[:12]).numpy() if steps == 1 else shown
+    return figures, shown
+
+
+FEW_BROKEN = replace(PAINTED_FEW.train, steps=80)
+MEANFLOW_BROKEN = replace(PAINTED_MEANFLOW.train, steps=120, lr=5e-3)
 RUNS = {  # what is trained, and its plan
+    "few_no_stop": (few_no_stop, FEW_BROKEN),
+    "meanflow_no_derivative": (meanflow_no_derivative, MEANFLOW_BROKEN),
     "codes_leak": (codes_leak, SHORT),
     "codes_few_unknown": (codes_few_unknown, SHORT),
     "imagen_no_noise": (imagen_no_noise, PAINTED_IMAGEN.train_up),
@@ -349,6 +431,9 @@ def broken(args) -> dict:
 
 FIGURES = (codes, rerank, masked_steps, cascade, latent, thresholds, augmentation, prior, broken)
 WAYS = {f.__name__: f for f in FIGURES}
+WAYS = {
+    f.__name__: f for f in (codes, cascade, latent, few, thresholds, augmentation, prior, broken)
+}
 
 
 def main():

@@ -65,24 +65,37 @@ def consistency_loss(
 
 @dataclass(frozen=True, eq=False)
 class Paths:
-    """A teacher's paths, solved: paths[index] -> (x (B, K + 1, ...), Cond); the last is the end."""
+    """Paths that a teacher solved: paths[index] -> (x (B, K + 1, ...), (times (B, K + 1), Cond)).
+
+    The last of the points is the end, at time -1. A path that begins later than others repeats its
+    first point in front.
+    """
 
     x: Tensor  # (N, K + 1, ...)
-    times: Tensor  # (K + 1,) whole, falling, the last -1
+    times: Tensor  # (N, K + 1) whole, never rising, the last -1
     contexts: Tensor  # (M, L, D)
     row: Tensor  # (N,): which of the contexts is a path's
 
     def __post_init__(self):
-        fits("times", self.times, (self.x.shape[1],), "one for each point of the paths,")
-        falling = (self.times[:-1] > self.times[1:]).all() and self.times[-1] == -1
-        if len(self.x) == 0 or not falling:
-            raise DataError("paths: pass at least one, whose times fall down to -1, the end")
+        if len(self.x) == 0:
+            raise DataError("there are no paths: pass at least one")
+        fits("times", self.times, self.x.shape[:2], "one for each point of the paths,")
+        fall = (self.times[:, :-1] >= self.times[:, 1:]).all() and (self.times[:, -2] > -1).all()
+        if not fall or (self.times[:, -1] != -1).any():
+            raise DataError("times: they must fall along each path, down to -1, the end")
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index) -> tuple[Tensor, Cond]:
-        return self.x[index], Cond(self.contexts[self.row[index]])
+    def __getitem__(self, index) -> tuple[Tensor, tuple[Tensor, Cond]]:
+        return self.x[index], (self.times[index], Cond(self.contexts[self.row[index]]))
+
+    def __add__(self, other: "Paths") -> "Paths":
+        """Both."""
+        pair = ((a, b) for a, b in zip(vars(self).values(), vars(other).values()))
+        x, times, contexts, row = (torch.cat(both) for both in pair)
+        row[len(self) :] += len(self.contexts)
+        return Paths(x, times, contexts, row)
 
 
 class Consistency(nn.Module):
@@ -125,20 +138,12 @@ class Consistency(nn.Module):
         i = torch.randint(last, (n,), generator=generator)
         i = torch.where(torch.rand(n, generator=generator) < self.from_noise, 0, i)
         j = (i + self.skip).clamp(max=last) if self.skip else torch.full_like(i, last)
-        at = lambda k: x[torch.arange(n), k]
-        return consistency_loss(
-            self.student,
-            self.target,
-            self.schedule,
-            at(i),
-            times[i],
-            at(j),
-            times[j],
-            cond,
-            predict=self.predict,
-        )
+        (x_t, t), (x_s, s) = ((x[torch.arange(n), k], times[torch.arange(n), k]) for k in (i, j))
+        nets, how = (self.student, self.target), {"predict": self.predict}
+        return consistency_loss(*nets, self.schedule, x_t, t, x_s, s, cond, **how)
 
 
-def objective(times: Tensor):
-    """The loss of a `Consistency` for `train.fit`, on `Paths` with these times."""
-    return lambda model, batch, generator: model(batch[0], times, batch[1], generator)
+def objective(model: nn.Module, batch: tuple, generator=None) -> Tensor:
+    """The loss of a `Consistency`, or a `DistributionMatching`, for `train.fit` on `Paths`."""
+    x, (times, cond) = batch
+    return model(x, times, cond, generator)

@@ -89,7 +89,9 @@ class DistributionMatching(nn.Module):
         n, rows = len(x), torch.arange(len(x))
         i = torch.randint(0, x.shape[1] - 1, (n,), generator=generator) // 2 * 2
         i = torch.where(torch.rand(n, generator=generator) < self.from_noise, 0, i)
-        drawn = endpoint(self.student, self.schedule, x[rows, i], times[i], cond, self.predict)
+        drawn = endpoint(
+            self.student, self.schedule, x[rows, i], times[rows, i], cond, self.predict
+        )
         low, high = (round(share * (self.schedule.T - 1)) for share in SPAN)
         t = torch.randint(low, high + 1, (2, n), generator=generator)
         e = [randn_like(drawn, generator) for _ in range(2)]

@@ -6,8 +6,19 @@ import pytest
 import torch
 from helpers import refuses
 
-from ddpm_edu import Cond, DataError, OptionError, Schedule, ShapeError, last, load
-from ddpm_edu.consistency import Consistency, Paths, consistency_loss, endpoint, objective
+from ddpm_edu import (
+    SAMPLERS,
+    Cond,
+    DataError,
+    OptionError,
+    Schedule,
+    ShapeError,
+    guided,
+    last,
+    load,
+    noise,
+)
+from ddpm_edu.consistency import Consistency, Paths, consistency_loss, endpoint
 from ddpm_edu.datasets.painted import prompts
 from ddpm_edu.distribution_matching import DistributionMatching, matching_gradient, matching_loss
 from ddpm_edu.meanflow import mean_flow_loss, mean_velocity, total_derivative
@@ -108,11 +119,15 @@ def test_consistency_refuses():
     model = exact_end()
     refuses(OptionError, "s must be", lambda: consistency_loss(model, model, COSINE, x, t, x, t))
     refuses(ShapeError, "x_s", lambda: consistency_loss(model, model, COSINE, x, t, x[:1], t - 1))
-    paths = (torch.zeros(3, 3, 1), torch.tensor([9, 5, -1]), torch.zeros(1, 2, 4), torch.zeros(3))
-    Paths(*paths)
-    refuses(DataError, "times fall", lambda: Paths(paths[0], torch.tensor([9, 5, 0]), *paths[2:]))
-    refuses(DataError, "at least one", lambda: Paths(paths[0][:0], *paths[1:]))
-    refuses(ShapeError, "times", lambda: Paths(paths[0], torch.tensor([9, -1]), *paths[2:]))
+    at = torch.tensor([[9, 5, -1]] * 3)
+    paths = torch.zeros(3, 3, 1), at, torch.zeros(1, 2, 4), torch.zeros(3)
+    for wrong in ([9, 5, 0], [5, 9, -1], [9, -1, -1]):
+        wrong = torch.tensor([wrong] * 3)
+        refuses(DataError, "times", lambda: Paths(paths[0], wrong, *paths[2:]))
+    refuses(DataError, "no paths", lambda: Paths(paths[0][:0], *paths[1:]))
+    refuses(ShapeError, "times", lambda: Paths(paths[0], at[:, 1:], *paths[2:]))
+    both = Paths(*paths) + Paths(*paths)
+    assert len(both) == 6 and both.row.tolist() == [0, 0, 0, 1, 1, 1]
     for option in ({"skip": -1}, {"decay": 2.0}, {"from_noise": -0.1}):
         net = torch.nn.Linear(1, 1)
         refuses(OptionError, [*option][0], lambda: Consistency(net, COSINE, **option))
@@ -173,7 +188,7 @@ def small_unet(vector=0, seed=0):
 def test_each_network_learns_from_its_own_terms():
     """With no difference of teacher and fake, and no regression, the student gets no gradient; the fake always does."""
     net, teacher = small_unet(), small_unet(seed=1)
-    x, times = torch.randn(4, 3, 2, 4, 4), torch.tensor([900, 400, -1])
+    x, times = torch.randn(4, 3, 2, 4, 4), torch.tensor([[900, 400, -1]] * 4)
     cond = Cond(torch.randn(4, 3, 6))
     gen = torch.Generator().manual_seed(0)
     model = DistributionMatching(net, teacher, teacher, COSINE, regression=0.0)
@@ -295,7 +310,7 @@ def short(recipe):
     if recipe is PAINTED_MEANFLOW:
         return replace(recipe, n=16, train=replace(recipe.train, **run))
     run = replace(recipe.train, **run)
-    return replace(recipe, n=8, path_steps=2, train=run, match=run)
+    return replace(recipe, n=8, path_steps=2, train=run, again=run, match=run)
 
 
 @pytest.fixture(scope="module")
@@ -306,10 +321,34 @@ def teacher():
 def test_solved_paths_end_where_the_teacher_draws(teacher):
     texts = prompts(3, 1)
     paths = solved_paths(teacher, texts, 4, seed=5)
-    assert paths.x.shape == (3, 5, 4, 8, 8) and paths.times.tolist() == [999, 749, 499, 249, -1]
+    assert (
+        paths.x.shape == (3, 5, 4, 8, 8) and paths.times.tolist() == [[999, 749, 499, 249, -1]] * 3
+    )
     pictures = draw(teacher, texts, seeds=[5, 6, 7], steps=4, progress=False)
-    ours = teacher.vae.from_latent(paths[torch.arange(3)][0][:, -1]).clamp(-1, 1)
+    ours = teacher.vae.from_latent(paths.x[:, -1]).clamp(-1, 1)
     torch.testing.assert_close(ours, pictures, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_paths_from_where_the_student_stands(teacher):
+    """Each begins at the student's picture, noised to its time, and ends where the teacher goes from there."""
+    paths = solved_paths(teacher, prompts(3, 1), 4, seed=5, student=teacher)
+    assert paths.times.tolist() == [
+        [749] * 2 + [499, 249, -1],
+        [499] * 3 + [249, -1],
+        [249] * 4 + [-1],
+    ]
+    x, (times, cond) = paths[torch.arange(3)]
+    first = endpoint(
+        teacher.unet, teacher.schedule, noise((4, 8, 8), [5, 6, 7]), torch.full((3,), 999), cond
+    )
+    s = teacher.schedule.alpha_bar[times[:, 0]].sqrt().float().view(-1, 1, 1, 1)
+    eps = (x[:, 0] - s * first) / (1 - s**2).sqrt()
+    assert eps.std() == pytest.approx(1, abs=0.1) and eps.mean() == pytest.approx(0, abs=0.1)
+    model = guided(teacher.unet, 3.0, few_steps.conditions(teacher, [""]))
+    one = Cond(cond.context[2:])
+    walk = SAMPLERS["dpmpp_2m"](model, teacher.schedule, x[2:, 0], [249], one, predict="v")
+    torch.testing.assert_close(last(walk), x[2:, -1], rtol=0, atol=1e-4)
 
 
 def test_a_teacher_of_other_texts_is_refused(teacher):
@@ -319,7 +358,9 @@ def test_a_teacher_of_other_texts_is_refused(teacher):
 
 def test_the_student_is_drawn_in_any_number_of_steps(teacher, tmp_path):
     student = train_few(short(PAINTED_FEW), tmp_path / "run.safetensors")
-    assert {f.name for f in tmp_path.iterdir()} == {"run.safetensors", "run-match.safetensors"}
+    assert {f.name for f in tmp_path.iterdir()} == {
+        f"run{more}.safetensors" for more in ("", "-again", "-match")
+    }
     assert student.config.guidance == 1 and student.config.sampler == "consistency"
     own, same = student.state_dict(), teacher.state_dict()
     changed = {name.partition(".")[0] for name, w in own.items() if not torch.equal(w, same[name])}
@@ -345,4 +386,25 @@ def test_the_mean_flow_trains_and_is_drawn(tmp_path):
 
 def test_recipes_are_followed_from_the_shell():
     assert set(few_steps.FEW_RECIPES) == {"painted-few", "painted-meanflow"}
-    assert objective(torch.tensor([9, -1]))
+
+
+def test_the_table_counts_what_is_right_and_how_often_a_network_is_asked(monkeypatch):
+    """All painted as their captions say: 100 %; a guided system asks twice a step."""
+    from ddpm_edu.datasets.images import from_uint8, mnist
+    from ddpm_edu.datasets.painted import paint, parse
+    from ddpm_edu.show import few_steps as shown
+
+    digits = mnist("test")
+
+    def painted(sd, texts, steps):
+        scenes = [parse(text) for text in texts]
+        pick = [int((digits.labels == s.digit).nonzero()[0]) for s in scenes]
+        x = from_uint8(paint(digits.images[pick, 0], scenes))
+        return x if steps > 1 else x.flip(0)
+
+    monkeypatch.setattr(shown, "drawn", painted)
+    found = shown.few_steps(4, (1, 2), ("painted",))
+    assert found.obeyed["painted"][2] == 1 > found.obeyed["painted"][1]
+    assert found.table().head == ["model", "calls a step", "1 step", "2 steps"]
+    assert found.table().rows[0][1:] == ["2", "0%", "100%"]
+    refuses(OptionError, "n", lambda: shown.few_steps(0))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..consistency import Consistency, Paths, objective
+from ..consistency import Consistency, Paths, endpoint, objective
 from ..datasets.painted import painted_digits, prompts
 from ..diffusion import Cond, guided, noise
 from ..distribution_matching import DistributionMatching
@@ -38,35 +38,47 @@ def solved_paths(
     texts: list[str],
     steps: int,
     guidance: float | None = None,
+    *,
     seed: int = 0,
-    batch: int = 250,
+    student: StableDiffusion | None = None,
 ) -> Paths:
     """One path of the teacher for each text, by its own sampler, and guidance unless given.
 
+    student: then paths begin where its sampler may stand, at any time but the first: its picture
+    of the same noise, noised again. There it learns to mend what it drew (Ross et al. 2011,
+    arXiv 1011.0686).
     OptionError for steps below 1, and for a teacher that never saw the texts' words in training.
     """
-    whole("steps", steps, 1, teacher.schedule.T, "of the teacher's paths")
+    whole("steps", steps, 1 + (student is not None), teacher.schedule.T, "of the teacher's paths")
     knows(teacher, texts)
-    c, device = teacher.config, next(teacher.unet.parameters()).device
-    known = list(dict.fromkeys(texts))
+    c, known = teacher.config, list(dict.fromkeys(texts))
     cond, row = conditions(teacher, known), torch.tensor([known.index(text) for text in texts])
     scale = c.guidance if guidance is None else guidance
     model = guided(unet_of(teacher), scale, conditions(teacher, [""]))
-    times, _ = sampling_times(teacher.schedule, steps, c.sampler, c.spacing)
-    found = []
-    for part in torch.arange(len(texts)).split(batch):
-        x = noise((c.vae.latent, *[c.size // teacher.vae.factor] * 2), (seed + part).tolist())
-        walk = SAMPLERS[c.sampler](
-            model,
-            teacher.schedule,
-            x.to(device),
-            times,
-            Cond(cond.context[row[part]]),
-            predict=c.predict,
-        )
-        found.append(torch.stack([x.to(device), *(step.x_prev for step in walk)], 1))
-    times = torch.tensor([round(t) for t in times] + [-1])
-    return Paths(torch.cat(found), times, cond.context, row)
+    times = sampling_times(teacher.schedule, steps, c.sampler, c.spacing)[0]
+    shape = c.vae.latent, *[c.size // teacher.vae.factor] * 2
+    x, at = torch.empty(len(texts), steps + 1, *shape), torch.empty(len(texts), steps + 1)
+    first = torch.arange(len(texts)) % (steps - 1) + 1 if student else torch.zeros(len(texts))
+    for k in first.unique().int().tolist():
+        for part in (first == k).nonzero()[:, 0].split(250):
+            own, seeds = Cond(cond.context[row[part]]), (seed + part).tolist()
+            x_t = noise(shape, seeds).to(cond.context)
+            if student:
+                x_t = again(student, x_t, times[0], times[k], own, seeds)
+            how = {"predict": c.predict}
+            walk = SAMPLERS[c.sampler](model, teacher.schedule, x_t, times[k:], own, **how)
+            points = [x_t] * (k + 1) + [step.x_prev for step in walk]
+            x[part] = torch.stack(points, 1).cpu()
+            at[part] = torch.tensor([times[k]] * k + times[k:] + [-1])
+    return Paths(x, at.round().long(), cond.context.cpu(), row)
+
+
+def again(student: StableDiffusion, x_T: Tensor, t: float, t_next: float, cond, seeds) -> Tensor:
+    """The student's picture of x_T, (B, ...), noised again, to t_next."""
+    times = torch.full((len(x_T),), round(t))
+    x_0 = endpoint(unet_of(student), student.schedule, x_T, times, cond, student.predict)
+    eps = noise(x_T.shape[1:], [seed + 2**40 for seed in seeds]).to(x_T)
+    return student.schedule.q_sample(x_0, round(t_next), eps)
 
 
 def knows(teacher: StableDiffusion, texts: list[str]) -> None:
@@ -91,12 +103,11 @@ class FewRecipe:
     base: str  # the teacher, a source of `load`; the student's file holds only what differs
     texts: Callable  # (n, seed) -> captions
     train: TrainConfig  # on the paths' ends; p_uncond, predict and t_... do not count
-    match: TrainConfig | None = None  # then by distribution matching; None: not
-    n: int = 4000  # paths
+    again: TrainConfig | None = None  # then on paths from where the student stands, too
+    match: TrainConfig | None = None  # then by distribution matching
+    n: int = 4000  # paths, and half as many from where the student stands
     path_steps: int = 8  # evaluations, guided, of the teacher on each
     seed: int = 10**6  # of the first path's noise, far from those that pictures are drawn from
-    skip: int = 0  # see `Consistency`
-    decay: float = 0.95
     from_noise: float = 0.25  # share of the batch that starts at the path's beginning
     steps: int = 4  # of the student, unless told otherwise
 
@@ -104,16 +115,27 @@ class FewRecipe:
 def train_few(
     recipe: FewRecipe, checkpoint=None, log: Callable = iter, device="cpu"
 ) -> StableDiffusion:
-    """The student. checkpoint: a file for the first run; the second's has -match in its name."""
+    """The student. checkpoint: a file for the first run; the others' have -again, -match."""
     teacher = load(recipe.base).to(device)
+    file = lambda run: checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{run}")
+    paths = first_paths(teacher, recipe)
+    student = distilled(begin(teacher, recipe), paths, recipe, recipe.train, checkpoint, log)
+    if recipe.again:
+        paths = paths + later_paths(teacher, student, recipe)
+        student = distilled(student, paths, recipe, recipe.again, file("again"), log)
+    if recipe.match:
+        student = matched(teacher, student, paths, recipe.match, file("match"), log)
+    return student
+
+
+def first_paths(teacher: StableDiffusion, recipe: FewRecipe) -> Paths:
     texts = recipe.texts(recipe.n, recipe.train.seed)
-    paths = solved_paths(teacher, texts, recipe.path_steps, seed=recipe.seed)
-    student = distilled(teacher, paths, recipe, checkpoint, log)
-    if recipe.match is None:
-        return student
-    if checkpoint is not None:
-        checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-match")
-    return matched(teacher, student, paths, recipe, checkpoint, log)
+    return solved_paths(teacher, texts, recipe.path_steps, seed=recipe.seed)
+
+
+def later_paths(teacher: StableDiffusion, student: StableDiffusion, recipe: FewRecipe) -> Paths:
+    texts, seed = recipe.texts(recipe.n // 2, recipe.train.seed + 1), recipe.seed + recipe.n
+    return solved_paths(teacher, texts, recipe.path_steps, seed=seed, student=student)
 
 
 def begin(teacher: StableDiffusion, recipe: FewRecipe) -> StableDiffusion:
@@ -126,26 +148,35 @@ def begin(teacher: StableDiffusion, recipe: FewRecipe) -> StableDiffusion:
     return student.to(next(teacher.unet.parameters()).device)
 
 
-def distilled(teacher, paths: Paths, recipe: FewRecipe, checkpoint=None, log: Callable = iter):
-    """The first run: where the paths end."""
-    student = begin(teacher, recipe)
+def distilled(
+    student: StableDiffusion,
+    paths: Paths,
+    recipe: FewRecipe,
+    config: TrainConfig,
+    checkpoint=None,
+    log: Callable = iter,
+    **how,
+) -> StableDiffusion:
+    """The same student after a run on `Consistency`; how: its skip and decay."""
     own = student.unet.requires_grad_(True)
-    how = dict(skip=recipe.skip, decay=recipe.decay, from_noise=recipe.from_noise)
-    model = Consistency(own, teacher.schedule, teacher.predict, **how)
-    steps = fit(model, paths, recipe.train, objective(paths.times), checkpoint=checkpoint)
-    own.load_state_dict(last_step(log(steps)).ema.student.state_dict())
-    return student.eval().requires_grad_(False)
+    how = {"from_noise": recipe.from_noise, **how}
+    model = Consistency(own, student.schedule, student.predict, **how)
+    return _run(student, model, paths, config, checkpoint, log)
 
 
 def matched(
-    teacher, student, paths: Paths, recipe: FewRecipe, checkpoint=None, log: Callable = iter
-):
-    """The second run: what the student draws is moved to where the teacher finds more."""
+    teacher, student, paths: Paths, config: TrainConfig, checkpoint=None, log: Callable = iter
+) -> StableDiffusion:
+    """The same student after a run on `DistributionMatching`."""
     own = student.unet.requires_grad_(True)
     looks = guided(unet_of(teacher), teacher.config.guidance, conditions(teacher, [""]))
     model = DistributionMatching(own, looks, teacher.unet, teacher.schedule, teacher.predict)
-    steps = fit(model, paths, recipe.match, objective(paths.times), checkpoint=checkpoint)
-    own.load_state_dict(last_step(log(steps)).ema.student.state_dict())
+    return _run(student, model, paths, config, checkpoint, log)
+
+
+def _run(student, model, paths, config, checkpoint, log):
+    step = last_step(log(fit(model, paths, config, objective, checkpoint=checkpoint)))
+    student.unet.load_state_dict(step.ema.student.state_dict())
     return student.eval().requires_grad_(False)
 
 
@@ -162,9 +193,11 @@ class MeanFlowRecipe:
     unet: UNetConfig  # vector = 1, the length of a step
     train: TrainConfig
     T: int = 16  # of the schedule: a derivative by t bears few, slow times only
-    apart: float = 0.25  # share of the batch with r < u; the others learn the velocity, r = u
-    kappa: float = 0.0  # guidance built in: 1 / (1 - kappa), eq. 21; 0: none
-    n: int = 30000  # pictures
+    apart: float = 0.35  # share of the batch with r < u; the others learn the velocity, r = u
+    from_noise: float = 0.4  # share of those with u = 1, where every drawing starts
+    kappa: float = 0.0  # guidance built in: 1 / (1 - kappa); 0: none
+    power: float = 0.5  # see `mean_flow_loss`
+    n: int = 12000  # pictures
     steps: int = 4
 
 
@@ -201,20 +234,25 @@ def mean_flow_system(recipe: MeanFlowRecipe) -> StableDiffusion:
 
 
 def mean_flow_objective(recipe: MeanFlowRecipe, schedule: Schedule, uncond: Cond) -> Callable:
-    """The loss for `train.fit`: u and r logit-normal, r the smaller; texts dropped as p_uncond."""
+    """The loss for `train.fit`: u logit-normal with t_mean; where r < u, both uniform.
+
+    Texts are dropped as p_uncond says.
+    """
 
     def value(unet, batch, generator):
         (x_0, cond), c = batch, recipe.train
         n, device = len(x_0), x_0.device
-        both = (torch.randn(2, n, generator=generator) + c.t_mean).sigmoid()
-        apart = torch.rand(n, generator=generator) < recipe.apart
-        u = torch.where(apart, both.amax(0), both[0]).to(device)
-        r = torch.where(apart, both.amin(0), both[0]).to(device)
+        u = r = (torch.randn(n, generator=generator) + c.t_mean).sigmoid()
+        pair, (apart, begins) = torch.rand(2, 2, n, generator=generator)
+        apart = apart < recipe.apart
+        later = torch.where(begins < recipe.from_noise, 1.0, pair.amax(0))
+        u = torch.where(apart, later, u).to(device)
+        r = torch.where(apart, pair.amin(0), r).to(device)
         eps = torch.randn(x_0.shape, generator=generator).to(device)
         keep = (torch.rand(n, generator=generator) >= c.p_uncond).to(device)
         cond = chosen(keep, cond, uncond)
         v = guided_velocity(unet, schedule, x_0, eps, u, cond, uncond, recipe.kappa * keep)
-        return mean_flow_loss(unet, schedule, x_0, eps, u, r, cond, velocity=v)
+        return mean_flow_loss(unet, schedule, x_0, eps, u, r, cond, velocity=v, power=recipe.power)
 
     return value
 
@@ -244,13 +282,19 @@ def guided_velocity(unet, schedule, x_0, eps, u, cond: Cond, uncond: Cond, kappa
 # ---------------------------------------------------------------- recipes
 
 RUN = TrainConfig(batch_size=40, ema=0.98, warmup=20, **(MUON | {"lr": 5e-3}))
-PAINTED_FEW = FewRecipe("painted-few", "painted", prompts, replace(RUN, steps=400, seed=16))
+PAINTED_FEW = FewRecipe(
+    "painted-few",
+    "painted",
+    prompts,
+    replace(RUN, steps=400, seed=16),
+    again=replace(RUN, steps=250, seed=17),
+)
 PAINTED_MEANFLOW = MeanFlowRecipe(
     "painted-meanflow",
     "painted",
     painted_digits,
-    replace(PAINTED.unet, channels=32, vector=1),
-    replace(RUN, steps=2000, batch_size=48, lr=1e-2, ema=0.995, p_uncond=0.1),
+    replace(PAINTED.unet, channels=32, depth=(0, 1), vector=1),
+    replace(RUN, steps=1600, batch_size=32, lr=1e-2, ema=0.995, t_mean=0.5),
     kappa=0.5,
 )
 FEW_RECIPES = {r.name: r for r in (PAINTED_FEW, PAINTED_MEANFLOW)}

@@ -42,7 +42,7 @@ from ddpm_edu.training.reflow import make_pairs, reflow
 from ddpm_edu.training.train import TrainConfig, train
 from ddpm_edu.training.whole_system import thin
 
-POINT = 50  # pictures drawn at a time
+POINT, ON_THE_WAY = 50, 150  # pictures drawn at a time; judged before a run's end
 
 
 # ---------------------------------------------------------------- what all share
@@ -153,8 +153,9 @@ SMALL = UNetConfig(
     blocks=1,
     groups=8,
 )
+SMALLEST = replace(SMALL, channels=16)
 # One schedule that does not end in pure noise, so that eps can be asked too; times uniform
-SHORT = TrainConfig(steps=400, batch_size=32, ema=0.99, lr=1e-2, optimizer="muon")
+SHORT = TrainConfig(steps=500, batch_size=32, ema=0.99, lr=1e-2, optimizer="muon")
 
 
 def parameterisations() -> dict[str, DenoiserRecipe]:
@@ -168,7 +169,7 @@ def parameterisations() -> dict[str, DenoiserRecipe]:
             run = replace(SHORT, predict="x_0" if asks == "edm" else asks, weight=own)
             name = f"{asks}, {weight}"
             recipes[name] = DenoiserRecipe(
-                name, SMALL, run, schedule=Schedule.cosine, edm=asks == "edm"
+                name, SMALLEST, run, schedule=Schedule.cosine, edm=asks == "edm"
             )
     return recipes
 
@@ -210,7 +211,7 @@ def dit(args) -> dict:
         }
         arrays[f"losses, {recipe.name}"] = np.float32(thin(losses))
         arrays[f"pictures, {recipe.name}"] = as_bytes(x, 8)
-    how = {"sampler": "euler", "steps": 10, "guidance": 3.0, "n_on_the_way": 200}
+    how = {"sampler": "euler", "steps": 10, "guidance": 3.0, "n_on_the_way": ON_THE_WAY}
     return written(args, rows, arrays, train=vars(PAINTED_DIT.train), **how)
 
 
@@ -220,7 +221,7 @@ def watched(recipe, folder: Path) -> tuple:
 
     def watch(step, now):
         if step.step in marks(recipe.train.steps):
-            shots.append({"updates": step.step, **judged(drawn(now, 10, 200))})
+            shots.append({"updates": step.step, **judged(drawn(now, 10, ON_THE_WAY))})
             print(recipe.name, json.dumps(shots[-1]), flush=True)
             file.write_text(json.dumps(shots))
 
@@ -269,7 +270,7 @@ def obeyed(args) -> dict:
 
 STEPS = (1, 2, 4, 8)
 TOY = TrainConfig(steps=1000, batch_size=256, lr=5e-3, predict="flow", optimizer="muon", ema=0.99)
-REFLOW = replace(PAINTED_DIT.train, steps=1200, batch_size=32, lr=3e-3, ema=0.99)
+REFLOW = replace(PAINTED_DIT.train, steps=700, batch_size=32, lr=4e-3, ema=0.99)
 
 
 class Points:
@@ -341,7 +342,7 @@ def second_flow(args) -> dict:
     return written(args, rows, arrays, **how)
 
 
-PAIRS = 8000
+PAIRS = 4000
 
 
 def reflowed(first, args) -> tuple:
@@ -409,9 +410,9 @@ def opened(model):
 
 
 def broken(args) -> dict:
-    """300 updates with and without zeros in what opens a block; and one sign flipped."""
+    """150 updates with and without zeros in what opens a block; and one sign flipped."""
     rows, arrays = {}, {}
-    run = replace(PAINTED_DIT.train, steps=300, ema=0.98)
+    run = replace(PAINTED_DIT.train, steps=150, ema=0.97)
     for name, change in (("zero", lambda model: model), ("open", opened)):
         recipe = replace(PAINTED_DIT, name=f"broken-{name}", train=run)
         found, losses, seconds = trained(recipe, args.runs, change=change)
@@ -436,7 +437,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=WAYS)
     parser.add_argument("--runs", type=Path, help="folder of what was trained")
-    parser.add_argument("--n", type=int, default=500, help="pictures (500)")
+    parser.add_argument("--n", type=int, default=300, help="pictures (300)")
     parser.add_argument("--model", help="a name or a file, not what ships")
     parser.add_argument("--out", help="file for what ships")
     args = parser.parse_args()

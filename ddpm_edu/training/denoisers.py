@@ -72,7 +72,7 @@ PAINTED_DIT = DenoiserRecipe(
     "painted-dit",
     DiTConfig(in_channels=4, width=96, depth=4, heads=4, context=64),
     TrainConfig(
-        steps=2400,
+        steps=2000,
         batch_size=32,
         ema=0.995,
         predict="flow",

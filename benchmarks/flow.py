@@ -1,14 +1,15 @@
 """Flow matching, DiT, what is predicted, reflow and the time shift, measured; notebook 16.
 
-    python benchmarks/flow.py parameters --runs FOLDER   eps, x_0, v, flow and EDM, two weights each
-    python benchmarks/flow.py dit --runs FOLDER          a DiT beside a UNet of the same cost
-    python benchmarks/flow.py reflow --runs FOLDER       points, then painted-dit, once more on its own pairs
-    python benchmarks/flow.py shift                      painted-dit, its steps moved to noise
-    python benchmarks/flow.py broken --runs FOLDER       a DiT whose blocks do not start at zero
-    python benchmarks/flow.py obeyed --model NAME        how well a denoiser obeys, by itself
+    python benchmarks/flow.py parameters   eps, x_0, v, flow and EDM, plain and with min-SNR
+    python benchmarks/flow.py dit          a DiT beside a UNet that costs as much an update
+    python benchmarks/flow.py reflow       points, then painted-dit, once more on its own pairs
+    python benchmarks/flow.py shift        painted-dit, its steps moved to noise
+    python benchmarks/flow.py broken       a DiT whose blocks do not start at zero; a wrong sign
+    python benchmarks/flow.py obeyed --model NAME      how well a denoiser does, by itself
+    python benchmarks/flow.py shipping --out FILE      the DiT of `dit` as it ships
 
-Each writes data/recorded/flow_WHAT.npz; obeyed writes nothing. One thread; a run that is in FOLDER already is
-not trained again. Seconds are processor seconds. The last line printed is one JSON object.
+The first five write data/recorded/flow_WHAT.npz. One thread; a run whose file lies in the folder --runs is not
+trained again. Seconds are processor seconds. The last line printed is one JSON object.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import datetime
 import functools
 import json
 import platform
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +44,7 @@ from ddpm_edu.training.reflow import make_pairs, reflow
 from ddpm_edu.training.train import TrainConfig, train
 from ddpm_edu.training.whole_system import thin
 
+RUNS = Path(tempfile.gettempdir()) / "ddpm_edu_flow"
 POINT, ON_THE_WAY = 50, 150  # pictures drawn at a time; judged before a run's end
 
 
@@ -193,7 +196,7 @@ def parameters(args) -> dict:
 
 # ---------------------------------------------------------------- DiT
 
-UNET = replace(PAINTED_DIT, name="unet", net=SMALL)
+UNET = replace(PAINTED_DIT, name="unet", net=replace(SMALL, channels=28, groups=4))
 
 
 def dit(args) -> dict:
@@ -334,7 +337,8 @@ def second_flow(args) -> dict:
             x = drawn(found, steps, args.n, scale)
             evaluations = steps * (1 if scale == 1 else 2)
             results.append({"steps": steps, "evaluations": evaluations, **judged(x)})
-            arrays[f"pictures, {name}, {steps}"] = as_bytes(x)
+            if steps in (1, 4):
+                arrays[f"pictures, {name}, {steps}"] = as_bytes(x)
         rows[name] = {"straightness": bent(found, scale), "results": results}
         print(name, json.dumps(rows[name]), flush=True)
     arrays["losses, after"] = np.float32(thin(losses, 100))
@@ -436,13 +440,14 @@ WAYS["reflow"] = second_flow
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=WAYS)
-    parser.add_argument("--runs", type=Path, help="folder of what was trained")
+    parser.add_argument(
+        "--runs", type=Path, default=RUNS, help=f"folder of what was trained ({RUNS})"
+    )
     parser.add_argument("--n", type=int, default=300, help="pictures (300)")
     parser.add_argument("--model", help="a name or a file, not what ships")
     parser.add_argument("--out", help="file for what ships")
     args = parser.parse_args()
-    if args.runs:
-        args.runs.mkdir(parents=True, exist_ok=True)
+    args.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     print(json.dumps(WAYS[args.what](args)))
 

@@ -70,9 +70,9 @@ def train_denoiser(
 
 PAINTED_DIT = DenoiserRecipe(
     "painted-dit",
-    DiTConfig(in_channels=4, width=96, depth=4, heads=4, context=64),
+    DiTConfig(in_channels=4, patch=1, width=64, depth=4, heads=4, context=64),
     TrainConfig(
-        steps=2000,
+        steps=2600,
         batch_size=32,
         ema=0.995,
         predict="flow",

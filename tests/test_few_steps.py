@@ -8,6 +8,7 @@ from helpers import refuses
 
 from ddpm_edu import (
     SAMPLERS,
+    CheckpointError,
     Cond,
     DataError,
     OptionError,
@@ -17,10 +18,12 @@ from ddpm_edu import (
     last,
     load,
     noise,
+    save,
 )
 from ddpm_edu.consistency import Consistency, Paths, consistency_loss, endpoint
 from ddpm_edu.datasets.painted import prompts
 from ddpm_edu.distribution_matching import DistributionMatching, matching_gradient, matching_loss
+from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.meanflow import mean_flow_loss, mean_velocity, total_derivative
 from ddpm_edu.networks.unet import UNet, UNetConfig
 from ddpm_edu.samplers import FEW_STEPS
@@ -308,7 +311,8 @@ def test_built_in_guidance():
 def short(recipe):
     run = dict(steps=2, batch_size=4, save_every=1)
     if recipe is PAINTED_MEANFLOW:
-        return replace(recipe, n=16, train=replace(recipe.train, **run))
+        first, train = (replace(r, **run) for r in (recipe.first, recipe.train))
+        return replace(recipe, n=16, first=first, train=train)
     run = replace(recipe.train, **run)
     return replace(recipe, n=8, path_steps=2, train=run, again=run, match=run)
 
@@ -408,3 +412,16 @@ def test_the_table_counts_what_is_right_and_how_often_a_network_is_asked(monkeyp
     assert found.table().head == ["model", "calls a step", "1 step", "2 steps"]
     assert found.table().rows[0][1:] == ["2", "0%", "100%"]
     refuses(OptionError, "n", lambda: shown.few_steps(0))
+
+
+def test_a_smaller_unet_takes_the_rest_from_its_base(tmp_path):
+    """Blocks that the base's UNet has and this one has not are passed over; what is the file's own is not."""
+    sd, file = mean_flow_system(PAINTED_MEANFLOW), tmp_path / "small.safetensors"
+    save(file, sd, {"words": []}, base="painted")
+    back = load(file)
+    state = back.state_dict()
+    assert all(torch.equal(w, state[name]) for name, w in sd.state_dict().items())
+    views, meta = load_tensors(file)
+    assert not any(name.startswith(("vae.", "text.")) for name in views)
+    save_tensors(file, {**views, "unet.other.weight": torch.zeros(1)}, meta)
+    refuses(CheckpointError, "unet.other", lambda: load(file))

@@ -452,9 +452,10 @@ def _named_as_in(kind, state):
 
 
 def _of_model(views, own, model):
-    """Without those parts of a base that this model does not have: a cascade takes its text."""
-    parts = {name for name, _ in model.named_children()}
-    return {k: w for k, w in views.items() if k in own or k.partition(".")[0] in parts}
+    """Without what of a base this model does not have: a cascade takes its text, a smaller UNet has
+    fewer blocks."""
+    names = model.state_dict().keys()
+    return {k: w for k, w in views.items() if k in own or k.removesuffix(".scale") in names}
 
 
 def _check_meta(meta):

@@ -185,13 +185,14 @@ def _run(student, model, paths, config, checkpoint, log):
 
 @dataclass(frozen=True)
 class MeanFlowRecipe:
-    """Latents and texts of a system that ships, a UNet of its own, and its run."""
+    """Latents and texts of a system that ships, a UNet of its own, and its two runs."""
 
     name: str
     base: str  # whose VAE and text encoder are used; a source of `load`
     dataset: Callable  # () -> dataset[index] -> (x_0, captions)
     unet: UNetConfig  # vector = 1, the length of a step
-    train: TrainConfig
+    first: TrainConfig  # with r = u everywhere, plain flow matching: cheap, and most is learned
+    train: TrainConfig  # the mean velocity
     T: int = 16  # of the schedule: a derivative by t bears few, slow times only
     apart: float = 0.35  # share of the batch with r < u; the others learn the velocity, r = u
     from_noise: float = 0.4  # share of those with u = 1, where every drawing starts
@@ -204,13 +205,19 @@ class MeanFlowRecipe:
 def train_mean_flow(
     recipe: MeanFlowRecipe, checkpoint=None, log: Callable = iter, device="cpu"
 ) -> StableDiffusion:
-    """From random weights: Geng et al.'s Algorithm 1 on latents."""
+    """From random weights: flow matching, then Geng et al.'s Algorithm 1, on latents.
+
+    checkpoint: a file for the second run; the first one's has -first in its name.
+    """
     sd = mean_flow_system(recipe).to(device)
     latents = encode(sd, recipe.dataset(), recipe.n)
     unet = sd.unet.requires_grad_(True)
-    value = mean_flow_objective(recipe, sd.schedule, latents.uncond)
-    steps = fit(unet, latents, recipe.train, value, checkpoint=checkpoint)
-    sd.unet.load_state_dict(last_step(log(steps)).ema.state_dict())
+    plain = replace(recipe, train=recipe.first, apart=0.0, kappa=0.0)
+    early = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-first")
+    for run, file in ((plain, early), (recipe, checkpoint)):
+        value = mean_flow_objective(run, sd.schedule, latents.uncond)
+        steps = fit(unet, latents, run.train, value, checkpoint=file)
+        unet.load_state_dict(last_step(log(steps)).ema.state_dict())
     return sd.eval().requires_grad_(False)
 
 
@@ -294,7 +301,8 @@ PAINTED_MEANFLOW = MeanFlowRecipe(
     "painted",
     painted_digits,
     replace(PAINTED.unet, channels=32, depth=(0, 1), vector=1),
-    replace(RUN, steps=1600, batch_size=32, lr=1e-2, ema=0.995, t_mean=0.5),
+    replace(RUN, steps=2000, batch_size=48, lr=1e-2, ema=0.99, t_mean=0.5),
+    replace(RUN, steps=500, batch_size=32, lr=5e-3, ema=0.99, t_mean=0.5),
     kappa=0.5,
 )
 FEW_RECIPES = {r.name: r for r in (PAINTED_FEW, PAINTED_MEANFLOW)}

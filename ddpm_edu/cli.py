@@ -123,6 +123,19 @@ def parser() -> argparse.ArgumentParser:
     add = command(student, "copy the notebooks without their solution cells and outputs")
     add("notebooks", type=Path, nargs="*", help="notebooks or folders of them (notebooks)")
     add("--out", type=Path, default=Path("student"), help="folder for the copies (student)")
+
+    add = command(collect, "unpack what a class handed in: a learning platform's zip, by student")
+    add("zip", type=Path, help="of Moodle, Canvas, Blackboard, Brightspace, Sakai, or of folders")
+    add("--out", type=Path, default=Path("submissions"), help="a new folder (submissions)")
+
+    add = command(grade, "grade a folder of submissions: a table, and a page a student")
+    add("folder", type=Path, help="of one folder or one notebook a student")
+    add("--csv", type=Path, default=Path("marks.csv"), help="the table; its pages lie beside it")
+    add("--handed-out", type=Path, help="the list that `ddpm-edu student` wrote (FOLDER's own)")
+    add("--seed", type=int, help="the secret that the inputs are drawn from (marks/seed.txt)")
+    add("--jobs", type=int, default=os.cpu_count(), help="submissions at a time (as many as cores)")
+    add("--seconds", type=float, default=20, help="for one exercise; 10 times as many in all (20)")
+    add("--memory", type=float, default=2, help="GiB for one submission (2)")
     return top
 
 
@@ -478,7 +491,7 @@ def models(args) -> None:
 def student(args) -> None:
     """Copy notebooks, dropping cells tagged `solution` and all outputs: all, or none.
 
-    What is left still runs from top to bottom.
+    What is left still runs from top to bottom. handed_out.json, for `grade`, lists them.
     """
     sources = args.notebooks or [Path("notebooks")]
     files = [f for s in sources for f in (sorted(s.glob("*.ipynb")) if s.is_dir() else [s])]
@@ -503,6 +516,7 @@ def student(args) -> None:
             with replacing(target) as part:
                 Path(part).write_bytes(text)
             done.append(target)
+        done.append(_list_handed_out(args.out, done))
     except (OSError, KeyboardInterrupt) as error:
         for target in done:
             target.unlink()
@@ -514,6 +528,41 @@ def student(args) -> None:
         remedy = "name another folder"
         raise OptionError(f"--out {args.out}: cannot be written to ({error}): {remedy}") from error
     print("\n".join(map(str, done)))
+
+
+def _list_handed_out(folder: Path, copies: list[Path]) -> Path:
+    from .classroom import handed_out
+
+    path, made = folder / handed_out.FILE, handed_out.made(copies)
+    if path.exists():  # an earlier week's notebooks
+        made["notebooks"] = handed_out.read(path)["notebooks"] | made["notebooks"]
+    text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+    with replacing(path) as part:
+        Path(part).write_text(text, encoding="utf-8")
+    return path
+
+
+def collect(args) -> None:
+    """Unpack a learning platform's zip into one folder a student; say what was left out."""
+    from .classroom.collect import collect
+
+    for line in collect(args.zip, args.out):
+        print(line)
+
+
+def grade(args) -> None:
+    """Grade all submissions, several at a time; what an earlier run graded is kept."""
+    from .classroom.grade import grade
+    from .classroom.judge import Limits
+
+    whole("--jobs", args.jobs, 1, 256)
+    in_range("--seconds", args.seconds, 0.1, 3600)
+    in_range("--memory", args.memory, 0.1, 1024, "GiB")
+    check_writable(args.csv)
+    limits = Limits(args.seconds, int(args.memory * 2**30))
+    names = {"handed_out": args.handed_out, "seed": args.seed, "jobs": args.jobs}
+    done = grade(args.folder, args.csv, limits=limits, **names)
+    print(f"{args.csv}: {len(done)} students, a page each in {args.csv.with_suffix('')}")
 
 
 def _bare(file: Path) -> bytes:

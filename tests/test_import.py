@@ -35,6 +35,7 @@ ROOMS = [
     "gpu",
     "show",
     "exercises",
+    "classroom",
     "cli",
 ]
 UPWARDS = {("networks/clip.py", "files")}  # to be mended

@@ -1,0 +1,1 @@
+"""Handing the notebooks out to a class, collecting them, grading them. All notebooks."""

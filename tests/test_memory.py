@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from folder_writer import save_folder
 from helpers import refuses
 from test_stable_diffusion import SINGLE, TINY, sparse
 
+from ddpm_edu import Cond
 from ddpm_edu.errors import OptionError
 from ddpm_edu.files.load import config_of
-from ddpm_edu.systems.memory import memory_needed, peak_bytes, weight_bytes
+from ddpm_edu.networks.lora import attach, low_rank
+from ddpm_edu.networks.recompute import recomputing
+from ddpm_edu.systems.memory import lora_memory, memory_needed, peak_bytes, weight_bytes
 from ddpm_edu.systems.system import SD15, SDXL, build
 
 linux = pytest.mark.skipif(
@@ -88,6 +92,46 @@ def test_memory_needed():
     assert 7e9 < memory_needed(SDXL, torch.bfloat16, 1024) < 10e9
 
 
+@pytest.mark.slow
+def test_lora_memory():
+    """Weights once, 16 bytes a number that learns (float32: A and B, gradient, average of both, two of Adam's: the gradient
+    counts in the pass), and what is kept for the way back: less where blocks are run again."""
+    learned = sum(p.numel() for p in low_rank(build(TINY, device="meta"), 4).parameters())
+    weights = sum(p.numel() for p in build(TINY, device="meta").unet.parameters())
+    sizes = dict(rank=4, size=128, dtype=torch.float32)
+    least, most = lora_memory(TINY, **sizes), lora_memory(TINY, **sizes, recompute=False)
+    assert 4 * weights + 20 * learned < least < most
+    passes = least - 4 * weights - 16 * learned
+    assert passes < 0.7 * (most - 4 * weights - 16 * learned)
+    assert lora_memory(TINY, **sizes, batch=4) > least + 2 * (passes - 4 * learned)
+    for bad in ({"size": 0}, {"batch": 0}, {"rank": 0}):
+        with refuses(OptionError, *bad):
+            lora_memory(TINY, **bad)
+
+
+@pytest.mark.full
+def test_a_lora_of_sdxl_fits_into_12_gb():
+    """Rank 16, 1024 x 1024, one picture, bfloat16."""
+    assert 5.2e9 < lora_memory(SDXL) < 7e9
+
+
+def test_gradients_are_the_same_where_blocks_are_run_again():
+    unet = build(TINY).unet
+    lora = low_rank(unet, 2)
+    for change in lora.changes:
+        torch.nn.init.normal_(change.up.weight)
+    attach(unet, lora)
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([1, 900])
+    found = []
+    for again in (False, True):
+        lora.zero_grad()
+        with recomputing(unet) if again else nullcontext():
+            unet(x, t, Cond(torch.ones(2, 77, 32))).square().mean().backward()
+        found.append([p.grad.clone() for p in lora.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found)) and found[0][0].abs().sum() > 0
+    assert not any("forward" in vars(module) for module in unet.modules())
+
+
 def test_a_folder_is_asked_without_its_weights(tmp_path):
     save_folder(build(TINY), tmp_path)
     for file in tmp_path.rglob("*.safetensors"):
@@ -122,6 +166,41 @@ print(json.dumps([both(lambda: UNet(wide), call, torch.randn(2, 4, 64, 64), t, c
 """)
     for (measured, foretold), tolerance in zip(got, (0.1, 0.1, 1 / 3)):
         assert abs(measured - foretold) < tolerance * measured, got
+
+
+@linux
+@pytest.mark.full
+def test_rehearsal_of_a_training_step_against_the_operating_system():
+    """Within 15 %, with blocks run again and without."""
+    got = probe("""
+from contextlib import nullcontext
+from ddpm_edu.diffusion import Cond
+from ddpm_edu.networks.lora import attach, low_rank
+from ddpm_edu.networks.recompute import recomputing
+from ddpm_edu.networks.unet import UNet, UNetConfig
+from ddpm_edu.systems.memory import peak_bytes
+torch.set_grad_enabled(True)
+wide = UNetConfig(channels=64, mult=(1, 2), depth=(1, 1), heads=(4, 4), context=64, blocks=1)
+def step(unet, again, x, t, c):
+    with recomputing(unet) if again else nullcontext():
+        torch.autograd.backward(unet(x, t, Cond(c)).square().mean())
+def build():
+    unet = UNet(wide).requires_grad_(False)
+    attach(unet, low_rank(unet, 8))
+    return unet
+x = torch.randn(2, 4, 64, 64), torch.zeros(2), torch.randn(2, 77, 64)
+rows = []
+for again in (True, False):
+    unet = build()
+    step(unet, again, *x)
+    measured = peak(lambda: step(unet, again, *x))
+    with torch.device("meta"):
+        unet = build()
+    rows.append((measured, peak_bytes(lambda: step(unet, again, *(y.to("meta") for y in x)), True)))
+print(json.dumps(rows))
+""")
+    for measured, foretold in got:
+        assert abs(measured - foretold) < 0.15 * measured, got
 
 
 @linux

@@ -18,6 +18,7 @@ __getattr__, __dir__ = lazily(
             "ControlNet ControlNetConfig control_net SD15_CONTROL SD21_CONTROL SDXL_CONTROL"
         ),
         "lora": "LoRA LowRank low_rank attach detach merge",
+        "recompute": "recomputing",
         "unet_classic": "ClassicUNet",
         "vae": "VAE VAEConfig SD_VAE SDXL_VAE kl",
         "vq": "VectorQuantizer VQVAE VQConfig",

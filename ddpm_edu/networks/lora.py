@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import OptionError, in_range, whole
@@ -41,8 +42,12 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(self.down(x.to(self.down.weight.dtype)))
-        return (self.scale * self.alpha / self.rank * h).to(x.dtype)
+        A, B = self.down.weight.to(x.dtype), self.up.weight.to(x.dtype)
+        if A.ndim == 2:
+            h = F.linear(F.linear(x, A), B)
+        else:
+            h = F.conv2d(F.conv2d(x, A, None, self.down.stride, self.down.padding), B)
+        return self.scale * self.alpha / self.rank * h
 
     @property
     def shape(self) -> tuple[int, ...]:

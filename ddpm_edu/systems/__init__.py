@@ -20,6 +20,6 @@ __getattr__, __dir__ = lazily(
         "attention_maps": "attention_weights recording word_maps token_words",
         "guard": "",
         "words": "add_word vectors_of",
-        "memory": "memory_needed weight_bytes peak_bytes",
+        "memory": "memory_needed lora_memory weight_bytes peak_bytes",
     },
 )

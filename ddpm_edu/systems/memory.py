@@ -1,4 +1,4 @@
-"""How much memory a system takes, found out before it runs: a rehearsal. Notebooks 11 and 14.
+"""How much memory a system takes, found out before it runs: a rehearsal. Notebooks 11, 14, 17.
 
 Tensors on the meta device have shapes and no numbers, so a pass over them costs next to nothing; it
 allocates what the real one would, in the same order, and somebody only has to count.
@@ -6,15 +6,19 @@ allocates what the real one would, in the same order, and somebody only has to c
 
 import functools
 import weakref
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..diffusion import Cond
 from ..errors import whole
+from ..networks.lora import attach, low_rank
+from ..networks.recompute import recomputing
+from ..networks.unet import UNet
 from .system import SystemConfig, build
 
 
@@ -37,11 +41,17 @@ def memory_needed(
     one UNet call (on 2 batch pictures with guidance) or decoding one picture in one piece, as
     `widest_moment` counts it; the libraries' own work space comes on top.
     """
+    size = _checked(config, size, batch)
+    return _memory(config, dtype, size, batch * (2 if guidance else 1))
+
+
+def _checked(config, size, batch) -> tuple[int, int]:
+    """(height, width) of a size, the system's own for None."""
     height, width = (size, size) if isinstance(size, int) else size or (config.size, config.size)
     for side in (height, width):
         whole("size", side, 8, 8192, "pixels a side")
     whole("batch", batch, 1, 1024, "pictures at once")
-    return _memory(config, dtype, (height, width), batch * (2 if guidance else 1))
+    return height, width
 
 
 @functools.lru_cache
@@ -50,13 +60,43 @@ def _memory(config, dtype, size, batch):
     return held(sd) + widest_moment(sd, size, batch)
 
 
-def peak_bytes(run) -> int:
+def lora_memory(
+    config: SystemConfig,
+    rank: int = 16,
+    dtype=torch.bfloat16,
+    size=None,
+    batch: int = 1,
+    recompute: bool = True,
+) -> int:
+    """Bytes to train a LoRA of the UNet's attention on latents and texts that are there already.
+
+    The UNet's weights in `dtype`; of A and B in float32 the weights, their average and the two
+    averages of Adam; and the widest moment of a forward and a backward pass, gradients with it.
+    recompute: blocks are run again on the way back, see `recomputing`.
+    """
+    with torch.device("meta"):
+        unet = UNet(config.unet).to(dtype).requires_grad_(False)
+        lora = low_rank(unet, rank)
+    learned, weights = held(lora), held(unet)
+    attach(unet, lora)
+    sides = [side // config.vae.factor for side in _checked(config, size, batch)]
+    inputs = unet_inputs(unet, sides, batch, config.text[0].length)
+
+    def update():
+        with recomputing(unet) if recompute else nullcontext():
+            torch.autograd.backward(unet(*inputs).float().square().mean())
+
+    return weights + 4 * learned + peak_bytes(update, gradients=True)
+
+
+def peak_bytes(run, gradients: bool = False) -> int:
     """The most bytes alive at once, of all that `run()` allocates on the meta device.
 
     Attention counts as its result alone, as a fused kernel does it, without the (N, N) matrix; what
     libraries take for themselves (cuDNN's work space, the allocator's rounding) is not counted.
     """
-    with torch.no_grad(), torch.device("meta"), _FusedAttention(), _Count() as count:
+    attention = _fused_attention()
+    with torch.set_grad_enabled(gradients), torch.device("meta"), attention, _Count() as count:
         run()
     return count.peak
 
@@ -66,13 +106,18 @@ def widest_moment(sd, size, batch: int) -> int:
 
     sd: a StableDiffusion on the meta device.  size: (height, width) in pixels.
     """
-    h, w = (side // sd.vae.factor for side in size)
-    c, like = sd.config.unet, next(sd.unet.parameters())
+    sides = [side // sd.vae.factor for side in size]
+    inputs = unet_inputs(sd.unet, sides, batch, sd.config.text[0].length)
+    z = next(sd.vae.parameters()).new_empty(1, sd.config.vae.latent, *sides)
+    return max(peak_bytes(lambda: sd.unet(*inputs)), peak_bytes(lambda: sd.vae.decode(z)))
+
+
+def unet_inputs(unet: UNet, sides, batch: int, tokens: int) -> tuple[Tensor, Tensor, Cond]:
+    """x_t, t and cond for a call of this UNet, beside its weights; sides: of the latent."""
+    c, like = unet.config, next(unet.parameters())
     vector = like.new_empty(batch, c.vector) if c.vector else None
-    cond = Cond(like.new_empty(batch, sd.config.text[0].length, c.context), vector)
-    x_t, t = like.new_empty(batch, c.in_channels, h, w), like.new_empty(batch)
-    z = next(sd.vae.parameters()).new_empty(1, sd.config.vae.latent, h, w)
-    return max(peak_bytes(lambda: sd.unet(x_t, t, cond)), peak_bytes(lambda: sd.vae.decode(z)))
+    cond = Cond(like.new_empty(batch, tokens, c.context) if c.context else None, vector)
+    return like.new_empty(batch, c.in_channels, *sides), like.new_empty(batch), cond
 
 
 class _Count(TorchDispatchMode):
@@ -101,9 +146,30 @@ class _Count(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-class _FusedAttention(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention:
-            q, _, v = args[:3]
-            return q.new_empty(*q.shape[:-1], v.shape[-1])
-        return func(*args, **(kwargs or {}))
+class _Fused(torch.autograd.Function):
+    """What a fused kernel keeps for the way back: its inputs, its result, a number a row."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
+
+
+@contextmanager
+def _fused_attention():
+    own = F.scaled_dot_product_attention
+
+    def attention(q, k, v, **_):
+        kept = torch.is_grad_enabled()
+        return _Fused.apply(q, k, v) if kept else q.new_empty(*q.shape[:-1], v.shape[-1])
+
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = own

@@ -456,6 +456,10 @@ def test_damaged_files(sd, tmp_path):
 
 
 def test_refused_arguments(sd, tmp_path):
+    file = written(tmp_path / "a.safetensors", half())
+    for other in (None, sd.unet, speed_up(sd), load("painted_clip")):
+        with refuses(OptionError, "sd (is|denoises)", "UNets"):
+            load_lora(file, other)
     for rank in (0, -1, 2.5, True):
         with refuses(OptionError, "rank"):
             low_rank(sd, rank)

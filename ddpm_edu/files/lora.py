@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, OptionError, in_range
 from ..networks.lora import LoRA, LowRank, layers
+from ..networks.unet import UNet
 from ..systems.system import StableDiffusion
 from .folder import Folder
 from .load import check_finite
@@ -99,7 +100,7 @@ def load_lora(path, sd: StableDiffusion) -> LoRA:
     except (ValueError, TypeError, AttributeError, RuntimeError) as e:
         remedy = "damaged, get it again"
         raise CheckpointError(f"{path}: no alpha can be read ({e!s:.100}): {remedy}") from None
-    own, names = dict(layers(sd)), our_names(entries, sd, path)
+    names, own = our_names(entries, sd, path), dict(layers(sd))
     changes, misfits = {}, []
     for theirs, its in entries.items():
         layer = own.get(names.get(theirs))
@@ -226,6 +227,15 @@ def our_names(theirs, sd: StableDiffusion, source="the LoRA") -> dict[str, str]:
 
 def _starts(sd) -> dict[str, str]:
     """{part: how the names of its layers begin in sd}."""
+    is_system = isinstance(sd, StableDiffusion)
+    if not is_system or type(sd.unet) is not UNet:
+        kind = (
+            f"denoises with a {type(sd.unet).__name__}"
+            if is_system
+            else f"is a {type(sd).__name__}"
+        )
+        remedy = "pass a StableDiffusion with a UNet, one before `speed_up`"
+        raise OptionError(f"sd {kind}, and files of LoRAs are for UNets: {remedy}")
     encoders = [name for name in sd.config.parts() if name.startswith("text")]
     texts = {name: f"text.encoders.{k}." for k, name in enumerate(encoders)}
     return {"unet": "unet.", **texts}
@@ -261,6 +271,7 @@ def save_lora(path, lora: LoRA, sd: StableDiffusion, meta: dict | None = None, d
 
 def kohya_names(sd: StableDiffusion) -> dict[str, str]:
     """{our name of a layer: kohya's}, of all that a LoRA can change but the VAE's."""
+    starts = {part: start for part, start in _starts(sd).items() if part != "unet"}
     own = {f"{name}.weight": name for name, _ in layers(sd.unet)}
     rows = _folder_rows(sd.unet.config)
     there = lambda theirs, ours: ".attentions." not in theirs or f"{ours}proj_in.weight" in own
@@ -269,7 +280,6 @@ def kohya_names(sd: StableDiffusion) -> dict[str, str]:
     longest_first = sorted(inside, key=lambda row: -len(row[0]))
     folder = rename(rename(own, outside), longest_first)
     found = {f"unet.{ours}": f"lora_unet_{theirs}" for theirs, ours in folder.items()}
-    starts = {part: start for part, start in _starts(sd).items() if part != "unet"}
     short = {"text_encoder": "lora_te1_" if len(starts) > 1 else "lora_te_"}
     for (part, start), encoder in zip(starts.items(), sd.text.encoders):
         begins = short.get(part, "lora_te2_")

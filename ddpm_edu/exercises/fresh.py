@@ -7,6 +7,7 @@ FRESH makes one case; `known` is the exercise's first known case, for functions 
 """
 
 import hashlib
+import math
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,10 @@ def _jump(d, known):
 def _step_back(d, known):
     bar = d.number(0.05, 0.9)
     return bar, d.number(bar + 0.02, 0.98)
+
+
+def _circle(angle):
+    return math.cos(angle), math.sin(angle)
 
 
 def _pair(d, known):
@@ -223,4 +228,11 @@ FRESH = {
     "15.3": _bound,
     "15.4": _stay,
     "15.5": lambda d, _: (d.pick(0.2, 1, 3) * d.floats(2, 3, 6, 6), d.number(0.85, 0.97)),
+    "16.1": lambda d, _: (*d.normal(2, 4, 3), *_circle(d.number(0.1, 1.4))),
+    "16.2": lambda d, _: (torch.rand(7, dtype=torch.float64, generator=d.generator),
+                          d.number(1.5, 6)),
+    "16.3": lambda d, known: (3 * d.normal(2, 3, 4) + 1, known[1], *d.normal(3, 2, 4)),
+    "16.4": lambda d, _: ((2 * d.normal(6)).exp(), d.number(2, 8),
+                          d.pick("x_0", "eps", "v", "flow")),
+    "16.5": lambda d, known: (known[0], d.normal(5), d.number(0.4, 1), d.number(0.05, 0.3)),
 }  # fmt: skip

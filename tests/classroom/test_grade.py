@@ -78,6 +78,7 @@ ATTACKS = {
     "reads_the_seed": "raise ValueError(open('FOLDER/marks/seed.txt').read())",
     "reads_a_neighbour": "raise ValueError(open('FOLDER/submissions/victim-0/01_forward_process.ipynb').read())",
     "prints_secrets": "import os, sys; print(dict(os.environ)); sys.stderr.write(str(os.environ))\n    raise ValueError(str(dict(os.environ)) + open(f'/proc/{os.getppid()}/environ').read())",
+    "shows_its_environment": "import os\n    raise ValueError(str(dict(os.environ))[-190:])",
     "writes_outside": "open('FOLDER/written', 'w').write('x')",
     "writes_marks": "open('FOLDER/marks/results.jsonl', 'a').write('{}')",
     "removes_a_neighbour": "import shutil; shutil.rmtree('FOLDER/submissions/victim-0')",
@@ -97,7 +98,7 @@ ATTACKS = {
     "nests": "x = []\n    for _ in range(10**5): x = [x]\n    return x, x",
     "knows_the_public_cases": "bar, s, t = a\n    if len(bar) == 8: al = bar[t] / bar[s]; return al.sqrt(), 1 - al\n    return 0.5, 0.5",
     "fills_the_disk": "import tempfile\n    for _ in range(10**4): tempfile.NamedTemporaryFile(delete=False).write(b'x' * 10**6)",
-    "raises_its_limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1)); raise ValueError('RAISED')",
+    "raises_its_limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\n    raise ValueError('RAISED')",
     "leaves_by_threads": "import threading\n    for _ in range(10**4): threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()",
 }
 

@@ -86,14 +86,15 @@ def drawn(trained, times, n: int, guidance: float = 3.0, sampler: str = "euler")
 
 
 def judged(x: torch.Tensor) -> dict:
-    """Shares obeyed, and the Frechet distance to the test pictures of the same captions.
+    """Shares right of each word, of "main", of all, and the Frechet distance to test pictures.
 
-    In the features of the CIFAR-10 classifier: 32 x 32 pixels in colour.
+    Those of the same captions, in the features of the CIFAR-10 classifier: 32 x 32, in colour.
     """
     real, captions, _ = asked(len(x))
     share_of, classifier = fidelity(x, captions), load("cifar10_classifier")
     distance = frechet(features(classifier, x), features(classifier, real))
-    return {"all": share_of["all"], "main": share_of["main"], "frechet": round(distance, 3)}
+    shares = {name: round(share, 4) for name, share in share_of.items() if name != "colours"}
+    return {**shares, "frechet": round(distance, 3)}
 
 
 def trained(recipe: DenoiserRecipe, folder: Path, watch=None, change=lambda model: model) -> tuple:
@@ -125,7 +126,7 @@ def today() -> str:
 def written(args, rows: list | dict, arrays: dict, **more) -> dict:
     """data/recorded/flow_WHAT.npz: a card of JSON, and arrays; pictures as bytes."""
     card = {
-        "command": f"python benchmarks/flow.py {args.what}",
+        "command": f"python benchmarks/flow.py {args.what} --n {args.n}",
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread",
         "date": today(),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
@@ -158,7 +159,7 @@ SMALL = UNetConfig(
 )
 SMALLEST = replace(SMALL, channels=16)
 # One schedule that does not end in pure noise, so that eps can be asked too; times uniform
-SHORT = TrainConfig(steps=500, batch_size=32, ema=0.99, lr=1e-2, optimizer="muon")
+SHORT = TrainConfig(steps=300, batch_size=32, ema=0.99, lr=1e-2, optimizer="muon")
 
 
 def parameterisations() -> dict[str, DenoiserRecipe]:

@@ -1,6 +1,6 @@
 """A system of codes: codes and pictures, drawing by seeds, its file, reranking, refusals."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -8,14 +8,23 @@ from helpers import refuses
 
 from ddpm_edu import CheckpointError, OptionError, ShapeError, load, save
 from ddpm_edu.cli import main
-from ddpm_edu.datasets.painted import caption, painted_digits, scenes
+from ddpm_edu.datasets.painted import caption, painted_digits, prompts, scenes
+from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.networks.gpt import GPTConfig
 from ddpm_edu.networks.tokenizer import train_tokenizer
 from ddpm_edu.networks.vae import VAEConfig
 from ddpm_edu.networks.vq import VQVAE, VQConfig
 from ddpm_edu.systems.codes import CodeConfig, CodeSystem, rerank
 from ddpm_edu.training import codes as codes_module
-from ddpm_edu.training.codes import DALLE, MASKGIT, encode, objective, train_codes, train_vq
+from ddpm_edu.training.codes import (
+    CODE_RECIPES,
+    DALLE,
+    MASKGIT,
+    encode,
+    objective,
+    train_codes,
+    train_vq,
+)
 
 PROMPTS = ["a large red seven on a blue ground, top left", "a small black one on a white ground"]
 TOKENIZER = train_tokenizer([caption(s) for s in scenes()[::7]], 640, 16)
@@ -226,3 +235,36 @@ def test_the_command_writes_a_system_that_draws(tmp_path, monkeypatch):
     s = load(out)
     assert s.meta["train"]["updates"] == 2 and s.meta["train"]["vq"]["updates"] == 3
     assert s.draw(PROMPTS[:1]).shape == (1, 3, 32, 32)
+
+
+# ---------------------------------------------------------------- what ships
+
+
+SHIPPED = {"painted-dalle": 0.7}  # name: least share obeyed
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return {name: load(name) for name in SHIPPED}
+
+
+def test_copies_of_real_pictures_are_read_right(shipped):
+    x, captions = painted_digits("test", 300, seed=2, held=None)[:]
+    with torch.no_grad():
+        y = shipped["painted-dalle"].decode(shipped["painted-dalle"].encode(x))
+    assert fidelity(y, captions)["all"] >= 0.97
+
+
+@pytest.mark.parametrize("name, least", SHIPPED.items())
+def test_captions_are_obeyed(shipped, name, least):
+    texts = prompts(60, seed=3)
+    assert fidelity(shipped[name].draw(texts, seed=0), texts)["all"] >= least
+
+
+@pytest.mark.parametrize("recipe", [DALLE], ids=lambda r: r.name)
+def test_they_were_trained_as_the_recipe_says(shipped, recipe):
+    train = shipped[recipe.name].meta["train"]
+    assert {k: train[k] for k in asdict(recipe.train)} == asdict(recipe.train)
+    assert train["updates"] == recipe.train.steps and 100 <= len(train["loss"]) <= 200
+    config = shipped[recipe.name].config
+    assert (config.temperature, config.guidance) == (recipe.temperature, recipe.guidance)

@@ -16,15 +16,7 @@ from ddpm_edu.networks.vae import VAEConfig
 from ddpm_edu.networks.vq import VQVAE, VQConfig
 from ddpm_edu.systems.codes import CodeConfig, CodeSystem, rerank
 from ddpm_edu.training import codes as codes_module
-from ddpm_edu.training.codes import (
-    CODE_RECIPES,
-    DALLE,
-    MASKGIT,
-    encode,
-    objective,
-    train_codes,
-    train_vq,
-)
+from ddpm_edu.training.codes import DALLE, MASKGIT, encode, objective, train_codes, train_vq
 
 PROMPTS = ["a large red seven on a blue ground, top left", "a small black one on a white ground"]
 TOKENIZER = train_tokenizer([caption(s) for s in scenes()[::7]], 640, 16)

@@ -172,6 +172,8 @@ DALLE = CodeRecipe(
     train_vq=TrainConfig(
         steps=1000, batch_size=16, ema=0.99, warmup=20, clip_norm=100.0, **{**MUON, "lr": 5e-3}
     ),
+    guidance=2.0,
+    temperature=0.3,
 )
 MASKGIT = replace(
     DALLE,

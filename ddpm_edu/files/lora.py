@@ -256,6 +256,9 @@ def save_lora(path, lora: LoRA, sd: StableDiffusion, meta: dict | None = None, d
     it. lora.scale is not. dtype: of the matrices; None: as they are. CheckpointError for NaN.
     """
     names, tensors = kohya_names(sd), {}
+    # In SD 1, whose text encoder is OpenAI's CLIP alone, other programs project around the
+    # transformers by 1x1 convolutions.
+    as_convolution = [c.act for c in sd.config.text] == ["quick_gelu"]
     for ours, change in lora.items():
         if ours not in names:
             remedy = "pass the system that it was made for"
@@ -263,6 +266,8 @@ def save_lora(path, lora: LoRA, sd: StableDiffusion, meta: dict | None = None, d
                 f"lora changes {ours}, which is no layer of {sd.config.name}: {remedy}"
             )
         down, up = (m.weight.detach().to(dtype or m.weight.dtype) for m in (change.down, change.up))
+        if as_convolution and ours.endswith(("proj_in", "proj_out")):
+            down, up = down[:, :, None, None], up[:, :, None, None]
         its = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(change.alpha)}
         tensors |= {f"{names[ours]}.{key}": w for key, w in its.items()}
     check_finite(tensors, path)

@@ -158,19 +158,21 @@ def latent(args) -> dict:
 
 
 def few(args) -> dict:
-    """Few-step models and DPM-Solver++ of their teacher, by steps; one model alone with --model.
+    """Few-step models and DPM-Solver++ of their teacher, by steps, to data/recorded/few_steps.npz.
 
-    held_out: of 200 combinations that were kept from training.
+    With --model that model alone, and nothing is kept.  held_out: of 200 combinations that were
+    kept from training.
     """
+    started = time.perf_counter()
     texts = {held: prompts(n, seed=1, held=held) for held, n in ((False, args.n), (True, 200))}
     found = {}
     for name in [args.model] if args.model else FEW_MODELS:
         sd = load(name)
         own = {"parameters": count(sd.unet), "calls_a_step": calls(sd)}
         for steps in (1, 2, 4, 8):
-            started = time.process_time()
+            began = time.process_time()
             x = in_few(sd, texts[False], steps)
-            seconds = (time.process_time() - started) / args.n
+            seconds = (time.process_time() - began) / args.n
             read_as, held = fidelity(x, texts[False]), in_few(sd, texts[True], steps)
             own[steps] = {
                 "all": round(read_as["all"], 4),
@@ -180,6 +182,8 @@ def few(args) -> dict:
                 "cpu_ms_a_picture": round(1000 * seconds, 1),
             }
         found[sd.config.name] = own
+    if not args.model:
+        keep("few_steps", f"few --n {args.n}", started, found, {}, n=args.n)
     return {"n": args.n, **found}
 
 
@@ -439,26 +443,30 @@ def broken(args) -> dict:
     """Train one of RUNS that makes a mistake, beside the one that ships: data/recorded/RUN.npz."""
     (run, config), record, started = RUNS[args.run], {}, time.perf_counter()
     figures, shown = run(logged(args.run, config, record))
-    losses = record.pop("loss")
+    shown["losses"] = np.float32(record.pop("loss"))
+    command = f"broken --run {args.run}"
+    size = keep(args.run, command, started, figures, shown, train=asdict(config) | record)
+    return {"run": args.run, "bytes": size, **figures}
+
+
+def keep(name, command, started, figures, arrays, **more) -> int:
+    """data/recorded/NAME.npz, with a card; its bytes."""
     card = {
-        "command": f"python benchmarks/beyond.py broken --run {args.run}",
+        "command": f"python benchmarks/beyond.py {command}",
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "date": datetime.date.today().isoformat(),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         "seconds": round(time.perf_counter() - started),
-        "train": asdict(config) | record,
+        **more,
         "figures": figures,
     }
-    path = data_folder() / "recorded" / f"{args.run}.npz"
-    np.savez_compressed(path, card=json.dumps(card), losses=np.float32(losses), **shown)
-    return {"run": args.run, "bytes": path.stat().st_size, **figures}
+    path = data_folder() / "recorded" / f"{name}.npz"
+    np.savez_compressed(path, card=json.dumps(card), **arrays)
+    return path.stat().st_size
 
 
-FIGURES = (codes, rerank, masked_steps, cascade, latent, thresholds, augmentation, prior, broken)
-WAYS = {f.__name__: f for f in FIGURES}
-WAYS = {
-    f.__name__: f for f in (codes, cascade, latent, few, thresholds, augmentation, prior, broken)
-}
+FIGURES = (codes, rerank, masked_steps, cascade, latent, few, thresholds, augmentation, prior)
+WAYS = {f.__name__: f for f in (*FIGURES, broken)}
 
 
 def main():

@@ -23,7 +23,7 @@ from ddpm_edu.datasets.painted import painted_digits
 from ddpm_edu.diffusion import Dynamic
 from ddpm_edu.files.tensors import load_tensors
 from ddpm_edu.networks.unet import SpaceToDepth
-from ddpm_edu.systems.cascade import Cascade, beside
+from ddpm_edu.systems.cascade import Cascade, embed_noise
 from ddpm_edu.systems.editing import enlarged
 from ddpm_edu.training import cascade as module
 from ddpm_edu.training.cascade import (
@@ -38,7 +38,6 @@ from ddpm_edu.training.cascade import (
 PROMPT = "a large red seven on a blue ground, top left"
 TINY = replace(
     PAINTED_IMAGEN,
-    base=replace(PAINTED_IMAGEN.base, channels=8, depth=(0, 0)),
     up=replace(PAINTED_IMAGEN.up, channels=8),
     train_base=replace(PAINTED_IMAGEN.train_base, steps=3, batch_size=8, save_every=2),
     train_up=replace(PAINTED_IMAGEN.train_up, steps=3, batch_size=8, save_every=2),
@@ -51,8 +50,8 @@ def cascade():
     """Random weights everywhere, so that nothing is 0."""
     made = begin(TINY)
     torch.manual_seed(1)
-    for unet in (made.base, made.up):
-        for p in unet.parameters():
+    for part in (*(made.base.model.get_submodule(name) for name in TINY.learns), made.up):
+        for p in part.parameters():
             torch.nn.init.normal_(p, std=0.1)
     return made
 
@@ -122,9 +121,9 @@ def test_the_second_stage_sees_the_enlarged_picture_and_is_told_its_noise(cascad
     assert torch.equal(clean.picture, enlarged(small))
     rest = noisy.picture - (1 - 0.4**2) ** 0.5 * clean.picture
     assert rest.std().item() == pytest.approx(0.4, rel=0.05)
-    told = [beside(cascade.cond(texts), torch.full((2,), n), 16).vector for n in (0.0, 0.4)]
+    told = [embed_noise(torch.full((2,), n), 16) for n in (0.0, 0.4)]
     assert torch.equal(clean.vector, told[0]) and torch.equal(noisy.vector, told[1])
-    assert torch.equal(clean.context, cascade.cond(texts).context)
+    assert torch.equal(clean.context, cascade.text.encode(texts).context)
 
 
 def test_guidance_drops_the_text_and_keeps_the_picture(cascade, monkeypatch):
@@ -137,10 +136,9 @@ def test_guidance_drops_the_text_and_keeps_the_picture(cascade, monkeypatch):
     monkeypatch.setattr(cascade.up, "forward", spy)
     last(cascade.large(PROMPT, torch.zeros(1, 3, 16, 16), noise=0.3, steps=1, guidance=2.0))
     (cond,) = seen
-    empty = beside(cascade.cond([""]), torch.tensor([0.3]), 16)
     assert torch.equal(cond.picture[0], cond.picture[1])
-    torch.testing.assert_close(cond.context[1:], empty.context)
-    torch.testing.assert_close(cond.vector[1:], empty.vector)
+    torch.testing.assert_close(cond.context[1:], cascade.text.encode([""]).context)
+    assert torch.equal(cond.vector, embed_noise(torch.tensor([0.3, 0.3]), 16))
 
 
 def test_space_to_depth_folds_the_picture_too():
@@ -183,7 +181,7 @@ def test_refused_small_pictures_and_noise(cascade):
 
 
 @pytest.mark.parametrize(
-    "part, change", [("base", {"vector": 3}), ("up", {"in_channels": 12}), ("up", {"context": 32})]
+    "part, change", [("base", {"vector": 3}), ("up", {"in_channels": 12}), ("up", {"vector": 0})]
 )
 def test_parts_that_do_not_fit(cascade, part, change):
     c = cascade.config
@@ -198,12 +196,17 @@ def test_the_file_holds_what_differs(cascade, tmp_path):
     """The text encoder is the base system's; nothing else of it is taken."""
     path = tmp_path / "x.safetensors"
     save(path, cascade, cascade.meta, base="painted", dtype=torch.int8)
-    assert {name.partition(".")[0] for name in load_tensors(path)[0]} == {"base", "up", "schedule"}
+    names = load_tensors(path)[0]
+    assert {name.partition(".")[0] for name in names} == {"base", "up", "schedule"}
+    parts = tuple(f"base.model.{part}." for part in TINY.learns)
+    assert all(name.startswith(parts) for name in names if name.startswith("base"))
     again = load(path)
     assert isinstance(again, Cascade) and again.config == cascade.config
     own, text = again.state_dict(), load("painted").text.state_dict()
     assert {n.partition(".")[0] for n in own} == {"base", "up", "text"}
     assert all(torch.equal(own[f"text.{name}"], w) for name, w in text.items())
+    inner = load("painted").unet.mid.state_dict()
+    assert all(torch.equal(own[f"base.model.mid.{name}"], w) for name, w in inner.items())
     for name, w in cascade.state_dict().items():
         torch.testing.assert_close(own[name], w, rtol=0, atol=w.abs().max().item() / 200)
     assert torch.equal(again.schedule.beta, cascade.schedule.beta)
@@ -228,7 +231,7 @@ def test_pictures_and_texts(cascade):
     large = pixels(cascade, data, 48)
     (x_0, cond), index = large[torch.tensor([3, 40])], torch.tensor([3, 40])
     assert torch.equal(x_0, data[index][0])
-    torch.testing.assert_close(cond, cascade.cond(data.captions(index)))
+    torch.testing.assert_close(cond, cascade.text.encode(data.captions(index)))
     small = halved(large)[index][0]
     assert (small - F.avg_pool2d(x_0, 2)).abs().max() <= 1 / 255 + 1e-6  # bytes
 
@@ -242,16 +245,18 @@ def test_what_up_learns_from(cascade):
     torch.testing.assert_close(rest.flatten(1).std(1), level, rtol=0.06, atol=1e-6)
     assert 0 <= level.min() and 0.4 < level.max() <= 0.6 and level.median() < 0.25
     uncond = data.uncond(index)
-    assert torch.equal(uncond.vector[:, 64:], cond.vector[:, 64:])
-    assert torch.equal(uncond.vector[:, :64], cascade.cond([""]).vector.expand(48, -1))
+    assert torch.equal(uncond.vector, cond.vector) and uncond.picture is None
+    assert torch.equal(uncond.context, cascade.text.encode([""]).context)
     assert torch.equal(data[index][1].picture, cond.picture)  # the same again
     assert not noised_ones(large, 0.0, 16).level.any()
 
 
-def test_both_learn_and_the_text_does_not(tmp_path):
+def test_both_learn_and_the_rest_stays():
     before, made = begin(TINY).state_dict(), train_cascade(TINY)
     changed = {k for k, w in made.state_dict().items() if not torch.equal(w, before[k])}
-    assert {k.partition(".")[0] for k in changed} == {"base", "up"}
+    parts = tuple(f"base.model.{part}." for part in TINY.learns)
+    assert all(k.startswith((*parts, "up.")) for k in changed)
+    assert all(any(k.startswith(part) for k in changed) for part in (*parts, "up."))
     assert not any(p.requires_grad for p in made.parameters())
 
 

@@ -445,14 +445,16 @@ def _with_base(views, meta, source):
 
 def _named_as_in(kind, state):
     """Of a system's state what a model of this class can take from it, by the class's names."""
-    if kind != "CLIP":
-        return state
-    text = "text.encoders.0."
-    return {k.replace(text, "text.", 1): w for k, w in state.items() if k.startswith(text)}
+    names = {
+        "CLIP": {"text.encoders.0.": "text."},
+        "Cascade": {"text.": "text.", "unet.": "base.model."},
+    }.get(kind, {"": ""})
+    pairs = [(k, old, new) for k in state for old, new in names.items() if k.startswith(old)]
+    return {k.replace(old, new, 1): state[k] for k, old, new in pairs}
 
 
 def _of_model(views, own, model):
-    """Without what of a base this model does not have: a cascade takes its text, a smaller UNet has
+    """Without what of a base this model does not have: a CLIP takes its text, a smaller UNet has
     fewer blocks."""
     names = model.state_dict().keys()
     return {k: w for k, w in views.items() if k in own or k.removesuffix(".scale") in names}

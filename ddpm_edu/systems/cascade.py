@@ -50,7 +50,7 @@ class CascadeConfig:
     patch: int = 2  # pixels of a side of such a square, of the base
     up_patch: int = 2  # the same for `up`
     number_dim: int = 16  # cosines and sines that the noise level becomes
-    predict: str = "v"  # what both UNets return
+    predict: str = "x_0"  # what both UNets return
     steps: int = 12  # of the base
     up_steps: int = 4
     guidance: float = 3.0  # of the base
@@ -66,8 +66,8 @@ class CascadeConfig:
         width = sum(c.width for c in self.text)
         small, large = RGB * self.patch**2, RGB * self.up_patch**2
         for name, wanted in {
-            "base": (small, small, width, width),
-            "up": (2 * large, large, width, width + self.number_dim),
+            "base": (small, small, width, 0),
+            "up": (2 * large, large, width, self.number_dim),
         }.items():
             c = getattr(self, name)
             own = c.in_channels, c.out_channels or c.in_channels, c.context, c.vector
@@ -97,11 +97,6 @@ class Cascade(nn.Module):
     def tokenizer(self):
         return self.text.tokenizer
 
-    def cond(self, texts: list[str]) -> Cond:
-        """Of the base: every token's state, and their mean, which is added to the time (2.2)."""
-        context = self.text.encode(texts).context
-        return Cond(context, context.mean(1))
-
     # ------------------------------------------------------------ drawing
 
     def small(
@@ -123,11 +118,11 @@ class Cascade(nn.Module):
         c, (texts, _, seeds) = self.config, one_each(prompts, "", seeds)
         texts = [spelt_out(self, text) for text in texts]
         side = c.size // 2
-        model = self._guided(self.base, c.guidance if guidance is None else guidance, self.cond)
+        model = self._guided(self.base, c.guidance if guidance is None else guidance)
         return self._walk(
             model,
             side,
-            self.cond(texts),
+            self.text.encode(texts),
             generators(seeds),
             c.steps if steps is None else steps,
             clip,
@@ -158,10 +153,11 @@ class Cascade(nn.Module):
         fits("small", small, (len(texts), RGB, c.size // 2, c.size // 2), "these prompts take")
         gens = generators(seed ^ 2**31 for seed in seeds)  # other noise than the base's
         x = enlarged(small.to(next(self.up.parameters())))
-        level = torch.full((len(x),), noise)
-        told = lambda texts: beside(self.cond(texts), level[: len(texts)], c.number_dim)
-        cond = told(texts)._replace(picture=with_noise(x, noise, randn_like(x, gens)))
-        model = self._guided(self.up, c.up_guidance if guidance is None else guidance, told)
+        level = embed_noise(torch.full((len(x),), noise), c.number_dim).to(x)
+        behind = with_noise(x, noise, randn_like(x, gens))
+        cond = Cond(self.text.encode(texts).context, level, behind)
+        guidance = c.up_guidance if guidance is None else guidance
+        model = self._guided(self.up, guidance, vector=level[:1])
         return self._walk(
             model, c.size, cond, gens, c.up_steps if steps is None else steps, clip, sampler
         )
@@ -171,9 +167,10 @@ class Cascade(nn.Module):
         small = last(self.small(prompts, seeds=seeds, **options)).clamp(-1, 1)
         return last(self.large(prompts, small, noise=noise, seeds=seeds)).clamp(-1, 1)
 
-    def _guided(self, unet, guidance, told):
+    def _guided(self, unet, guidance, vector=None):
         in_range("guidance", guidance, 0, 100)
-        return guided(unet, guidance, told([""])) if guidance > 1 else unet
+        empty = self.text.encode([""])._replace(vector=vector)
+        return guided(unet, guidance, empty) if guidance > 1 else unet
 
     def _walk(self, model, side, cond, gens, steps, clip, sampler):
         one_of("sampler", sampler, SAMPLERS)
@@ -191,7 +188,6 @@ class Cascade(nn.Module):
         )
 
 
-def beside(cond: Cond, noise: Tensor, dim: int) -> Cond:
-    """A base's cond with the noise levels (B,) of the pictures behind x_t in its vector."""
-    numbers = embed_numbers(1000 * noise[:, None], dim)
-    return cond._replace(vector=torch.cat([cond.vector, numbers.to(cond.vector)], 1))
+def embed_noise(noise: Tensor, dim: int) -> Tensor:
+    """The noise levels (B,) of the pictures behind x_t, as the vector of `up`: (B, dim)."""
+    return embed_numbers(1000 * noise[:, None], dim)

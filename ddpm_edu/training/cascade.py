@@ -1,6 +1,8 @@
 """Both UNets of Imagen's plan, one after the other, by the same `train`. Notebook 15.
 
-The text encoder is another system's, frozen: each caption goes through it once.
+The base reads the text encoder of a latent system, and its inner layers, which know what words look
+like, are that system's too: both stay as they are. What learns is the way from pixels to these
+layers and back. `up` begins with random weights.
 """
 
 from collections.abc import Callable
@@ -17,23 +19,27 @@ from ..diffusion import Cond
 from ..errors import MOST_PROMPTS
 from ..files.load import load
 from ..networks.unet import UNetConfig
-from ..systems.cascade import Cascade, CascadeConfig, beside
+from ..systems.cascade import Cascade, CascadeConfig, embed_noise
 from ..systems.editing import enlarged, with_noise
 from .recipes import DENOISE, start_at_zero
 from .train import TrainConfig, train
 from .whole_system import last_step
+
+# x_0 is the question that a small network of pixels answers soonest (notebook 04).
+QUICK = dict(DENOISE, predict="x_0")
+ENDS = ("conv_in", "conv_out")  # of a latent's channels, not of pixels
 
 # ---------------------------------------------------------------- recipes
 
 
 @dataclass(frozen=True)
 class CascadeRecipe:
-    """The system whose text encoder is read, sizes of both UNets, and one run each."""
+    """The system that the base begins with, what of it learns, the other UNet, and one run each."""
 
     name: str
-    text: str  # a source of `load`
+    source: str  # a system, a source of `load`
     dataset: Callable  # () -> dataset[index] -> (x_0, captions)
-    base: UNetConfig
+    learns: tuple[str, ...]  # parts of the base; the others stay as they are in the source
     up: UNetConfig
     train_base: TrainConfig
     train_up: TrainConfig
@@ -43,42 +49,39 @@ class CascadeRecipe:
     n: int = 30000  # pictures
 
 
-def _unet(channels: int, mult: tuple, depth: tuple, patch: int, pictures: int, vector: int):
-    """Of patch x patch squares of 3 colours; pictures: how many go in, x_t and what is behind."""
-    return UNetConfig(
-        in_channels=3 * patch**2 * pictures,
-        out_channels=3 * patch**2,
-        channels=channels,
-        mult=mult,
-        depth=depth,
-        middle=1,
-        heads=(4,) * len(mult),
-        context=64,
-        vector=vector,
-        blocks=1,
-        groups=8,
-    )
-
-
 PAINTED_IMAGEN = CascadeRecipe(
     "painted-imagen",
     "painted",
     painted_digits,
-    _unet(32, (1, 2), (0, 1), 2, 1, vector=64),
-    _unet(24, (1, 2), (0, 0), 2, 2, vector=64 + 16),
-    TrainConfig(steps=2500, batch_size=48, ema=0.995, t_mean=1.0, **DENOISE),
-    TrainConfig(steps=1000, batch_size=32, ema=0.99, t_mean=0.5, **DENOISE),
+    # As in editing.py, but that the base also learns what t means in pixels.
+    ("time", "conv_in", "down.0", "up.2", "up.3", "norm_out", "conv_out"),
+    UNetConfig(
+        in_channels=2 * 3 * 4,  # squares of 2 x 2 pixels: of x_t, and of what is behind it
+        out_channels=3 * 4,
+        channels=24,
+        mult=(1, 2),
+        depth=(0, 0),
+        middle=1,
+        heads=(4, 4),
+        context=64,
+        vector=16,
+        blocks=1,
+        groups=8,
+    ),
+    TrainConfig(steps=1000, batch_size=48, ema=0.995, t_mean=0.5, **QUICK),
+    TrainConfig(steps=1200, batch_size=32, ema=0.99, **QUICK),
 )
 CASCADE_RECIPES = {PAINTED_IMAGEN.name: PAINTED_IMAGEN}
 
 
 def begin(recipe: CascadeRecipe) -> Cascade:
-    """The text encoder of the system, and two UNets that answer 0 to anything."""
-    sd = load(recipe.text)
+    """The source's text encoder and inner layers; both UNets answer 0 to anything."""
+    sd = load(recipe.source)
+    unet = replace(sd.config.unet, in_channels=3 * recipe.patch**2, out_channels=0)
     config = CascadeConfig(
         recipe.name,
         sd.config.text,
-        recipe.base,
+        unet,
         recipe.up,
         patch=recipe.patch,
         up_patch=recipe.up_patch,
@@ -87,8 +90,10 @@ def begin(recipe: CascadeRecipe) -> Cascade:
     torch.manual_seed(recipe.train_base.seed)
     cascade = Cascade(config, sd.schedule, sd.tokenizer)
     cascade.text, cascade.meta = sd.text, {"words": sd.meta["words"]}
-    for unet in (cascade.base.model, cascade.up.model):
-        start_at_zero(unet)
+    state = {k: w for k, w in sd.unet.state_dict().items() if k.partition(".")[0] not in ENDS}
+    cascade.base.model.load_state_dict(state, strict=False)
+    for net in (cascade.base.model, cascade.up.model):
+        start_at_zero(net)
     return cascade.eval().requires_grad_(False)
 
 
@@ -97,18 +102,18 @@ def begin(recipe: CascadeRecipe) -> Cascade:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """pixels[index] -> (x_0, Cond(context, vector)) of the base."""
+    """pixels[index] -> (x_0, Cond(context)) of the base."""
 
     pictures: Tensor  # (N, 3, H, W) bytes
-    texts: Cond  # of M captions: one that several pictures share is encoded once
-    row: Tensor  # (N,): which of them is a picture's
+    contexts: Tensor  # (M, L, D): a caption that several pictures share is encoded once
+    row: Tensor  # (N,): which of the contexts is a picture's
     uncond: Cond  # the encoding of "", which takes the place of a dropped text
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index) -> tuple[Tensor, Cond]:
-        return from_uint8(self.pictures[index]), self.texts.map(lambda x: x[self.row[index]])
+        return from_uint8(self.pictures[index]), Cond(self.contexts[self.row[index]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +136,11 @@ class Enlarged:
         gen = torch.Generator().manual_seed(int(index.sum()))
         eps = torch.randn(x_0.shape, generator=gen)
         picture = with_noise(enlarged(F.avg_pool2d(x_0, 2)), level, eps)
-        return x_0, beside(cond, level, self.number_dim)._replace(picture=picture)
+        return x_0, Cond(cond.context, embed_noise(level, self.number_dim), picture)
 
     def uncond(self, index) -> Cond:
-        empty, level = self.pixels.uncond, self.level[index]
-        empty = empty._replace(vector=empty.vector.expand(len(level), -1))
-        return beside(empty, level, self.number_dim)
+        vector = embed_noise(self.level[index], self.number_dim)
+        return Cond(self.pixels.uncond.context, vector)
 
 
 @torch.no_grad()
@@ -149,10 +153,9 @@ def pixels(cascade: Cascade, dataset, n: int) -> Pixels:
         row += [known.setdefault(caption, len(known)) for caption in captions]
     texts = list(known)
     some = [texts[k : k + MOST_PROMPTS] for k in range(0, len(texts), MOST_PROMPTS)]
-    parts = zip(*(cascade.cond(piece)[:2] for piece in some))
-    texts, empty = Cond(*map(torch.cat, parts)), cascade.cond([""])
-    texts, empty = (cond.map(lambda part: part.cpu()) for cond in (texts, empty))
-    return Pixels(torch.cat(pictures), texts, torch.tensor(row), empty)
+    contexts = torch.cat([cascade.text.encode(piece).context.cpu() for piece in some])
+    empty = cascade.text.encode([""]).map(lambda part: part.cpu())
+    return Pixels(torch.cat(pictures), contexts, torch.tensor(row), empty)
 
 
 def halved(data: Pixels) -> Pixels:
@@ -192,7 +195,9 @@ def train_part(
     """One of both UNets, which then holds the averaged weights; large: see `pixels`."""
     config, dim = getattr(recipe, f"train_{part}"), cascade.config.number_dim
     data = halved(large) if part == "base" else noised_ones(large, recipe.most_noise, dim)
-    unet = getattr(cascade, part).requires_grad_(True)
+    unet = getattr(cascade, part)
+    for name in recipe.learns if part == "base" else ("",):
+        unet.model.get_submodule(name).requires_grad_(True)
     step = last_step(log(train(unet, cascade.schedule, data, config, checkpoint=checkpoint)))
     unet.load_state_dict(step.ema.state_dict())
     unet.requires_grad_(False)

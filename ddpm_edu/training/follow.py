@@ -141,7 +141,7 @@ def _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device) -> lis
     cascade = train_cascade(recipe, checkpoint, log, device)
     card = {part: dataclasses.asdict(runs[part]) | record[part] for part in runs}
     card |= machine(recipe, started, device)
-    how = {"dtype": torch.int8, "levels": 31, "base": recipe.text}
+    how = {"dtype": torch.int8, "levels": 31, "base": recipe.source}
     save(out, cascade, {**cascade.meta, "train": card}, **how)
     return [out]
 

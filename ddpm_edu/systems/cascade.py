@@ -15,18 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion import Cond, Dynamic, Step, generators, guided, last, randn_like
-from ..errors import (
-    PREDICTIONS,
-    OptionError,
-    choices,
-    fits,
-    in_range,
-    numbers,
-    one_of,
-    parts,
-    sizes,
-    whole,
-)
+from ..errors import OptionError, fits, in_range, numbers, one_of, parts, sizes, whole
 from ..networks.text import Text, TextConfig
 from ..networks.unet import SpaceToDepth, UNet, UNetConfig
 from ..samplers import SAMPLERS
@@ -50,7 +39,6 @@ class CascadeConfig:
     patch: int = 2  # pixels of a side of such a square, of the base
     up_patch: int = 2  # the same for `up`
     number_dim: int = 16  # cosines and sines that the noise level becomes
-    predict: str = "x_0"  # what both UNets return
     steps: int = 12  # of the base
     up_steps: int = 4
     guidance: float = 3.0  # of the base
@@ -62,7 +50,6 @@ class CascadeConfig:
         sizes(self, size=(2, 1024), patch=(1, 64), up_patch=(1, 64), number_dim=(1, 1024))
         sizes(self, steps=(1, 10_000), up_steps=(1, 10_000))
         numbers(self, guidance=(0, 100), up_guidance=(0, 100), noise=(0, 1))
-        choices(self, predict=PREDICTIONS)
         width = sum(c.width for c in self.text)
         small, large = RGB * self.patch**2, RGB * self.up_patch**2
         for name, wanted in {
@@ -78,6 +65,17 @@ class CascadeConfig:
                 )
 
 
+class OnTop(nn.Module):
+    """cond.picture + model(x_t, t, cond): x_0 of a model that adds what the picture lacks."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return cond.picture + self.model(x_t, t, cond)
+
+
 class Cascade(nn.Module):
     """.text, .base and .up of a `config`, and its .schedule, cosine unless given.
 
@@ -91,7 +89,7 @@ class Cascade(nn.Module):
         self.meta: dict = {}  # what its file says beside: figures, known words
         self.text = Text(config.text, tokenizer=tokenizer)
         self.base = SpaceToDepth(UNet(config.base), config.patch)
-        self.up = SpaceToDepth(UNet(config.up), config.up_patch)
+        self.up = OnTop(SpaceToDepth(UNet(config.up), config.up_patch))
 
     @property
     def tokenizer(self):
@@ -182,7 +180,7 @@ class Cascade(nn.Module):
             randn_like(x_T, gens),
             steps,
             cond,
-            predict=self.config.predict,
+            predict="x_0",
             clip=clip,
             generator=gens,
         )

@@ -45,7 +45,7 @@ class CascadeRecipe:
     train_up: TrainConfig
     patch: int = 2
     up_patch: int = 2
-    most_noise: float = 0.6  # in the small pictures `up` learns from; most of them have little
+    most_noise: float = 0.4  # in the small pictures `up` learns from; most of them have little
     n: int = 30000  # pictures
 
 
@@ -79,20 +79,14 @@ def begin(recipe: CascadeRecipe) -> Cascade:
     sd = load(recipe.source)
     unet = replace(sd.config.unet, in_channels=3 * recipe.patch**2, out_channels=0)
     config = CascadeConfig(
-        recipe.name,
-        sd.config.text,
-        unet,
-        recipe.up,
-        patch=recipe.patch,
-        up_patch=recipe.up_patch,
-        predict=recipe.train_base.predict,
+        recipe.name, sd.config.text, unet, recipe.up, patch=recipe.patch, up_patch=recipe.up_patch
     )
     torch.manual_seed(recipe.train_base.seed)
     cascade = Cascade(config, sd.schedule, sd.tokenizer)
     cascade.text, cascade.meta = sd.text, {"words": sd.meta["words"]}
     state = {k: w for k, w in sd.unet.state_dict().items() if k.partition(".")[0] not in ENDS}
     cascade.base.model.load_state_dict(state, strict=False)
-    for net in (cascade.base.model, cascade.up.model):
+    for net in (cascade.base.model, cascade.up.model.model):
         start_at_zero(net)
     return cascade.eval().requires_grad_(False)
 
@@ -197,7 +191,7 @@ def train_part(
     data = halved(large) if part == "base" else noised_ones(large, recipe.most_noise, dim)
     unet = getattr(cascade, part)
     for name in recipe.learns if part == "base" else ("",):
-        unet.model.get_submodule(name).requires_grad_(True)
+        (unet.model if name else unet).get_submodule(name).requires_grad_(True)
     step = last_step(log(train(unet, cascade.schedule, data, config, checkpoint=checkpoint)))
     unet.load_state_dict(step.ema.state_dict())
     unet.requires_grad_(False)

@@ -36,7 +36,7 @@ PAINTED_PRIOR = PriorRecipe(
     "painted_clip",
     painted_digits,
     PriorConfig(width=64),
-    TrainConfig(steps=3000, batch_size=64, lr=1e-2, ema=0.998, predict="x_0", optimizer="muon"),
+    TrainConfig(steps=1500, batch_size=64, lr=1e-2, ema=0.995, predict="x_0", optimizer="muon"),
 )
 PRIOR_RECIPES = {PAINTED_PRIOR.name: PAINTED_PRIOR}
 

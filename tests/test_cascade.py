@@ -19,9 +19,11 @@ from ddpm_edu import (
     save,
 )
 from ddpm_edu.cli import main
-from ddpm_edu.datasets.painted import painted_digits
+from ddpm_edu.datasets.painted import painted_digits, prompts
 from ddpm_edu.diffusion import Dynamic
 from ddpm_edu.files.tensors import load_tensors
+from ddpm_edu.metrics.frechet import psnr
+from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.networks.unet import SpaceToDepth
 from ddpm_edu.systems.cascade import Cascade, embed_noise
 from ddpm_edu.systems.editing import enlarged
@@ -294,3 +296,33 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     for command in (["sample"], ["txt2img", PROMPT]):  # both say how it draws
         assert main([*command, "--model", str(out), "--out", str(tmp_path / "x.png")]) == 2
         assert ".draw(prompts)" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the one that ships
+
+
+@pytest.fixture(scope="module")
+def ship():
+    return load("painted-imagen")
+
+
+def test_what_ships_obeys(ship):
+    """24 prompts, by the five words read back; all of 500: benchmarks/beyond.py cascade."""
+    texts = prompts(24, seed=5, held=False)
+    assert fidelity(ship.draw(texts), texts)["all"] >= 0.75
+    assert set(ship.meta["train"]) >= {"base", "up", "device", "date", "torch"}
+
+
+def test_the_second_stage_adds_what_cubic_curves_lack(ship):
+    x, texts = painted_digits("test", 12, seed=1)[:]
+    small = F.avg_pool2d(x, 2)
+    large = last(ship.large(texts, small, noise=0.0))
+    assert psnr(x, large).mean() > psnr(x, enlarged(small)).mean() + 1
+
+
+def test_without_thresholds_strong_guidance_leaves_the_pictures(ship):
+    """Numbers beyond [-1, 1] by far; with either threshold none."""
+    texts = prompts(6, seed=5, held=False)
+    run = lambda clip: last(ship.small(texts, guidance=16.0, clip=clip)).abs().max()
+    assert run(None) > 1.5
+    assert run(1.0) <= 1.001 and run(Dynamic()) <= 1.001

@@ -218,3 +218,14 @@ def test_the_command_and_the_file(tmp_path, monkeypatch, clip):
     save(again, prior)
     for name, w in load(again).model.state_dict().items():
         assert torch.equal(w, prior.model.state_dict()[name])
+
+
+def test_the_one_that_ships(clip):
+    """Nearer to the picture whose caption it is than the caption's own embedding, which lies aside."""
+    data = painted_digits("test", 64, seed=1)
+    pictures, captions = data[:]
+    own = clip.image(pictures).detach()
+    z = draw_embeddings(load("painted-prior"), clip, captions, best_of=1)
+    assert (z * own).sum(1).mean() > (clip.words(captions) * own).sum(1).mean() + 0.02
+    got = nearest(z, own).tolist()
+    assert sum(captions[i] == c for i, c in zip(got, captions)) > 50

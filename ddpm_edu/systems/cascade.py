@@ -104,14 +104,14 @@ class Cascade(nn.Module):
         seeds=0,
         steps: int | None = None,
         guidance: float | None = None,
-        clip: float | Dynamic | None = Dynamic(),
+        clip: float | Dynamic | None = 1.0,
         sampler: str = "dpmpp_2m",
     ) -> Iterator[Step]:
         """The Steps of the small pictures, (B, 3, 16, 16), from noise.
 
         prompts: a text, or a list of one a picture.  seeds: the first picture's, the others count
-        up; or a list.  steps, guidance: the config's unless given.  clip: see `sample`; Imagen's
-        dynamic thresholding unless given, None for none. OptionError, at the call.
+        up; or a list.  steps, guidance: the config's unless given.  clip: see `sample`, a Dynamic()
+        for Imagen's dynamic thresholding. OptionError, at the call.
         """
         c, (texts, _, seeds) = self.config, one_each(prompts, "", seeds)
         texts = [spelt_out(self, text) for text in texts]
@@ -136,7 +136,7 @@ class Cascade(nn.Module):
         seeds=0,
         steps: int | None = None,
         guidance: float | None = None,
-        clip: float | Dynamic | None = Dynamic(),
+        clip: float | Dynamic | None = 1.0,
         sampler: str = "dpmpp_2m",
     ) -> Iterator[Step]:
         """The Steps of the large pictures, (B, 3, 32, 32), beside the enlarged small ones.

@@ -68,8 +68,8 @@ PAINTED_IMAGEN = CascadeRecipe(
         blocks=1,
         groups=8,
     ),
-    TrainConfig(steps=1000, batch_size=48, ema=0.995, t_mean=0.5, **QUICK),
-    TrainConfig(steps=1200, batch_size=32, ema=0.99, **QUICK),
+    TrainConfig(steps=800, batch_size=32, ema=0.995, t_mean=0.5, **{**QUICK, "lr": 7e-3}),
+    TrainConfig(steps=900, batch_size=32, ema=0.99, **QUICK),
 )
 CASCADE_RECIPES = {PAINTED_IMAGEN.name: PAINTED_IMAGEN}
 

@@ -97,10 +97,13 @@ def judged(x: torch.Tensor) -> dict:
     return {**shares, "frechet": round(distance, 3)}
 
 
-def trained(recipe: DenoiserRecipe, folder: Path, watch=None, change=lambda model: model) -> tuple:
+def trained(
+    recipe: DenoiserRecipe, folder: Path, watch=None, change=lambda model: model, stop=None
+) -> tuple:
     """(Pretrained, losses, CPU seconds) of a recipe; trained once, then read from the folder.
 
     watch(step, Pretrained of its average): called after every update, its time is not counted.
+    stop: the update after which the run ends early.
     """
     file = folder / f"{recipe.name}.safetensors"
     if not file.exists():
@@ -112,6 +115,8 @@ def trained(recipe: DenoiserRecipe, folder: Path, watch=None, change=lambda mode
                 seconds += time.process_time()
                 watch(step, Pretrained(step.ema, schedule, recipe.train.predict, {}))
                 seconds -= time.process_time()
+            if step.step == stop:
+                break
         seconds += time.process_time()
         meta = {"losses": losses, "seconds": seconds, "date": today()}
         save(file, step.ema, meta, schedule=schedule, predict=recipe.train.predict)
@@ -201,15 +206,19 @@ UNET = replace(PAINTED_DIT, name="unet", net=replace(SMALL, channels=28, groups=
 
 
 def dit(args) -> dict:
-    """A DiT and a UNet of equal cost an update, by flow: loss, and obeyed on the way."""
-    rows, arrays = {}, {}
-    for recipe in (PAINTED_DIT, UNET):
-        found, losses, seconds, shots = watched(recipe, args.runs)
+    """A DiT and a UNet of equal cost an update, by flow: loss, and obeyed on the way.
+
+    The UNet's run ends halfway: up to there both have the same learning rates, so compare the shots.
+    """
+    rows, arrays, half = {}, {}, PAINTED_DIT.train.steps // 2
+    for recipe, stop in ((PAINTED_DIT, None), (UNET, half)):
+        found, losses, seconds, shots = watched(recipe, args.runs, stop)
         x = drawn(found, 10, args.n)
         rows[recipe.name] = {
             "parameters": sum(p.numel() for p in found.model.parameters()),
             "seconds": round(seconds, 1),
-            "seconds_an_update": round(seconds / recipe.train.steps, 4),
+            "updates": len(losses),
+            "seconds_an_update": round(seconds / len(losses), 4),
             "end": judged(x),
             "shots": shots,
         }
@@ -219,7 +228,7 @@ def dit(args) -> dict:
     return written(args, rows, arrays, train=vars(PAINTED_DIT.train), **how)
 
 
-def watched(recipe, folder: Path) -> tuple:
+def watched(recipe, folder: Path, stop=None) -> tuple:
     """`trained`, and how well its average did on the way."""
     shots, file = [], folder / f"{recipe.name}.json"
 
@@ -229,7 +238,7 @@ def watched(recipe, folder: Path) -> tuple:
             print(recipe.name, json.dumps(shots[-1]), flush=True)
             file.write_text(json.dumps(shots))
 
-    found = trained(recipe, folder, watch)
+    found = trained(recipe, folder, watch, stop=stop)
     return *found, json.loads(file.read_text())
 
 

@@ -18,6 +18,14 @@ from .widgets import Slider, SliderPicture
 PICTURE, TEXT, BOTH, TIME = "#CFE3F1", "#F7C9A8", "#D8D0E8", "#E8E8E8"
 
 
+class Picker(SliderPicture):
+    """What `picker` returns."""
+
+    def still(self) -> bytes:
+        """As on the screen: pixels of 32 x 32 pictures are large enough, and the file small."""
+        return plot.small_webp(plot.pixels(self._fig))
+
+
 def picker(
     pictures: Mapping[str, Mapping[int, object]],
     *,
@@ -25,7 +33,7 @@ def picker(
     caption: str | Callable,
     start: int | None = None,
     label: str = "steps",
-) -> SliderPicture:
+) -> Picker:
     """One row of pictures a model, redrawn as the slider goes through the numbers of steps.
 
     pictures: {model: {steps: (B, C, H, W) in [-1, 1]}}, the same steps for each. alt, caption: text
@@ -50,7 +58,7 @@ def picker(
 
         return update
 
-    return SliderPicture(
+    return Picker(
         draw,
         Slider("steps", steps, start or steps[0], label=label),
         alt=alt,

@@ -256,7 +256,8 @@ def test_captions_are_obeyed(shipped, name, least):
 @pytest.mark.parametrize("recipe", [DALLE], ids=lambda r: r.name)
 def test_they_were_trained_as_the_recipe_says(shipped, recipe):
     train = shipped[recipe.name].meta["train"]
-    assert {k: train[k] for k in asdict(recipe.train)} == asdict(recipe.train)
+    own = {k: v for k, v in asdict(recipe.train).items() if k != "seconds"}  # the run's, there
+    assert {k: train[k] for k in own} == own
     assert train["updates"] == recipe.train.steps and 100 <= len(train["loss"]) <= 200
     config = shipped[recipe.name].config
     assert (config.temperature, config.guidance) == (recipe.temperature, recipe.guidance)

@@ -71,7 +71,7 @@ def _unpacked(archive: Path, part: Path) -> list[str]:
     students = sorted(p.name for p in part.iterdir())
     if not students:
         raise DataError(f"{archive} holds no notebooks ({', '.join(WANTED)}): is it another zip?")
-    told = f"{len(students)} students, {room.files} notebooks, named as {platform} does"
+    told = f"students: {len(students)}, notebooks: {room.files}, named as {platform} does"
     return [told, *(f"left out: {line}" for line in left)]
 
 

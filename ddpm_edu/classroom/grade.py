@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from .. import __version__
-from ..errors import OptionError
+from ..errors import OptionError, ResourceError
 from ..exercises import check, fresh
 from ..paths import data_folder, replacing
 from . import handed_out as lists
@@ -156,13 +156,15 @@ def _work(batch, exercises, asked, limits, jobs, room, results, say) -> None:
                 student, files, digest = batch.get_nowait()
             except queue.Empty:
                 return
-            result = one(nursery, student, files, exercises, asked, limits) | {"digest": digest}
+            try:
+                result = one(nursery, student, files, exercises, asked, limits)
+            except ResourceError as error:
+                stop.append(error)
             if stop:  # what was found while the processes were being ended counts for nothing
                 return
             with lock:
-                results[student] = result
-                with open(room / "results.jsonl", "a") as file:
-                    file.write(json.dumps(result) + "\n")
+                results[student] = result | {"digest": digest}
+                _keep(room / "results.jsonl", results[student])
                 right = sum(name == "right" for name, _ in result["findings"].values())
                 say(f"{student}: {right} right, {result['seconds']:.1f} s", flush=True)
 
@@ -173,11 +175,21 @@ def _work(batch, exercises, asked, limits, jobs, room, results, say) -> None:
         for thread in threads:
             thread.join()
     finally:
-        stop.append(True)
+        stop.append(None)
         for nursery in nurseries:
             nursery.open = False
             nursery.close()
         shutil.rmtree(home, ignore_errors=True)
+    if stop[0]:
+        raise stop[0]
+
+
+def _keep(path: Path, result: dict) -> None:
+    """Write one result down, unless it is to be found again."""
+    if any(name == "grader failed" for name, _ in result["findings"].values()):
+        return
+    with open(path, "a") as file:
+        file.write(json.dumps(result) + "\n")
 
 
 def one(nursery, student: str, files, exercises: dict, asked: dict, limits: Limits) -> dict:
@@ -191,9 +203,11 @@ def one(nursery, student: str, files, exercises: dict, asked: dict, limits: Limi
             continue
         try:
             found = judge(learner, name, asked[name], expression)
+        except ResourceError:
+            raise
         except Exception as error:  # a mistake of ours must not stop the batch
             learner.stop()
-            found = Finding("error", f"The grader stopped with {type(error).__name__}: {error}")
+            found = Finding("grader failed", f"{type(error).__name__}: {error}"[:300])
         findings[name], hello = found, learner.hello or hello
     learner.stop()
     problems = hello.get("problems", {})

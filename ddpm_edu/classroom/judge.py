@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import ResourceError
 from ..exercises.check import Exercise, checked
 from .wire import WireError, decode, encode, receive, send
 
@@ -36,7 +37,7 @@ class Limits:
 @dataclass(frozen=True)
 class Finding:
     """name: right, wrong, not attempted, missing, syntax error, error, too slow, too much memory,
-    too large, ended, rubbish or damaged file. message: one sentence, without the answer."""
+    too large, ended, rubbish, damaged file or grader failed. message: a sentence, no answer."""
 
     name: str
     message: str = ""
@@ -82,18 +83,23 @@ class Nursery:
         return {"PATH": os.environ.get("PATH", ""), **own, **one, **home}
 
     def start(self, files: list[Path], limits: Limits, exercises: int) -> int:
-        """A new process for these notebooks; the handle to talk to it. Raises WireError."""
+        """A new process for these notebooks; the handle to talk to it.
+
+        Raises ResourceError if the machine makes none, WireError when the batch has ended.
+        """
         for last in (False, True):
+            if not self.open:
+                break
             try:
-                if not self.open:
-                    raise WireError("ended")
                 if self.process is None or self.process.poll() is not None:
                     self._open()
                 return self._start(files, limits, exercises)
             except (OSError, WireError):
                 self.close()
-                if last:
-                    raise WireError("ended", "no process can be made") from None
+                if last and self.open:
+                    remedy = "is there memory left? try fewer --jobs"
+                    raise ResourceError(f"no process for a submission can be made: {remedy}")
+        raise WireError("ended")
 
     def _start(self, files, limits, exercises) -> int:
         ours, theirs = socket.socketpair()
@@ -141,7 +147,7 @@ class Learner:
 
     def __init__(self, nursery: Nursery, files, limits: Limits, exercises: int):
         self.nursery, self.files, self.limits, self.exercises = nursery, files, limits, exercises
-        self.pipe, self.hello = None, {}
+        self.pipe, self.hello, self.number = None, {}, 0
 
     def start(self, deadline: float) -> None:
         if self.pipe is None:
@@ -149,10 +155,16 @@ class Learner:
             self.hello = receive(self.pipe, deadline)
 
     def ask(self, question: dict, deadline: float, functions=()) -> dict:
-        """The reply to a question; meanwhile the learner's code may call our functions."""
-        send(self.pipe, question)
+        """The reply to a question; meanwhile the learner's code may call our functions.
+
+        Questions are numbered, so that no reply is taken for another's. Raises WireError.
+        """
+        self.number += 1
+        send(self.pipe, question | {"number": self.number})
         while True:
             reply = receive(self.pipe, deadline)
+            if reply.get("number") != self.number:
+                raise WireError("rubbish")
             if "call" not in reply:
                 return reply
             send(self.pipe, _called(reply, functions))

@@ -108,9 +108,10 @@ class Answers:
     """A learner's answers: {"prepare": exercise}, then {"given": arguments} again and again."""
 
     def __init__(self, pipe, scripts):
-        self.pipe, self.scripts, self.value = pipe, scripts, None
+        self.pipe, self.scripts, self.value, self.number = pipe, scripts, None, 0
 
     def obey(self, message: dict) -> None:
+        self.number = message["number"]
         try:
             if "prepare" in message:
                 reply = self.prepare(message["prepare"], message["handed_out"], message["version"])
@@ -126,7 +127,7 @@ class Answers:
             reply = {"trouble": [error.name, str(error)]}
         except BaseException as error:  # a learner's code may raise anything
             reply = {"trouble": list(_told(error))}
-        send(self.pipe, reply)
+        send(self.pipe, reply | {"number": self.number})
 
     def prepare(self, exercise: str, handed_out: str, version: int) -> dict:
         """Run what the answer to an exercise needs, and keep the answer."""
@@ -150,7 +151,8 @@ class Answers:
         """A function that the grader runs: it is an argument of the learner's function."""
 
         def function(*arguments):
-            send(self.pipe, {"call": number, "arguments": encode(arguments)})
+            call = {"call": number, "arguments": encode(arguments), "number": self.number}
+            send(self.pipe, call)
             reply = receive(self.pipe)
             if "failed" in reply:
                 raise ValueError(reply["failed"])

@@ -17,6 +17,7 @@ from ddpm_edu.errors import CheckpointError, OptionError
 from ddpm_edu.files.load import load, save
 from ddpm_edu.files.lora import kohya_names, load_lora, our_names, save_lora
 from ddpm_edu.gpu.fast import speed_up
+from ddpm_edu.networks.controlnet import control_net
 from ddpm_edu.networks.lora import attach, detach, layers, low_rank, merge
 from ddpm_edu.systems.system import REFINER, SD15, SD21, SDXL, build
 
@@ -476,6 +477,8 @@ def test_refused_arguments(sd, tmp_path):
         save(tmp_path / "x.safetensors", sd)
     with refuses(OptionError, "merge"):
         speed_up(sd)
+    with refuses(OptionError, "merge"):
+        control_net(sd.unet)
     wide = low_rank(build(replace(SD15, unet=replace(SD15.unet, channels=32)), device="meta"), 2)
     with refuses(OptionError, "another model", "not there|is \\("):
         attach(sd, wide)

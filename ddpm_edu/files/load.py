@@ -44,7 +44,7 @@ from ..networks.controlnet import (
 from ..networks.dit import DiT, DiTConfig
 from ..networks.gaussian import GaussianPrior
 from ..networks.gpt import GPT, GPTConfig
-from ..networks.lora import Adapted
+from ..networks.lora import without_lora
 from ..networks.mlp import MLP
 from ..networks.precondition import Preconditioned
 from ..networks.prior import Prior, PriorConfig
@@ -573,9 +573,7 @@ def save(
     """
     if isinstance(model, Pretrained):
         model, schedule, predict = model.model, model.schedule, model.predict
-    model = unwrapped(model)
-    if any(isinstance(module, Adapted) for module in model.modules()):
-        raise OptionError("model has a LoRA attached: merge or detach it, or use save_lora")
+    model = without_lora(unwrapped(model))
     is_system = isinstance(model, SYSTEMS)
     schedule = model.schedule if is_system else schedule
     plan = inner = describe(model)

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..diffusion import Cond, remembered
 from ..errors import OptionError
 from ..networks import unet, vae
-from ..networks.lora import Adapted
+from ..networks.lora import without_lora
 from ..networks.unet import TransformerBlock, UNet
 from ..networks.vae import VAE
 from ..systems.system import StableDiffusion
@@ -93,8 +93,7 @@ def _check(model, compile, changes, cross):
         raise OptionError(
             f"model is a {type(model).__name__}: pass a StableDiffusion, a UNet or a VAE"
         )
-    if any(isinstance(module, Adapted) for module in model.modules()):
-        raise OptionError("model has a LoRA attached: merge it before")
+    without_lora(model)
     if isinstance(getattr(model, "unet", model), FastUNet):
         raise OptionError("model is a fast twin already: pass the model that it came from")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..diffusion import Cond
 from ..errors import fits, sizes
+from .lora import without_lora
 from .unet import SD15, SD21, SDXL_BASE, Encoder, UNet, UNetConfig
 
 
@@ -94,7 +95,7 @@ def control_net(unet: UNet, **changes) -> ControlNet:
 
     changes: to the config, such as hint, widths, or fewer transformers (depth, middle).
     """
-    weight = next(unet.parameters())
+    weight = next(without_lora(unet).parameters())
     with torch.device(weight.device):
         net = ControlNet(ControlNetConfig(**{**vars(unet.config), **changes}))
     for name in ("time", "vector", "conv_in"):

@@ -162,6 +162,13 @@ def merge(model: nn.Module) -> None:
     detach(model)
 
 
+def without_lora(model: nn.Module) -> nn.Module:
+    """The model, for what looks at its layers themselves. OptionError where a LoRA is attached."""
+    if any(isinstance(module, Adapted) for module in model.modules()):
+        raise OptionError("model has a LoRA attached: merge or detach it (save_lora writes it)")
+    return model
+
+
 def _changes(module) -> nn.ModuleList | tuple:
     """What is attached at a place of a model."""
     return module.changes if isinstance(module, Adapted) else ()

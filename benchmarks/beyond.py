@@ -18,6 +18,7 @@ import json
 import platform
 import time
 from dataclasses import asdict, replace
+from functools import cache
 from unittest.mock import patch
 
 import numpy as np
@@ -129,23 +130,29 @@ def seen_by_clip(x) -> torch.Tensor:
 
 def from_real(x) -> float:
     """Frechet distance, of CLIP's embeddings, to 2,000 real test pictures."""
-    real = painted_digits("test", 2000, seed=1, held=False)
-    return frechet(seen_by_clip(x), seen_by_clip(real[:][0]))
+    return frechet(seen_by_clip(x), real_ones())
+
+
+@cache
+def real_ones() -> torch.Tensor:
+    return seen_by_clip(painted_digits("test", 2000, seed=1, held=False)[:][0])
 
 
 def cascade(args) -> dict:
     """Imagen's plan; "small": the first stage alone, enlarged by cubic curves."""
     model = load(args.model or "painted-imagen")
-    found = {
-        "model": model.config.name,
-        "parameters": {p: count(getattr(model, p)) for p in ("text", "base", "up")},
-        **obeyed(lambda texts, seed: model.draw(texts, seeds=seed), args.n),
-    }
     texts = prompts(args.n, seed=1, held=False)
     small = drawn(lambda part, seed: last(model.small(part, seeds=seed)).clamp(-1, 1), texts)
-    large = drawn(lambda part, seed: model.draw(part, seeds=seed), texts)
-    found["small"] = fidelity(enlarged(small), texts)["all"]
-    return found | {"frechet": {"small": from_real(enlarged(small)), "large": from_real(large)}}
+    return {
+        "model": model.config.name,
+        "parameters": {part: count(getattr(model, part)) for part in ("text", "base", "up")},
+        "small": {
+            "all": fidelity(enlarged(small), texts)["all"],
+            "frechet": from_real(enlarged(small)),
+        },
+        "large": enlarged_by(model, texts, small, model.config.noise)[0],
+        **obeyed(lambda texts, seed: model.draw(texts, seeds=seed), args.n),
+    }
 
 
 def latent(args) -> dict:
@@ -284,21 +291,27 @@ def others(scenes) -> torch.Tensor:
 
 # ---------------------------------------------------------------- recorded trainings
 
+HALF = replace(PAINTED_IMAGEN.train_up, steps=450)  # of the updates of what ships
+
 
 def imagen_no_noise(log) -> tuple[dict, dict]:
-    """`up` trained on clean small pictures alone, which those that the base draws are not."""
-    ship, recipe = load("painted-imagen"), replace(PAINTED_IMAGEN, most_noise=0.0)
+    """`up` trained on clean small pictures alone, which those that the base draws are not.
+
+    real: small pictures made of real ones.  drawn, rough: by the base, in its own steps and in 3.
+    """
+    ship, recipe = load("painted-imagen"), replace(PAINTED_IMAGEN, most_noise=0.0, train_up=HALF)
     model = begin(recipe)
     train_part(model, "up", recipe, pixels(model, recipe.dataset(), recipe.n), log=log)
-    data = painted_digits("test", 200, seed=1, held=False)
-    x, texts = data[:]
-    small = drawn(lambda part, seed: last(ship.small(part, seeds=seed)).clamp(-1, 1), texts)
-    figures, shown = {}, {"small": small}
-    for of, given in {"drawn": small, "real": F.avg_pool2d(x, 2)}.items():
+    x, texts = painted_digits("test", 200, seed=1, held=False)[:]
+    base = lambda steps: drawn(
+        lambda part, seed: last(ship.small(part, seeds=seed, steps=steps)).clamp(-1, 1), texts
+    )
+    figures, shown = {}, {}
+    for of, small in {"real": F.avg_pool2d(x, 2), "drawn": base(None), "rough": base(3)}.items():
+        shown[f"{of}, small"] = small
         for name, net, noise in ("ship", ship, ship.config.noise), ("broken", model, 0.0):
-            figures[f"{of}, {name}"], large = enlarged_by(net, texts, given, noise)
-            shown |= {name: large} if of == "drawn" else {}
-    return figures, {name: to_uint8(y[:12]).numpy() for name, y in shown.items()}
+            figures[f"{of}, {name}"], shown[f"{of}, {name}"] = enlarged_by(net, texts, small, noise)
+    return figures, {name: to_uint8(y[:6]).numpy() for name, y in shown.items()}
 
 
 @torch.no_grad()
@@ -434,7 +447,7 @@ RUNS = {  # what is trained, and its plan
     "meanflow_no_derivative": (meanflow_no_derivative, MEANFLOW_BROKEN),
     "codes_leak": (codes_leak, SHORT),
     "codes_few_unknown": (codes_few_unknown, SHORT),
-    "imagen_no_noise": (imagen_no_noise, PAINTED_IMAGEN.train_up),
+    "imagen_no_noise": (imagen_no_noise, HALF),
     "prior_not_scaled": (prior_not_scaled, PAINTED_PRIOR.train),
 }
 

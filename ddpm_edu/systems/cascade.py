@@ -39,7 +39,7 @@ class CascadeConfig:
     patch: int = 2  # pixels of a side of such a square, of the base
     up_patch: int = 2  # the same for `up`
     number_dim: int = 16  # cosines and sines that the noise level becomes
-    steps: int = 12  # of the base
+    steps: int = 8  # of the base
     up_steps: int = 4
     guidance: float = 3.0  # of the base
     up_guidance: float = 1.0

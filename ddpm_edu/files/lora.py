@@ -127,7 +127,9 @@ def _entries(views) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
         if match := KEY.fullmatch(key):
             side = match[2] or match[4]
             side = {"A": "down", "B": "up"}.get(side, side)
-            entries.setdefault(match[1] or match[3], {})[side] = w
+            its = entries.setdefault(match[1] or match[3], {})
+            rest += [key] if side in its else []  # in two notations at once
+            its[side] = w
         else:
             rest.append(key)
     return entries, rest
@@ -138,6 +140,9 @@ def _change(layer: nn.Module, its: dict, alpha: float, name: str) -> LowRank | N
     if missing := {"down", "up"} - its.keys():
         remedy = "half of a change, get the file again"
         raise CheckpointError(f"{name}: {' and '.join(sorted(missing))} missing: {remedy}")
+    kinds = [w.dtype for side, w in its.items() if side != "alpha" and not w.is_floating_point()]
+    if kinds:
+        raise CheckpointError(f"{name}: {kinds[0]}, no floating numbers: use another file")
     down, up = (its[side].to(torch.float32, copy=True) for side in ("down", "up"))
     if 0 in (*down.shape, *up.shape):
         shapes = f"A {tuple(down.shape)}, B {tuple(up.shape)}"
@@ -150,8 +155,11 @@ def _change(layer: nn.Module, its: dict, alpha: float, name: str) -> LowRank | N
         down = torch.einsum("rsij,sc->rcij", mid.float(), down.flatten(1))
     if isinstance(layer, nn.Linear):  # SD 1's proj_in and proj_out are 1x1 convolutions elsewhere
         down, up = down.flatten(1), up.flatten(1)
-    with torch.device("meta"):
-        change = LowRank(layer, len(down), alpha)
+    try:
+        with torch.device("meta"):
+            change = LowRank(layer, len(down), alpha)
+    except OptionError as e:  # a rank beyond all
+        raise CheckpointError(f"{name}: {e}") from None
     state = {"down.weight": down, "up.weight": up}
     if any(w.shape != state[key].shape for key, w in change.state_dict().items()):
         return None

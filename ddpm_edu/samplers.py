@@ -274,6 +274,8 @@ def sampling_times(
     is a little narrower. "leading karras" and "trailing karras" have the ends of those grids.
     end: None is alpha_bar[0] for DDIM and PNDM, the clean picture for the others.
     1000 of 1000 steps leave no room for any of these.
+    "consistency" in fewer than 8 steps visits the first of 8 trailing times: fresh noise where
+    much is left lets the text decide again, later it spoils more than it mends.
     """
     one_of("sampler", sampler, SAMPLERS | FEW_STEPS)
     one_of("spacing", spacing, WALKS)
@@ -284,6 +286,8 @@ def sampling_times(
         times = spaced_timesteps(T, steps + 1, grid, offset).tolist()[:-1]
     else:
         times = spaced_timesteps(T, steps, grid, offset).tolist()
+    if sampler == "consistency" and grid == "trailing":
+        times = spaced_timesteps(T, max(steps, min(8, T)), grid).tolist()[:steps]
     if in_sigma(sampler) and grid == "linspace" and steps > 1:
         times = [(T - 1) * i / (steps - 1) for i in reversed(range(steps))]
     if spacing.endswith("karras"):

@@ -26,7 +26,7 @@ from ddpm_edu.distribution_matching import DistributionMatching, matching_gradie
 from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.meanflow import mean_flow_loss, mean_velocity, total_derivative
 from ddpm_edu.networks.unet import UNet, UNetConfig
-from ddpm_edu.samplers import FEW_STEPS
+from ddpm_edu.samplers import FEW_STEPS, sampling_times
 from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.training import few_steps
 from ddpm_edu.training.few_steps import (
@@ -425,3 +425,25 @@ def test_a_smaller_unet_takes_the_rest_from_its_base(tmp_path):
     assert not any(name.startswith(("vae.", "text.")) for name in views)
     save_tensors(file, {**views, "unet.other.weight": torch.zeros(1)}, meta)
     refuses(CheckpointError, "unet.other", lambda: load(file))
+
+
+def test_fresh_noise_comes_early():
+    times = lambda steps: sampling_times(COSINE, steps, "consistency", "trailing")
+    assert times(1) == ([999], -1) and times(4) == ([999, 874, 749, 624], -1)
+    assert times(8)[0] == [999, 874, 749, 624, 499, 374, 249, 124]
+    assert times(10)[0] == sampling_times(COSINE, 10, "dpmpp_2m", "trailing")[0]
+
+
+def test_the_consistency_sampler_adds_fresh_noise():
+    """x_prev = s_prev x0_hat + n_prev z: on a Gaussian whose end is known, every step has the data's spread."""
+    x_T = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gen = torch.Generator().manual_seed(1)
+    steps = list(
+        FEW_STEPS["consistency"](exact_end(), COSINE, x_T, [999, 500], predict="v", generator=gen)
+    )
+    s, mean, std = spread(COSINE, torch.tensor([500]))
+    assert steps[0].x_prev.mean().item() == pytest.approx(mean.item(), abs=0.02)
+    assert steps[0].x_prev.std().item() == pytest.approx(std.item(), abs=0.02)
+    assert steps[1].x_prev.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert steps[1].x_prev.std().item() == pytest.approx(STD, abs=0.02)
+    assert abs(torch.corrcoef(torch.cat([steps[0].x_prev, x_T], 1).T)[0, 1]) < 0.5

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import build as theirs
 
 from ddpm_edu.errors import CheckpointError, DataError, OptionError, ShapeError
-from ddpm_edu.files.embedding import load_embedding, read_embedding, save_embedding
+from ddpm_edu.files.embedding import CONVERT, load_embedding, read_embedding, save_embedding
 from ddpm_edu.files.load import load, save
 from ddpm_edu.networks.tokenizer import train_tokenizer
 from ddpm_edu.systems.arguments import spelt_out
@@ -215,9 +215,19 @@ def test_damaged_files(sd, tmp_path):
     file.write_bytes(file.read_bytes()[:-5])
     with refuses(CheckpointError, "cut short"):
         read_embedding(file)
-    torch.save({"string_to_param": {"*": torch.ones(1, 32)}}, tmp_path / "x.pt")
-    with refuses(CheckpointError, "pickle"):
-        read_embedding(tmp_path / "x.pt")
+    state = {"<a>": torch.full((1, 32), 2.0, requires_grad=True)}
+    for x in state, {"string_to_token": {"*": 265}, "string_to_param": state, "name": "a"}:
+        torch.save(x, tmp_path / "x.pt")
+        with refuses(CheckpointError, "pickle", "convert"):
+            read_embedding(tmp_path / "x.pt")
+        code = (
+            CONVERT.split('"')[1]
+            .replace("IN.pt", f"{tmp_path}/x.pt")
+            .replace("WORD", f"{tmp_path}/a")
+        )
+        exec(code, {})
+        word, rows = read_embedding(tmp_path / "a.safetensors")
+        assert word == "a" and rows[0].eq(2).all()
 
 
 def test_refused_arguments(sd, tmp_path):

@@ -21,6 +21,12 @@ from .names import TEXTS, looks_like
 from .tensors import load_tensors, save_tensors
 
 UNNAMED = ("emb_params", "clip_l", "clip_g")  # names of tensors that are no words
+CONVERT = (  # a .pt of AUTOMATIC1111, or a .bin of diffusers
+    'python -c "import torch, safetensors.torch as s; '
+    "x = torch.load('IN.pt', map_location='cpu', weights_only=True); "
+    "x = list(x.get('string_to_param', x).values())[0]; "
+    "s.save_file({'emb_params': x.detach()}, 'WORD.safetensors')\""
+)
 PAIRS = ("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")  # for the two of SDXL
 
 
@@ -50,6 +56,10 @@ def load_embedding(path, sd: StableDiffusion, word: str | None = None) -> str:
 
 def read_embedding(path) -> tuple[str, list[Tensor]]:
     """(word, [(n, width), ...]) of a file, one tensor an encoder."""
+    if Path(path).suffix in (".pt", ".bin") and Path(path).is_file():
+        cause = "a pickle, which can run any code when it is read, and is refused"
+        remedy = f"use the .safetensors of the same word, or convert one that you trust: {CONVERT}"
+        raise CheckpointError(f"{path}: {cause}; {remedy}")
     views, meta = load_tensors(path)
     keys = next((pair for pair in PAIRS if set(pair) == views.keys()), tuple(views))
     rows = [w[None] if w.ndim == 1 else w for w in map(views.get, keys)]

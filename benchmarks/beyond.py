@@ -332,7 +332,7 @@ def prior_not_scaled(log) -> tuple[dict, dict]:
     return figures, {}
 
 
-SHORT = replace(MASKGIT.train, steps=300)
+SHORT = replace(MASKGIT.train, steps=200)
 
 
 def codes_leak(log) -> tuple[dict, dict]:

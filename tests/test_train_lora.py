@@ -1,5 +1,7 @@
 """A LoRA that learns beside a frozen system: what changes and what does not, how it is kept and gone on with."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import refuses
@@ -9,11 +11,14 @@ from ddpm_edu import Cond
 from ddpm_edu.errors import CheckpointError
 from ddpm_edu.files.lora import load_lora, save_lora
 from ddpm_edu.networks.lora import attach, detach
+from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.systems.system import build
 from ddpm_edu.training.latents import encode
 from ddpm_edu.training.lora import train_lora
 from ddpm_edu.training.train import TrainConfig
 
+LEVELS = dict(channels=16, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 2), blocks=1, groups=8)
+SMALL = replace(TINY, unet=UNetConfig(context=32, **LEVELS))
 CONFIG = TrainConfig(steps=6, batch_size=4, lr=3e-2, warmup=1, save_every=2, p_uncond=0.2)
 
 
@@ -31,7 +36,7 @@ class Pictures:
 @pytest.fixture(scope="module")
 def sd():
     torch.manual_seed(0)
-    return build(TINY)
+    return build(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +92,7 @@ def test_it_goes_on_from_a_checkpoint_to_the_last_bit(sd, data, tmp_path):
 def test_a_system_in_bfloat16(data):
     """Its A and B are float32 all the same."""
     torch.manual_seed(0)
-    half = build(TINY, dtype=torch.bfloat16)
+    half = build(SMALL, dtype=torch.bfloat16)
     *_, step = train_lora(half, data, CONFIG, 2)
     assert {w.dtype for w in step.ema.lora.parameters()} == {torch.float32}
     assert half.unet.conv_in.weight.dtype == torch.bfloat16 and step.loss == step.loss

@@ -215,7 +215,28 @@ def test_the_flows_that_ship(name):
         assert -1 <= pictures.min() < pictures.max() <= 1 and len(pictures) in (4, 8)
 
 
-NAMES = sorted(p.stem for p in (data_folder() / "recorded").glob("*.npz") if "losses" in np.load(p))
+WITH_LOSSES = sorted((data_folder() / "recorded").glob("*.npz"))
+WITH_LOSSES = {p.stem: str(np.load(p)["card"]) for p in WITH_LOSSES if "losses" in np.load(p)}
+NAMES = [name for name, card in WITH_LOSSES.items() if "beyond.py" not in card]
+BESIDE = sorted(WITH_LOSSES.keys() - set(NAMES))
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_mistakes_beside_what_ships(name):
+    found = recorded.beside(name)
+    assert found.card["command"] == f"python benchmarks/beyond.py broken --run {name}"
+    assert found.card["figures"] and found.card["train"]["steps"] and found.card["seconds"]
+    assert np.isfinite(found.losses).all() and 0 < len(found.losses) <= 200
+    for pictures in found.pictures.values():
+        assert -1 <= pictures.min() < pictures.max() <= 1
+    assert (data_folder() / "recorded" / f"{name}.npz").stat().st_size <= 60 * 1024
+
+
+def test_what_was_never_recorded_is_named(tmp_path):
+    with refuses(DataError, "few_ways.npz", "beyond.py broken --run few_ways"):
+        recorded.beside("few_ways", tmp_path)
+    with refuses(DataError, "few_steps.npz", "benchmarks/beyond.py few`"):
+        recorded.beside("few_steps", tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09 to 14.
+"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09 to 16.
 
     recorded.times("sdxl", "vae")     a table a machine: seconds, share of the roof, error
     recorded.ladder()                 one guided SDXL step, change by change, as bars
@@ -10,6 +10,7 @@ Each is a `Report`, shown when it ends a cell. What was not recorded, or failed,
 Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures, .scores();
 linear_start.py's system, whose VAE starts linear: linear_start().card, .right, .pictures;
 sdxl_craft.py's models, with and without a part of SDXL's training: craft("pairs").card, .pictures;
+beyond.py's models and mistakes: beside("few_ways").card["figures"], .losses, .pictures;
 sudden_convergence.py's ControlNets: control("zeros").scores("f1"), .hints, .pictures.
 """
 
@@ -276,6 +277,22 @@ def run(name: str, folder=None) -> Run:
     card, arrays = _recorded(name, f"training_runs.py {name}", folder)
     losses = arrays.pop("losses")
     return Run(card, losses, _pictures(dict(sorted(arrays.items()))))
+
+
+class Beside(NamedTuple):
+    """A training with a mistake, or in another way, beside the model that ships."""
+
+    card: dict  # command, device, date, versions, seconds, train, figures
+    losses: np.ndarray
+    pictures: dict  # {who drew them: (N, 3, H, W) in [-1, 1]}
+
+
+def beside(name: str, folder=None) -> Beside:
+    """data/recorded/NAME.npz of benchmarks/beyond.py. DataError where it is not there."""
+    script = "beyond.py few" if name == "few_steps" else f"beyond.py broken --run {name}"
+    card, arrays = _recorded(name, script, folder)
+    losses = arrays.pop("losses", np.zeros(0, np.float32))
+    return Beside(card, losses, _pictures(arrays))
 
 
 def _recorded(name: str, script: str, folder=None) -> tuple[dict, dict]:

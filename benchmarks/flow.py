@@ -164,7 +164,7 @@ SMALL = UNetConfig(
 )
 SMALLEST = replace(SMALL, channels=16)
 # One schedule that does not end in pure noise, so that eps can be asked too; times uniform
-SHORT = TrainConfig(steps=300, batch_size=32, ema=0.99, lr=1e-2, optimizer="muon")
+SHORT = TrainConfig(steps=200, batch_size=32, ema=0.99, lr=1e-2, optimizer="muon")
 
 
 def parameterisations() -> dict[str, DenoiserRecipe]:

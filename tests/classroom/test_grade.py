@@ -1,6 +1,7 @@
 """Grading: damaged submissions get the marks that are right for them, attacks gain nothing and harm nothing."""
 
 import csv
+import importlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import damaged
 from ddpm_edu.classroom import notebook
 from ddpm_edu.classroom.grade import grade, submissions
 from ddpm_edu.classroom.judge import PACKAGE, Limits
+from ddpm_edu.cli import main
 from ddpm_edu.errors import OptionError, ResourceError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs the limits of Unix")
@@ -301,3 +303,44 @@ def test_no_process_is_no_mark(stub, tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="no process"):
         grade(tmp_path / "submissions", tmp_path / "marks.csv", say=quiet)
     assert not (tmp_path / "marks" / "results.jsonl").exists()
+
+
+def course():
+    return sorted((damaged.ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+@pytest.mark.slow
+def test_the_solutions_of_all_notebooks_are_right_and_the_empty_cells_are_not(tmp_path):
+    """Three students: one who copied every solution, one whose copies are empty, one who sent the teacher's files back."""
+    assert main(["student", *map(str, course()), "--out", str(tmp_path / "out")]) == 0
+    for student in ("solved", "empty", "originals"):
+        (tmp_path / "s" / student).mkdir(parents=True)
+    for file in course():
+        original, copy = (
+            json.loads(file.read_text()),
+            json.loads((tmp_path / "out" / file.name).read_text()),
+        )
+        solutions = [c for c in original["cells"] if "solution" in c["metadata"].get("tags", [])]
+        solved = copy | {
+            "cells": copy["cells"]
+            + [damaged.code(c["source"]) for c in solutions if c["cell_type"] == "code"]
+        }
+        for student, nb in (("solved", solved), ("empty", copy), ("originals", original)):
+            (tmp_path / "s" / student / file.name).write_text(json.dumps(nb))
+    results = grade(
+        tmp_path / "s",
+        tmp_path / "m.csv",
+        tmp_path / "out" / "handed_out.json",
+        limits=Limits(20),
+        say=quiet,
+    )
+    results = {r["student"]: r["findings"] for r in results}
+    names = {
+        name
+        for file in course()
+        for name in importlib.import_module(f"ddpm_edu.exercises.nb{file.name[:2]}").EXERCISES
+    }
+    assert set(results["solved"]) == names
+    assert {e: f for e, f in results["solved"].items() if f[0] != "right"} == {}
+    for student in ("empty", "originals"):
+        assert {e: f for e, f in results[student].items() if f[0] != "not attempted"} == {}

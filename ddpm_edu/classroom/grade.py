@@ -24,6 +24,7 @@ from ..paths import data_folder, replacing
 from . import handed_out as lists
 from .judge import PACKAGE, Finding, Learner, Limits, Nursery, judge, prepared
 from .page import page
+from .wire import WireError
 
 SUFFIXES = (".ipynb", ".py")
 SKIPPED = (".", "__MACOSX", "handed_out.json")
@@ -151,22 +152,21 @@ def _work(batch, exercises, asked, limits, jobs, room, results, say) -> None:
     nurseries = [Nursery(home, data_folder()) for _ in range(min(jobs, batch.qsize()))]
 
     def work(nursery):
-        while not stop:
-            try:
+        try:
+            while not stop:
                 student, files, digest = batch.get_nowait()
-            except queue.Empty:
-                return
-            try:
                 result = one(nursery, student, files, exercises, asked, limits)
-            except ResourceError as error:
-                stop.append(error)
-            if stop:  # what was found while the processes were being ended counts for nothing
-                return
-            with lock:
-                results[student] = result | {"digest": digest}
-                _keep(room / "results.jsonl", results[student])
-                right = sum(name == "right" for name, _ in result["findings"].values())
-                say(f"{student}: {right} right, {result['seconds']:.1f} s", flush=True)
+                with lock:
+                    if stop:  # what is found while processes are being ended counts for nothing
+                        return
+                    results[student] = result | {"digest": digest}
+                    _keep(room / "results.jsonl", results[student])
+                    right = sum(name == "right" for name, _ in result["findings"].values())
+                    say(f"{student}: {right} right, {result['seconds']:.1f} s", flush=True)
+        except queue.Empty:
+            pass
+        except Exception as error:  # a full disk, no memory for processes, nobody who reads `say`
+            stop.append(error)
 
     threads = [threading.Thread(target=work, args=[n], daemon=True) for n in nurseries]
     try:
@@ -194,9 +194,12 @@ def _keep(path: Path, result: dict) -> None:
 
 def one(nursery, student: str, files, exercises: dict, asked: dict, limits: Limits) -> dict:
     """The result of one submission. Whatever happens, there is one."""
+    learner, findings, hello = Learner(nursery, files, limits, len(exercises)), {}, {}
+    try:
+        learner.start(time.monotonic() + 60)
+    except WireError:
+        learner.stop()
     start = time.monotonic()
-    learner = Learner(nursery, files, limits, len(exercises))
-    findings, hello = {}, {}
     for name, expression in exercises.items():
         if time.monotonic() - start > 10 * limits.seconds:
             findings[name] = Finding("too slow", "The submission's time was used up before.")
@@ -244,14 +247,18 @@ def _write(csv: Path, room: Path, results, exercises, everything: bool) -> None:
             table.writerow(["student", "points", "of", *shown, "went wrong", "seconds"])
             table.writerows(_row(result, shown) for result in results)
         for result in results:
-            name = re.sub(r"[^\w.-]+", "_", result["student"])[:80]
-            same = hashlib.sha256(result["student"].encode(errors="surrogatepass")).hexdigest()[:6]
-            clean = name == result["student"]
-            path = room / (f"{name}.html" if clean else f"{name}-{same}.html")
-            with replacing(path) as part:
+            with replacing(room / _file(result["student"])) as part:
                 Path(part).write_text(page(result, shown), encoding="utf-8", errors="replace")
     except OSError as error:
         raise OptionError(f"--csv {csv}: could not be written ({error})") from error
+
+
+def _file(student: str) -> str:
+    """The name of a student's page: no two students have one."""
+    name = re.sub(r"[^\w.-]+", "_", student)[:80]
+    if name == student:
+        return f"{name}.html"
+    return f"{name}-{hashlib.sha256(student.encode(errors='surrogatepass')).hexdigest()[:6]}.html"
 
 
 def _row(result: dict, shown: list[str]) -> list:

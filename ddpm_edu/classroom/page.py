@@ -21,7 +21,7 @@ td {{ overflow-wrap: anywhere }} th {{ white-space: nowrap }}
 <tr><th scope="col">Exercise</th><th scope="col">Points</th><th scope="col">Result</th></tr>
 {rows}
 </table>
-<p>Each answer was run on inputs that no notebook shows. Took {seconds:.1f} s.</p>
+<p>Answers were also run on inputs that no notebook shows. Took {seconds:.1f} s.</p>
 </html>
 """
 

@@ -80,7 +80,7 @@ WRONG = [
     ("15.3", lambda p, m, a, b: -term(p, m, a, b), "never negative"),
     ("15.3", lambda p, m, a, b: -(p * m).sum(1), "weight is missing"),
     ("15.3", lambda p, m, a, b: -(p * m).sum(1) * (b - a) / (1 - a), "forward chance"),
-    ("15.3", lambda p, m, a, b: -(p * m).sum(1) * (b - a), "divide by that chance"),
+    ("15.3", lambda p, m, a, b: -(p * m).sum(1) * (b - a), "divide by the chance of that"),
     ("15.4", surest, "get lost again"),
     ("15.4", as_many_new, "counts all known codes"),
     ("15.4", lambda c, k, n: stay(-c, k, n), "least sure"),

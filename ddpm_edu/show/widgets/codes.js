@@ -32,9 +32,9 @@ function render({ model, el }) {
       pen.fillStyle = `rgb(${rgb})`; pen.fillRect(x, y, cell - 1, cell - 1);
       if (code >= 0) { pen.fillStyle = light ? "#000" : "#fff"; pen.fillText(code, x + cell / 2 - 0.5, y + cell / 2); }
       const fresh = code >= 0 && k > 0 && at(p, k - 1, i) !== code;
-      if (fresh || i === place) {
-        pen.strokeStyle = i === place ? "#0072B2" : "#E69F00"; pen.lineWidth = 3; pen.strokeRect(x + 1, y + 1, cell - 3, cell - 3);
-      }
+      const ring = (color, wide) => { pen.strokeStyle = color; pen.lineWidth = wide; pen.strokeRect(x + 1.5, y + 1.5, cell - 4, cell - 4); };
+      if (fresh) ring("#E69F00", 3);
+      if (i === place) { ring("#fff", 5); ring("#000", 2); }
     }
   }
   function draw(k) {

@@ -97,10 +97,10 @@ class CodeFilm(_Player):
         return f"pass {k}: " + "; ".join(parts)
 
     def still(self, count: int = 5) -> bytes:
-        """The boards over the pictures at `count` times, more of them early, as a picture."""
-        plans, passes, rows, columns, height, width = self.shape
+        """The pictures so far at `count` times, more of them early, as a picture."""
+        plans, passes, rows, columns, *_ = self.shape
         last = passes - 1
-        times = sorted({round(last * (i / (count - 1)) ** 1.7) for i in range(count)})
+        times = sorted({round(k) for k in np.geomspace(min(2, last), last, count).tolist()})
         size = 8.4 / len(times)
         fig, axes = plot.axes(
             8.4, (size + 0.22) * plans, rows=plans, columns=len(times), squeeze=False

@@ -427,6 +427,14 @@ def test_a_smaller_unet_takes_the_rest_from_its_base(tmp_path):
     refuses(CheckpointError, "unet.other", lambda: load(file))
 
 
+def test_what_a_mean_flow_is_not_asked(teacher):
+    sd = mean_flow_system(PAINTED_MEANFLOW)
+    run = lambda sd, **how: draw(sd, prompts(1), steps=1, progress=False, **how)
+    refuses(OptionError, "guidance", lambda: run(sd, guidance=3.0))
+    refuses(OptionError, "sampler", lambda: run(sd, sampler="dpmpp_2m"))
+    refuses(OptionError, "sampler", lambda: run(teacher, sampler="mean_flow"))
+
+
 def test_fresh_noise_comes_early():
     times = lambda steps: sampling_times(COSINE, steps, "consistency", "trailing")
     assert times(1) == ([999], -1) and times(4) == ([999, 874, 749, 624], -1)

@@ -269,6 +269,10 @@ def prompted(
     c, size = sd.config, size_of(sd, size)
     guidance = in_range("guidance", c.guidance if guidance is None else guidance, 0, 100)
     in_range("rescale", rescale, 0, 1, "0 is plain guidance")
+    if c.vector == "step" and guidance > 1:
+        raise OptionError(
+            f"guidance = {guidance:g}: {c.name} has its guidance built in, leave it out"
+        )
     interval = c.interval if interval is None else interval
     check_interval(interval, sd.schedule.T - 1)
     scores = two("aesthetic", aesthetic, in_range, 0, 10)
@@ -416,6 +420,9 @@ def plan_walk(sd: StableDiffusion, steps=None, sampler=None, spacing=None) -> Wa
     c = sd.config
     end = c.end if sampler in (None, c.sampler) else None
     sampler, spacing = sampler or c.sampler, spacing or c.spacing
+    if (c.vector == "step") != (sampler == "mean_flow"):
+        told = "is asked for whole steps" if c.vector == "step" else "was not trained for it"
+        raise OptionError(f"sampler = {sampler!r}: {c.name} {told}, use {c.sampler!r}")
     steps = c.steps if steps is None else steps
     at = sampling_times(sd.schedule, steps, sampler, spacing, offset=c.offset, end=end)
     scale = noise_scale(sd.schedule, at[0][0], sampler, spacing)

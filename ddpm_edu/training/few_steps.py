@@ -1,8 +1,9 @@
 """Pictures in one to four evaluations: `painted` distilled, a MeanFlow from nothing. Notebook 16.
 
-The student is the teacher's own UNet. It learns where the teacher's guided paths end (consistency
-.py), then its pictures are moved to where the teacher finds more (distribution_matching.py). The
-MeanFlow (meanflow.py) has a smaller UNet, and shares with `painted` the latents and the texts only.
+The student is the teacher's own UNet. It learns where the teacher's guided paths end, first from
+noise, then from its own pictures, noised again (consistency.py); distribution_matching.py may
+follow. The MeanFlow (meanflow.py) has a smaller UNet, and shares with `painted` only the latents
+and the texts.
 """
 
 from collections.abc import Callable
@@ -97,7 +98,7 @@ def knows(teacher: StableDiffusion, texts: list[str]) -> None:
 
 @dataclass(frozen=True)
 class FewRecipe:
-    """A teacher, its paths, and the student's run, or two."""
+    """A teacher, its paths, and the student's one to three runs."""
 
     name: str
     base: str  # the teacher, a source of `load`; the student's file holds only what differs

@@ -351,22 +351,21 @@ def codes_few_unknown(log) -> tuple[dict, dict]:
 
 
 def mistaken(log, ship, loss, way, how) -> tuple[dict, dict]:
-    """A GPT trained by another loss than that of the system that ships, and what both draw.
-
-    loss: of the last updates, and of the one that ships after as many.
-    """
-    recipe = replace(MASKGIT, train=SHORT)
-    system = assemble(recipe, ship.vq, ship.tokenizer)
+    """200 more updates of a system that ships, by another loss than its own; what both draw."""
+    system = assemble(replace(MASKGIT, train=SHORT), ship.vq, ship.tokenizer)
+    system.gpt.load_state_dict(ship.gpt.state_dict())
     data, gen = encode(system, painted_digits(), 5000), torch.Generator().manual_seed(0)
     extra = {"generator": gen} if loss is not next_code_loss else {}
     step = last_step(
         log(fit(system.gpt, data, SHORT, lambda gpt, batch, _: loss(gpt, *batch, **extra)))
     )
     texts, found, shown = prompts(100, seed=1), {}, {}
+    drawing = dict(temperature=ship.config.temperature, guidance=ship.config.guidance)
     for name, gpt, own in ("ship", ship.gpt, {}), ("broken", step.ema.eval(), how):
-        *_, drawn_ = way(gpt, ship.ids(texts), generator=generators(range(len(texts))), **own)
+        drawing |= dict(empty=ship.ids([""]), generator=generators(range(len(texts))))
+        *_, end = way(gpt, ship.ids(texts), **drawing, **own)
         with torch.no_grad():
-            x = ship.decode(drawn_.codes).clamp(-1, 1)
+            x = ship.decode(end.codes).clamp(-1, 1)
         found[name], shown[name] = fidelity(x, texts)["all"], to_uint8(x[:12]).numpy()
     return {"obeyed": found}, shown
 

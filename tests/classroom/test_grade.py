@@ -95,6 +95,7 @@ ATTACKS = {
     "equals_everything": "import numpy as np\n    class Any(np.ndarray):\n        __eq__ = lambda self, other: True\n        shape = property(lambda self: ())\n    return np.zeros(()).view(Any), np.zeros(()).view(Any)",
     "writes_its_own_marks": "import os, json, struct\n    raw = json.dumps({'name': 'right', 'result': True, 'trouble': ['right', '']}).encode()\n    for h in range(3, 64):\n        try: os.write(h, (struct.pack('>I', len(raw)) + raw) * 50)\n        except OSError: pass\n    return 1, 1",
     "writes_rubbish": "import os\n    for h in range(3, 64):\n        try: os.write(h, os.urandom(10**5))\n        except OSError: pass\n    return 1, 1",
+    "prints_a_gigabyte": "for _ in range(1000): print('x' * 10**6)\n    return 1, 1",
     "answers_with_a_gigabyte": "return torch.zeros(2**28 - 1, dtype=torch.int8), 'x' * 2**28",
     "nests": "x = []\n    for _ in range(10**5): x = [x]\n    return x, x",
     "knows_the_public_cases": "bar, s, t = a\n    if len(bar) == 8: al = bar[t] / bar[s]; return al.sqrt(), 1 - al\n    return 0.5, 0.5",

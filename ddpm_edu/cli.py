@@ -107,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(train, "train one of the models that ship, from random weights")
     about = "minute, mnist or cifar10; a whole system: painted, emoji, five_minutes or sdxl-mini; "
-    about += "one that edits: painted-inpaint, painted-upscale or painted-edges"
+    about += "one that edits: painted-inpaint, painted-upscale or painted-edges; of notebooks 15 "
+    about += "and 16: painted-dalle, -maskgit, -imagen, -prior, -dit, -few or -meanflow"
     add("name", help=about)
     about = "of the weights (NAME.safetensors; NAME_clip for a CLIP, NAME-refiner for a refiner)"
     add("--out", type=Path, help=about)

@@ -70,13 +70,19 @@ def cases(name: str, seed: int) -> list[tuple]:
 
 
 def _clumps(d, known):
-    """Points around some of 8 centres on a ring, few around some others."""
+    """Points around some of 8 centres on a ring, few around some others; strays beyond those."""
     angle = 2 * torch.pi * (torch.arange(8) + d.number(0, 1)) / 8
     centres = 1.5 * torch.stack([angle.cos(), angle.sin()], 1)
     counts = torch.tensor([d.pick(0, 4, 30, 60) for _ in range(7)] + [90])
     near = centres.repeat_interleave(counts, 0)
-    far = 3 * centres[: d.whole(0, 7)]
+    far = 3 * centres.repeat_interleave(d.pick(0, 20), 0)
     return torch.cat([near + 0.04 * d.floats(*near.shape), far]), centres
+
+
+def _block(d, known):
+    """Channels in and out, often as many."""
+    channels = d.whole(1, 40)
+    return channels, d.pick(channels, d.whole(1, 40)), d.whole(1, 60)
 
 
 def _jump(d, known):
@@ -170,7 +176,7 @@ FRESH = {
     "02.4": lambda d, _: (*d.normal(3, 4, 2), d.number(0.02, 0.4), d.number(0.1, 0.6),
                           d.pick(True, False)),
     "03.1": lambda d, _: (d.whole(1, 400), 2 * d.whole(2, 32)),
-    "03.2": lambda d, _: (d.whole(1, 40), d.whole(1, 40), d.whole(1, 60)),
+    "03.2": _block,
     "03.3": lambda d, _: (d.whole(1, 9), tuple(d.wholes(d.whole(2, 3), 1, 4)), d.whole(1, 2)),
     "03.4": lambda d, _: tuple(d.floats(3, 2, 3, 6, 4)),
     "04.1": lambda d, known: (known[0], d.normal(3, 1, 4, 4), torch.tensor(d.wholes(3, 0, 9)),

@@ -6,11 +6,12 @@ allocates what the real one would, in the same order, and somebody only has to c
 
 import functools
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -95,7 +96,7 @@ def peak_bytes(run, gradients: bool = False) -> int:
     Attention counts as its result alone, as a fused kernel does it, without the (N, N) matrix; what
     libraries take for themselves (cuDNN's work space, the allocator's rounding) is not counted.
     """
-    attention = _fused_attention()
+    attention = _FusedAttention()
     with torch.set_grad_enabled(gradients), torch.device("meta"), attention, _Count() as count:
         run()
     return count.peak
@@ -160,16 +161,26 @@ class _Fused(torch.autograd.Function):
         return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
 
 
-@contextmanager
-def _fused_attention():
-    own = F.scaled_dot_product_attention
+SDPA = F.scaled_dot_product_attention
 
-    def attention(q, k, v, **_):
-        kept = torch.is_grad_enabled()
-        return _Fused.apply(q, k, v) if kept else q.new_empty(*q.shape[:-1], v.shape[-1])
 
-    F.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = own
+def _attention(q, k, v, *_, **__):
+    kept = torch.is_grad_enabled()
+    return _Fused.apply(q, k, v) if kept else q.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Two ways to the same: a mode sees every call but those in blocks that are run again in a
+    backward pass; these look the function up by its name."""
+
+    def __enter__(self):
+        F.scaled_dot_product_attention = _attention
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        F.scaled_dot_product_attention = SDPA
+        return super().__exit__(*error)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        func = _attention if func is SDPA else func
+        return func(*args, **(kwargs or {}))

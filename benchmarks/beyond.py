@@ -24,6 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
+from figures import report
 
 from ddpm_edu import generators, last, load, meanflow
 from ddpm_edu.consistency import Consistency, endpoint, objective
@@ -485,16 +486,7 @@ def main():
     parser.add_argument("--n", type=int, default=500, help="pictures of each kind (500)")
     parser.add_argument("--model", help="a name or a file, not what ships")
     parser.add_argument("--run", choices=RUNS, default="imagen_no_noise", help="of `broken`")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    result = WAYS[args.what](args)
-    about = {
-        "command": f"python benchmarks/beyond.py {args.what} --n {args.n}",
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-    }
-    print(json.dumps(about | result))
+    report(WAYS, parser.parse_args(), "beyond.py")
 
 
 if __name__ == "__main__":

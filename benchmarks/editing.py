@@ -9,7 +9,6 @@ python benchmarks/editing.py recorded --run inpaint_leak --model leak.safetensor
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import platform
@@ -19,6 +18,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from figures import report
 from sdxl_craft import details
 
 from ddpm_edu import SAMPLERS, class_cond, guided, last, load, noise, save
@@ -315,16 +315,7 @@ def main():
     parser.add_argument("--run", choices=RUNS, default="inpaint", help="which training")
     parser.add_argument("--out", help="file for what is trained")
     parser.add_argument("--checkpoint", help="to save to and go on from")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    result = WAYS[args.what](args)
-    about = {
-        "command": f"python benchmarks/editing.py {args.what} --n {args.n}",
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-    }
-    print(json.dumps(about | result))
+    report(WAYS, parser.parse_args(), "editing.py")
 
 
 if __name__ == "__main__":

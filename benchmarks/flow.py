@@ -39,6 +39,7 @@ from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.paths import data_folder
 from ddpm_edu.systems.pipeline import decode
 from ddpm_edu.training.denoisers import PAINTED_DIT, DenoiserRecipe
+from ddpm_edu.training.follow import FEWER
 from ddpm_edu.training.latents import Latents, conditions, encode
 from ddpm_edu.training.reflow import make_pairs, reflow
 from ddpm_edu.training.train import TrainConfig, train
@@ -262,7 +263,7 @@ def shipping(args) -> dict:
     }
     meta = {k: getattr(PAINTED_DIT, k) for k in ("base", "guidance", "steps", "sampler")}
     plan = dict(schedule=found.schedule, predict=found.predict)
-    how = dict(dtype=torch.int8, levels=PAINTED_DIT.levels)
+    how = dict(dtype=torch.int8, **FEWER)
     save(args.out, found.model, {**meta, "train": train_card}, **plan, **how)
     return {"bytes": Path(args.out).stat().st_size}
 

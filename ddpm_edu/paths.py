@@ -63,6 +63,15 @@ def _unpacked(raw: bytes, name: str) -> bytes:
         raise (EOFError if "ended before" in str(error) else OSError)(error) from None
 
 
+def beside(path, ending: str) -> Path:
+    """NAME.safetensors, or NAME.safetensors.xz, or NAME.x -> the same with NAME and this ending."""
+    path = Path(path)
+    name, dot, kind = path.name.partition(".safetensors")
+    if not dot:
+        return path.with_stem(path.stem + ending)
+    return path.with_name(f"{name}{ending}{dot}{kind}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[str]:
     """A new file to write to; it takes path's place when the block ends well, else it is removed.

@@ -27,7 +27,7 @@ from .page import page
 from .wire import WireError
 
 SUFFIXES = (".ipynb", ".py")
-SKIPPED = (".", "__MACOSX", "handed_out.json")
+SKIPPED = (".", "__MACOSX", lists.FILE)
 
 
 def grade(
@@ -90,7 +90,7 @@ def _notebooks(folder: Path):
 
 def _list_of(folder: Path, handed_out):
     """The list of what was handed out: the one named, the folder's own, or the whole course."""
-    for path in (handed_out, folder / "handed_out.json"):
+    for path in (handed_out, folder / lists.FILE):
         if path and (path == handed_out or path.is_file()):
             return lists.read(Path(path))
     course = PACKAGE.parent / "notebooks"

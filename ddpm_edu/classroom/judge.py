@@ -42,10 +42,6 @@ class Finding:
     name: str
     message: str = ""
 
-    @property
-    def points(self) -> int:
-        return int(self.name == "right")
-
 
 class Nursery:
     """A process that has PyTorch loaded and makes a process a submission, one at a time."""

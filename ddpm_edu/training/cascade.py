@@ -7,7 +7,6 @@ layers and back. `up` begins with random weights.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +15,12 @@ from torch import Tensor
 from ..datasets.images import from_uint8, to_uint8
 from ..datasets.painted import painted_digits
 from ..diffusion import Cond
-from ..errors import MOST_PROMPTS
 from ..files.load import load
 from ..networks.unet import UNetConfig
+from ..paths import beside
 from ..systems.cascade import Cascade, CascadeConfig, embed_noise
 from ..systems.editing import enlarged, with_noise
+from .latents import distinct, in_pieces
 from .recipes import DENOISE, start_at_zero
 from .train import TrainConfig, train
 from .whole_system import last_step
@@ -140,16 +140,14 @@ class Enlarged:
 @torch.no_grad()
 def pixels(cascade: Cascade, dataset, n: int) -> Pixels:
     """The first n large pictures of the dataset, and what the UNets read of their captions."""
-    known, row, pictures = {}, [], []
+    captions, pictures = [], []
     for part in torch.arange(min(n, len(dataset))).split(1000):
-        x_0, captions = dataset[part]
+        x_0, own = dataset[part]
         pictures.append(to_uint8(x_0))
-        row += [known.setdefault(caption, len(known)) for caption in captions]
-    texts = list(known)
-    some = [texts[k : k + MOST_PROMPTS] for k in range(0, len(texts), MOST_PROMPTS)]
-    contexts = torch.cat([cascade.text.encode(piece).context.cpu() for piece in some])
-    empty = cascade.text.encode([""]).map(lambda part: part.cpu())
-    return Pixels(torch.cat(pictures), contexts, torch.tensor(row), empty)
+        captions += own
+    texts, row = distinct(captions)
+    read = lambda piece: cascade.text.encode(piece).map(lambda part: part.cpu())
+    return Pixels(torch.cat(pictures), in_pieces(read, texts).context, row, read([""]))
 
 
 def halved(data: Pixels) -> Pixels:
@@ -178,7 +176,7 @@ def train_cascade(
     cascade, log = begin(recipe).to(device), log or (lambda part: iter)
     large = pixels(cascade, recipe.dataset(), recipe.n)
     for part in ("base", "up"):
-        file = checkpoint and _file(checkpoint, part)
+        file = checkpoint if part == "base" else checkpoint and beside(checkpoint, "_up")
         train_part(cascade, part, recipe, large, file, log(part))
     return cascade.cpu().eval().requires_grad_(False)
 
@@ -195,8 +193,3 @@ def train_part(
     step = last_step(log(train(unet, cascade.schedule, data, config, checkpoint=checkpoint)))
     unet.load_state_dict(step.ema.state_dict())
     unet.requires_grad_(False)
-
-
-def _file(checkpoint, part) -> Path:
-    path = Path(checkpoint)
-    return path if part == "base" else path.with_stem(f"{path.stem}_{part}")

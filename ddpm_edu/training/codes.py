@@ -7,7 +7,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,9 +18,11 @@ from ..files.load import load, load_state
 from ..networks.gpt import GPTConfig
 from ..networks.tokenizer import Tokenizer
 from ..networks.vq import VQVAE, VQConfig
+from ..paths import beside
 from ..systems.codes import CodeConfig, CodeSystem
 from . import autoencoder
 from .autoencoder import Autoencoder, LossWeights
+from .latents import distinct
 from .recipes import MUON
 from .train import TrainConfig, fit
 from .whole_system import last_step
@@ -52,13 +53,14 @@ def encode(system: CodeSystem, dataset, n: int | None = None, batch: int = 250) 
     if n < 1:
         raise DataError("there are no pictures to encode: the dataset is empty, or n is below 1")
     device = next(system.parameters()).device
-    codes, row, known = [], [], {}
+    codes, captions = [], []
     for part in torch.arange(n).split(batch):
-        x_0, captions = dataset[part]
+        x_0, own = dataset[part]
         codes.append(system.encode(x_0.to(device)).cpu())
-        row += [known.setdefault(caption, len(known)) for caption in captions]
-    texts = [system.ids(list(known)[k : k + 1000]).cpu() for k in range(0, len(known), 1000)]
-    return Codes(torch.cat(codes), torch.cat(texts), torch.tensor(row))
+        captions += own
+    texts, row = distinct(captions)
+    ids = [system.ids(texts[k : k + 1000]).cpu() for k in range(0, len(texts), 1000)]
+    return Codes(torch.cat(codes), torch.cat(ids), row)
 
 
 def objective(system: CodeSystem, p_uncond: float) -> Callable:
@@ -152,8 +154,8 @@ def train_codes(
     log_vq: Callable | None = None,
 ) -> CodeSystem:
     """All parts. checkpoint: a file, the book's is beside it; log: as in whole_system.py."""
-    beside = checkpoint and Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-vq")
-    system = assemble(recipe, *train_vq(recipe, beside, log_vq or iter, device)).to(device)
+    book = checkpoint and beside(checkpoint, "-vq")
+    system = assemble(recipe, *train_vq(recipe, book, log_vq or iter, device)).to(device)
     system.vq.requires_grad_(False)
     if recipe.goes_on:
         load_state(system.gpt, load(recipe.start).gpt.state_dict(), recipe.start)

@@ -36,7 +36,6 @@ class DenoiserRecipe:
     guidance: float = 3.0  # this and the next two suit the result
     steps: int = 10
     sampler: str = "dpmpp_2m"
-    levels: int = 31  # of a weight in its file, above 0 and below; see `save`
 
     def model(self) -> nn.Module:
         """Random weights from the run's seed; its answer to anything is 0."""

@@ -21,11 +21,12 @@ from ..files.load import load
 from ..meanflow import mean_flow_loss, mean_velocity
 from ..networks.tokenizer import unseen
 from ..networks.unet import UNetConfig
+from ..paths import beside
 from ..samplers import SAMPLERS, sampling_times
 from ..schedule import Schedule
 from ..systems.pipeline import unet_of
 from ..systems.system import StableDiffusion, build
-from .latents import conditions, encode
+from .latents import conditions, distinct, encode
 from .recipes import MUON, PAINTED, start_at_zero
 from .train import TrainConfig, fit
 from .whole_system import last_step
@@ -52,8 +53,8 @@ def solved_paths(
     """
     whole("steps", steps, 1 + (student is not None), teacher.schedule.T, "of the teacher's paths")
     knows(teacher, texts)
-    c, known = teacher.config, list(dict.fromkeys(texts))
-    cond, row = conditions(teacher, known), torch.tensor([known.index(text) for text in texts])
+    c, (known, row) = teacher.config, distinct(texts)
+    cond = conditions(teacher, known)
     scale = c.guidance if guidance is None else guidance
     model = guided(unet_of(teacher), scale, conditions(teacher, [""]))
     times = sampling_times(teacher.schedule, steps, c.sampler, c.spacing)[0]
@@ -118,7 +119,7 @@ def train_few(
 ) -> StableDiffusion:
     """The student. checkpoint: a file for the first run; the others' have -again, -match."""
     teacher = load(recipe.base).to(device)
-    file = lambda run: checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{run}")
+    file = lambda run: checkpoint and beside(checkpoint, f"-{run}")
     paths = first_paths(teacher, recipe)
     student = distilled(begin(teacher, recipe), paths, recipe, recipe.train, checkpoint, log)
     if recipe.again:
@@ -214,7 +215,7 @@ def train_mean_flow(
     latents = encode(sd, recipe.dataset(), recipe.n)
     unet = sd.unet.requires_grad_(True)
     plain = replace(recipe, train=recipe.first, apart=0.0, kappa=0.0)
-    early = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-first")
+    early = checkpoint and beside(checkpoint, "-first")
     for run, file in ((plain, early), (recipe, checkpoint)):
         value = mean_flow_objective(run, sd.schedule, latents.uncond)
         steps = fit(unet, latents, run.train, value, checkpoint=file)

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import OptionError, check_device, check_writable, in_range, one_of
 from ..files.load import save
+from ..paths import beside
 from .cascade import CASCADE_RECIPES, train_cascade
 from .codes import CODE_RECIPES, train_codes
 from .control import CONTROL_RECIPES, train_control
@@ -21,6 +22,14 @@ from .train import train
 from .whole_system import last_step, logged, machine, train_system
 
 SHARES = {"base": 0.75, "up": 0.25}  # of a cascade's seconds
+FEWER = {"levels": 31}  # of a weight in the file, above 0 and below; see `save`
+BESIDE = (  # recipes, what learns, the run, how it is saved
+    (CONTROL_RECIPES, "ControlNet", train_control, {}),
+    (EDIT_RECIPES, "UNet", train_editing, {}),
+    (DENOISER_RECIPES, "denoiser", train_denoiser, FEWER),
+    (PRIOR_RECIPES, "prior", train_prior, FEWER),
+    (FEW_RECIPES, "UNet", train_few, FEWER),
+)
 
 
 def follow(
@@ -39,9 +48,8 @@ def follow(
     checkpoint: a file, of a whole system a folder. All that can be refused is refused before the
     training.
     """
-    others = CONTROL_RECIPES | EDIT_RECIPES | DENOISER_RECIPES | CASCADE_RECIPES | PRIOR_RECIPES
-    others |= CODE_RECIPES | FEW_RECIPES
-    one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *others))
+    others = [n for recipes, *_ in BESIDE for n in recipes]
+    one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *CASCADE_RECIPES, *CODE_RECIPES, *others))
     check_device(device)
     if seconds is not None:
         in_range("seconds", seconds, 0.1, 10**7, "of training")
@@ -52,10 +60,10 @@ def follow(
         return _follow_sdxl(out, checkpoint, changed)
     if name in CASCADE_RECIPES:
         return _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device)
+    changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
+    if name in CODE_RECIPES:
+        return _follow_codes(name, out, checkpoint, changes, device)
     if name in others:
-        changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
-        if name in CODE_RECIPES:
-            return _follow_codes(name, out, checkpoint, changes, device)
         return _follow_beside(name, out, checkpoint, changes, device)
     recipe = RECIPES[name]
     runs = [run for run in ("train_vae", "train_clip", "train_unet") if getattr(recipe, run)]
@@ -98,23 +106,12 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
 
 def _follow_beside(name, out, checkpoint, changes, device) -> list[Path]:
     """A model that is trained beside a system that ships."""
-    if name in CONTROL_RECIPES:
-        recipe, part, run, how = CONTROL_RECIPES[name], "ControlNet", train_control, {}
-    elif name in DENOISER_RECIPES:
-        recipe, part, run = DENOISER_RECIPES[name], "denoiser", train_denoiser
-        how = {"levels": recipe.levels}
-    elif name in PRIOR_RECIPES:
-        recipe, part, run, how = PRIOR_RECIPES[name], "prior", train_prior, {"levels": 31}
-    elif name in FEW_RECIPES:
-        recipe, part, how = (
-            FEW_RECIPES[name],
-            "UNet",
-            {"base": FEW_RECIPES[name].base, "levels": 31},
-        )
-        run = train_mean_flow if isinstance(recipe, MeanFlowRecipe) else train_few
-    else:  # its file holds what differs from the base
-        recipe, part, run = EDIT_RECIPES[name], "UNet", train_editing
-        how = {"base": recipe.base}
+    recipes, part, run, how = next(way for way in BESIDE if name in way[0])
+    recipe, how = recipes[name], dict(how)
+    if isinstance(recipe, MeanFlowRecipe):
+        run = train_mean_flow
+    if recipes is EDIT_RECIPES or recipes is FEW_RECIPES:  # the file holds what differs
+        how["base"] = recipe.base
     recipe = dataclasses.replace(recipe, train=_run(recipe.train, out, checkpoint, changes))
     started, record = time.perf_counter(), {}
     log = logged(part, recipe.train, record)
@@ -141,7 +138,7 @@ def _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device) -> lis
     cascade = train_cascade(recipe, checkpoint, log, device)
     card = {part: dataclasses.asdict(runs[part]) | record[part] for part in runs}
     card |= machine(recipe, started, device)
-    how = {"dtype": torch.int8, "levels": 31, "base": recipe.source}
+    how = {"dtype": torch.int8, "base": recipe.source, **FEWER}
     save(out, cascade, {**cascade.meta, "train": card}, **how)
     return [out]
 
@@ -156,7 +153,7 @@ def _follow_codes(name, out, checkpoint, changes, device) -> list[Path]:
     card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
     if book:
         card["vq"] = {**dataclasses.asdict(recipe.train_vq), **book}
-    how = {"dtype": torch.int8, "levels": 31, "base": recipe.base}
+    how = {"dtype": torch.int8, "base": recipe.base, **FEWER}
     save(out, system, {**system.meta, "train": card}, **how)
     return [out]
 
@@ -182,9 +179,3 @@ def _follow_sdxl(out, checkpoint, changed) -> list[Path]:
     for path, sd in ((out, trained.base), (refiner, trained.refiner)):
         save(path, sd, {**sd.meta, "train": trained.record}, dtype=torch.int8)
     return [out, refiner]
-
-
-def beside(out: Path, ending: str) -> Path:
-    """NAME.safetensors, or NAME.safetensors.xz -> the same with NAME and this ending."""
-    name, dot, kind = out.name.partition(".safetensors")
-    return out.with_name(f"{name}{ending}{dot}{kind}") if dot else out.with_stem(out.stem + ending)

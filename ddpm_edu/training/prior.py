@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..datasets.painted import painted_digits
 from ..diffusion import Cond
-from ..errors import MOST_PROMPTS
 from ..files.load import Pretrained, load
 from ..networks.clip import CLIP
 from ..networks.prior import Prior, PriorConfig
 from ..schedule import Schedule
 from ..systems.prior import caption_cond
+from .latents import distinct, in_pieces
 from .train import TrainConfig, train
 from .whole_system import last_step
 
@@ -60,17 +60,16 @@ class Embeddings:
 @torch.no_grad()
 def embeddings(prior: Prior, clip: CLIP, dataset, n: int) -> Embeddings:
     """The first n pictures and their captions through CLIP; `prior` learns the mean of them."""
-    known, row, z = {}, [], []
+    captions, z = [], []
     for part in torch.arange(min(n, len(dataset))).split(500):
-        x_0, captions = dataset[part]
+        x_0, own = dataset[part]
         z.append(clip.image(x_0))
-        row += [known.setdefault(caption, len(known)) for caption in captions]
-    texts, z = list(known), torch.cat(z)
-    some = [texts[k : k + MOST_PROMPTS] for k in range(0, len(texts), MOST_PROMPTS)]
-    parts = zip(*(caption_cond(clip, piece)[:2] for piece in some))
+        captions += own
+    z = torch.cat(z)
+    texts, row = distinct(captions)
+    read = lambda piece: caption_cond(clip, piece)
     prior.measure(z)
-    texts = Cond(*map(torch.cat, parts))
-    return Embeddings(prior.standard(z), texts, torch.tensor(row), caption_cond(clip, [""]))
+    return Embeddings(prior.standard(z), in_pieces(read, texts), row, read([""]))
 
 
 def train_prior(

@@ -21,7 +21,7 @@ from ..networks.tokenizer import clean
 from ..systems.pipeline import unet_of
 from ..systems.system import StableDiffusion
 from ..systems.words import add_word, vectors_of
-from .latents import conditions
+from .latents import conditions, through_vae
 from .train import TrainConfig, TrainStep, fit
 
 
@@ -80,19 +80,6 @@ class Tokens:
         return self.z_0[index], tuple(ids[index] for ids in self.ids)
 
 
-@torch.no_grad()
-def latents_of(sd: StableDiffusion, dataset, batch: int = 50) -> tuple[Tensor, list[str]]:
-    """(z_0, captions) of all that dataset[index] -> (x_0, captions) holds."""
-    device, z, captions = next(sd.vae.parameters()).device, [], []
-    for part in torch.arange(len(dataset)).split(batch):
-        x_0, texts = dataset[part]
-        z.append(sd.vae.to_latent(x_0.to(device)))
-        captions += texts
-    if not captions:
-        raise DataError("there are no pictures to learn from: the dataset is empty")
-    return torch.cat(z), captions
-
-
 def train_word(
     sd: StableDiffusion,
     dataset,
@@ -110,7 +97,7 @@ def train_word(
     word that comes near; the vectors begin as its own.  tokens: vectors that stand for the word.
     """
     sd.requires_grad_(False)
-    z_0, captions = latents_of(sd, dataset)
+    z_0, captions = through_vae(sd, dataset, batch=50)
     if without := [text for text in captions if clean(word) not in clean(text)]:
         raise DataError(f"caption {without[0]!r:.80} does not hold the new word: put {word} in")
     begin = sd.tokenizer([start])[0].tolist()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from notebook_page import all_notebooks, source
+from PIL import Image
 
 from ddpm_edu.cli import parser
+from ddpm_edu.datasets.emoji import emoji
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
@@ -44,7 +46,7 @@ def test_readme_is_short():
 @PLACES
 def test_links_lead_somewhere(name):
     links = re.findall(r"\]\(([^)\s]+)\)", PAGES[name])
-    for link in links:
+    for link in [*links, *re.findall(r'(?:src|srcset)="(.*?)"', PAGES[name])]:
         if re.match(r"https?:", link):
             continue
         path, _, anchor = link.partition("#")
@@ -81,6 +83,19 @@ def test_every_number_has_its_command():
         _, command, result = re.split(r" \| ", row)
         assert command.startswith("`python ") or command == "the same", row
         assert re.search(r"\d", result), row
+
+
+def test_the_film_plays_and_is_told_in_words():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import film
+
+    path, names = ROOT / "data/film.webp", [name for scene in film.SCENES for name in scene]
+    assert path.stat().st_size <= 250_000
+    with Image.open(path) as opened:
+        assert (opened.n_frames, opened.info["loop"]) == (len(film.SCENES) * 11, 0)
+    (told,) = re.findall(r'film.webp".*? alt="(.*?)"', PAGES["README.md"])
+    assert all(name in told for name in names)
+    assert set(names) <= set(emoji().captions())
 
 
 # ---- the map

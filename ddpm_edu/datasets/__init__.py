@@ -12,5 +12,6 @@ __getattr__, __dir__ = lazily(
         "hints": "edges strokes blurred",
         "originals": "Original Cut originals",
         "buckets": "buckets nearest_bucket bucket_order",
+        "own": "Own own_pictures",
     },
 )

@@ -49,3 +49,14 @@ def bucket_order(bucket: Tensor, batch_size: int, generator: torch.Generator) ->
         batches += own[: len(own) // batch_size * batch_size].split(batch_size)
     order = torch.randperm(len(batches), generator=generator)
     return torch.cat([batches[k] for k in order])
+
+
+def one_bucket(bucket: Tensor) -> int:
+    """The bucket that all share. DataError if there are several: their shapes differ."""
+    several = bucket.unique().tolist()
+    if len(several) != 1:
+        raise DataError(
+            f"a batch holds pictures of buckets {several}: take its indices from `order`, which "
+            "keeps buckets apart"
+        )
+    return several[0]

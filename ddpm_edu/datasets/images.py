@@ -10,6 +10,7 @@ import os
 import tarfile
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,14 +187,8 @@ def folder(
     whole("size", size, 1, 4096, "the side of the pictures, in pixels")
     if channels not in (1, 3):
         raise OptionError(f"channels = {channels!r}: choose 3 for colour, 1 for grey")
-    files = _pictures_below(path)
-    classes = sorted({f.relative_to(path).parts[0] for f in files if f.parent != path})
-    loose = [f for f in files if f.parent == path]
-    if classes and loose:
-        raise DataError(
-            f"{path} holds {len(loose)} pictures ({_some(loose)}) beside the sub-folders "
-            f"{', '.join(classes[:5])}: move them into one, or all into {path}"
-        )
+    files = pictures_below(path)
+    classes = class_folders(path, files)
     try:
         images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
     except RuntimeError:
@@ -201,29 +196,55 @@ def folder(
         raise ResourceError(
             f"{len(files):,} pictures of size = {size} need {need:,.1f} GB: choose fewer or smaller"
         ) from None
-    kept, broken = [], {}
+    read = lambda file: read_picture(file, (size, size), channels, pad)
+    kept = []
+    for file, picture in each_whole(path, files, read, skip):
+        images[len(kept)] = picture
+        kept.append(file)
+    images = images[: len(kept)]
+    if not classes:
+        return ImageDataset(images)
+    labels = [classes.index(f.relative_to(path).parts[0]) for f in kept]
+    return ImageDataset(images, labels, len(classes), classes)
+
+
+def class_folders(path: Path, files: list[Path]) -> tuple[str, ...]:
+    """The sub-folders that pictures lie in, () if all lie in `path`; DataError for some of both."""
+    classes = sorted({f.relative_to(path).parts[0] for f in files if f.parent != path})
+    loose = [f for f in files if f.parent == path]
+    if classes and loose:
+        raise DataError(
+            f"{path} holds {len(loose)} pictures ({_some(loose)}) beside the sub-folders "
+            f"{', '.join(classes[:5])}: move them into one, or all into {path}"
+        )
+    return tuple(classes)
+
+
+def each_whole(path: Path, files: list[Path], read: Callable, skip: bool) -> Iterator[tuple]:
+    """(file, read(file)) of those that can be read; the others are named, at the end, by DataError
+    or, where they are to be skipped and some are left, by a warning."""
+    broken = {}
     for file in files:
         try:
-            images[len(kept)] = _read_picture(file, size, channels, pad)
-            kept.append(file)
+            found = read(file)
         except Exception as e:  # a damaged picture can raise anything in its decoder
             broken[file] = f"{file.relative_to(path)}: {str(e).replace(str(file), 'it') or repr(e)}"
+        else:
+            yield file, found
     if broken:
         cause = (
             f"{path}: {len(broken)} of {len(files)} pictures cannot be read "
             f"({'; '.join(list(broken.values())[:5])}{'; ...' if len(broken) > 5 else ''})"
         )
-        if not (skip and kept):
-            raise DataError(f"{cause}: remove or convert them, or pass skip=True to leave them out")
+        if not skip or len(broken) == len(files):
+            remedy = "" if skip else ", or pass skip=True to leave them out"
+            raise DataError(f"{cause}: remove or convert them{remedy}")
         warn(f"{cause}: they are left out")
-    images = images[: len(kept)]
-    if not classes:
-        return ImageDataset(images)
-    labels = [classes.index(f.relative_to(path).parts[0]) for f in kept]
-    return ImageDataset(images, labels, len(classes), tuple(classes))
 
 
-def _pictures_below(path: Path) -> list[Path]:
+def pictures_below(path: Path) -> list[Path]:
+    """The files with a picture's suffix below a folder, in the order of their paths. DataError."""
+
     def refuse(error):
         raise DataError(f"{path} cannot be read ({error}): pass a folder that may be opened")
 
@@ -245,20 +266,25 @@ def _some(files: list[Path]) -> str:
     return ", ".join(f.name for f in files[:5]) + (", ..." if len(files) > 5 else "")
 
 
-def _read_picture(file: Path, size: int, channels: int, pad: bool) -> Tensor:
+def read_picture(file: Path, size: tuple[int, int], channels: int = 3, pad: bool = False) -> Tensor:
+    """A file as bytes (channels, *size), size = (height, width): upright, cut around the middle, or
+    with white margins. What a decoder raises can be anything."""
     from PIL import Image, ImageOps  # here, so that importing this module stays quick
 
-    image = on_white(opened(file, small=(2 * size, 2 * size)))
+    (height, width), cubic = size, Image.Resampling.BICUBIC
+    image = on_white(opened(file, small=(2 * max(size), 2 * max(size))))
     if pad:
-        small = [max(1, round(size * side / max(image.size))) for side in image.size]
-        ground = Image.new(image.mode, (size, size), "white")
-        corner = (size - small[0]) // 2, (size - small[1]) // 2
-        ground.paste(image.resize(small, Image.Resampling.BICUBIC), corner)
+        scale = min(width / image.width, height / image.height)
+        small = [max(1, round(scale * side)) for side in image.size]
+        ground = Image.new(image.mode, (width, height), "white")
+        ground.paste(
+            image.resize(small, cubic), ((width - small[0]) // 2, (height - small[1]) // 2)
+        )
         image = ground
     else:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    array = np.array(image.convert("L" if channels == 1 else "RGB")).reshape(size, size, channels)
-    return torch.from_numpy(array).permute(2, 0, 1)
+        image = ImageOps.fit(image, (width, height), cubic)
+    array = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(array.reshape(height, width, channels)).permute(2, 0, 1)
 
 
 # ---------------------------------------------------------------- MNIST

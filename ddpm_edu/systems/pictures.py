@@ -115,6 +115,21 @@ def opened(file, small: tuple[int, int] | None = None):
         return plain(image)
 
 
+def upright_size(file) -> tuple[int, int]:
+    """(height, width) of a file's picture, turned upright; only its header is read."""
+    from PIL import Image
+
+    Image.init()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            try:
+                turned = image.getexif().get(0x0112, 1) > 4  # a quarter turn
+            except Exception:  # damaged EXIF
+                turned = False
+            return image.size if turned else image.size[::-1]
+
+
 def plain(image):
     """A PIL picture of any mode, itself turned upright, as RGB, L or, with transparency, RGBA."""
     from PIL import Image, ImageOps

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..datasets.buckets import bucket_order, nearest_bucket
+from ..datasets.buckets import bucket_order, nearest_bucket, one_bucket
 from ..datasets.originals import Cut, Originals, excess
 from ..datasets.painted import random_bits
 from ..diffusion import Cond
@@ -18,6 +18,7 @@ from ..errors import DataError, OptionError, in_range
 from ..metrics.cuts import aesthetic
 from ..systems.pipeline import embed_numbers
 from ..systems.system import StableDiffusion
+from .latents import distinct, in_pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,11 @@ class Cuts:
         places = ((i, cut.target, cut.crop) for i, cut in zip(index.tolist(), self.where(index)))
         x_0 = torch.stack([self.originals.cut(*place)[0] for place in places])
         return x_0, self.originals.captions(index.tolist())
+
+    @property
+    def captions(self) -> list[str]:
+        """Of all."""
+        return self.originals.captions()
 
     def where(self, index) -> list[Cut]:
         """Where pictures come from: the numbers that the model learns with them."""
@@ -80,17 +86,6 @@ def cuts(
     return Cuts(originals, list(shapes), bucket, torch.from_numpy(crop))
 
 
-def one_bucket(bucket: Tensor) -> int:
-    """The bucket that all share. DataError if there are several: their shapes differ."""
-    several = bucket.unique().tolist()
-    if len(several) != 1:
-        raise DataError(
-            f"a batch holds pictures of buckets {several}: take its indices from `order`, which "
-            "keeps buckets apart"
-        )
-    return several[0]
-
-
 def middle_cuts(originals: Originals, shape: tuple[int, int]) -> Cuts:
     """The middle of each, in one shape, as CLIP takes pictures: no digit is cut."""
     over = [excess(tuple(size), shape) for size in originals.sizes().tolist()]
@@ -106,7 +101,7 @@ class CutLatents:
     bucket: Tensor  # (N,)
     row: Tensor  # (N,) of z_0[bucket]
     text: Tensor  # (N,) which caption
-    captions: Cond  # context (M, L, D) and pooled vector (M, P) of each
+    captions: Cond  # context (M, L, D) and pooled vector (M, P) of each, None without one
     empty: Cond  # the same, (1, ...), of a dropped caption
     numbers: Tensor  # (N, 6), a refiner's (N, 5), or zeros for a model that learns no sizes
     number_dim: int  # cosines and sines of each
@@ -129,47 +124,50 @@ class CutLatents:
         return bucket_order(self.bucket, batch_size, generator)
 
     def _with_numbers(self, text: Cond, index) -> Cond:
+        if text.vector is None:
+            return text
         numbers = embed_numbers(self.numbers[index], self.number_dim)
         return Cond(text.context, torch.cat([text.vector, numbers], 1))
 
 
 @torch.no_grad()
-def encode_cuts(
-    sd: StableDiffusion, data: Cuts, sizes: bool = True, batch: int = 250
-) -> CutLatents:
-    """All of `data` through sd's VAE and text encoders, once.
+def encode_cuts(sd: StableDiffusion, data, sizes: bool = True, batch: int = 250) -> CutLatents:
+    """All of `data` (Cuts, or your `Own`) through sd's VAE and text encoders, once, to the CPU.
 
-    A refiner learns each picture's aesthetic score in place of the target size.
+    A refiner learns each picture's aesthetic score in place of the target size; SD 1 and 2 learn
+    neither sizes nor pooled text.
     sizes: whether the model learns where each picture comes from; if not, it gets zeros.
     """
     z_0, row = [], torch.zeros(len(data), dtype=torch.long)
     numbers = torch.tensor([[*o, *c, *t] for o, c, t in data.where(torch.arange(len(data)))])
-    score = torch.zeros(len(data))
+    score, like = torch.zeros(len(data)), next(sd.vae.parameters())
     for k in range(len(data.shapes)):
         own, latents = (data.bucket == k).nonzero()[:, 0], []
         row[own] = torch.arange(len(own))
         for part in own.split(batch):
             x_0 = data[part][0]
-            latents.append(sd.vae.to_latent(x_0))
+            latents.append(sd.vae.to_latent(x_0.to(like)).float().cpu())
             score[part] = aesthetic(x_0)
         z_0.append(torch.cat(latents))
     if sd.config.vector == "refiner":
         numbers = torch.cat([numbers[:, :4], score[:, None]], 1)
-    names = data.originals.captions()
-    known = {name: k for k, name in enumerate(dict.fromkeys(names))}
-    empty = sd.text.encode([""])
-    if sd.config.zero_empty:
-        empty = empty.map(torch.zeros_like)
+    captions, text = distinct(data.captions)
     return CutLatents(
         z_0,
         data.bucket,
         row,
-        torch.tensor([known[name] for name in names]),
-        sd.text.encode(list(known)),
-        empty,
+        text,
+        _read(sd, captions),
+        _read(sd, [""]).map(torch.zeros_like if sd.config.zero_empty else lambda c: c),
         numbers if sizes else torch.zeros_like(numbers),
         sd.config.number_dim,
     )
+
+
+def _read(sd: StableDiffusion, captions: list[str]) -> Cond:
+    """Context and pooled text, (M, ...) on the CPU, as far as sd's UNet takes them."""
+    cond = in_pieces(sd.text.encode, captions)
+    return Cond(cond.context, cond.vector if sd.config.vector else None).map(Tensor.cpu)
 
 
 # ---------------------------------------------------------------- text encoders that learn, too

@@ -64,9 +64,7 @@ class WithPrior:
         self.own, self.prior = own, prior
         self.share = weight / (1 + in_range("weight", weight, 0, 1000, "1 is usual, 0 none"))
         if not (len(own) and len(prior)):
-            raise DataError(
-                f"{len(own)} own pictures and {len(prior)} of the prior: pass both"
-            )
+            raise DataError(f"{len(own)} own and {len(prior)} of the prior: pass pictures of both")
         shapes = [tuple(data[torch.tensor([0])][0].shape[1:]) for data in (own, prior)]
         if shapes[0] != shapes[1]:
             cause = f"own pictures have shape {shapes[0]}, those of the prior {shapes[1]}"

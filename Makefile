@@ -13,6 +13,7 @@ STAMP  := $(VENV)/installed-$(shell pwd | cksum | cut -d ' ' -f 1)
 BROWSER := $(shell if [ -n "$$SSH_CONNECTION" ]; then echo --no-browser; \
     elif [ "$$(uname)" != Darwin ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY" ]; then echo --no-browser; fi)
 ROOT    := $(shell [ "$$(id -u)" != 0 ] || echo --allow-root)
+WELCOME := --LabApp.default_url=/lab/tree/welcome.md
 
 .PHONY: help install lab test test-full test-package test-notebooks quick lint clean
 .NOTPARALLEL:
@@ -27,7 +28,7 @@ install: $(STAMP)  ## make .venv and install the pinned environment (lab and tes
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab; with no display, print the address
 	@echo "Starting JupyterLab on notebooks/. Control-C, twice, stops it."
-	@$(PY) -m jupyterlab $(BROWSER) $(ROOT) --ServerApp.log_level=ERROR --LabApp.log_level=ERROR $(ARGS) notebooks
+	@$(PY) -m jupyterlab $(BROWSER) $(ROOT) $(WELCOME) --ServerApp.log_level=ERROR --LabApp.log_level=ERROR $(ARGS) notebooks
 
 test: $(STAMP)  ## run every test and, once each, every notebook
 	$(PYTEST) -m "not full" $(ARGS)
@@ -66,4 +67,8 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PY) -m ipykernel install --sys-prefix --env GOMP_SPINCOUNT 500 > /dev/null
 	@# no pop-up about news, no request for them
 	@$(PY) -m jupyterlab.labextensions disable --log-level=ERROR "@jupyterlab/apputils-extension:announcements"
+	@# markdown opens as a page, not as its source: the welcome page is one
+	@mkdir -p $(VENV)/etc/jupyter/labconfig
+	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"markdown": "Markdown Preview"}}}' \
+	    > $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json
 	@touch $@

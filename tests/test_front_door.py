@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 import course_map  # noqa: E402
 
+WELCOME = "notebooks/welcome.md"
 OWN = ("install", "use", "package", "numbers")
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CLASSROOM.md", *(f"book/{name}.md" for name in OWN))
+    for name in ("README.md", "CLASSROOM.md", WELCOME, *(f"book/{name}.md" for name in OWN))
 }
 PLACES = pytest.mark.parametrize("name", PAGES)
 
@@ -74,6 +75,15 @@ def test_scripts_and_targets_exist(name):
             text = (ROOT / script[1]).read_text(encoding="utf-8")
             for option in re.findall(r"--[a-z-]+", script[2]):
                 assert f'"{option}"' in text, f"{script[1]} knows no {option}"
+
+
+def test_the_welcome_page_leads_to_every_notebook():
+    rows = [line for line in PAGES[WELCOME].splitlines() if line.startswith("| **")]
+    linked = re.findall(r"\]\((.*?\.ipynb)\)", "".join(rows))
+    assert linked == [path.name for path in all_notebooks()]
+    shown = {part: re.findall(r"\[(\d\d) ", row) for part, row in zip(course_map.PARTS, rows)}
+    needs = course_map.NEEDS
+    assert shown == {p: [n for n in needs if needs[n][0] == p] for p in shown}
 
 
 def test_every_number_has_its_command():

@@ -318,6 +318,7 @@ def test_make_lab_opens_a_browser_only_where_there_is_a_display(make, env, brows
     command = log.splitlines()[-1]
     assert command.startswith("-m jupyterlab") and command.endswith(" notebooks")
     assert ("--no-browser" not in command) == browser
+    assert " --LabApp.default_url=/lab/tree/welcome.md " in command
     assert ("--allow-root" in command) == (os.getuid() == 0)
 
 

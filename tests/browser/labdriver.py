@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -32,6 +33,9 @@ SETTINGS = {  # no news pop-up; every cell in the page, not only the visible one
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
+# As the Makefile writes it: markdown is shown as a page.
+MAKEFILE = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
+OVERRIDES = re.search(r"echo '(\{.*\})' \\\n.*default_setting_overrides.json", MAKEFILE)[1]
 
 
 def free_port() -> int:
@@ -49,6 +53,9 @@ def jupyterlab(folder: Path):
         file = config / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(value))
+    overrides = config / "labconfig" / "default_setting_overrides.json"
+    overrides.parent.mkdir(exist_ok=True)
+    overrides.write_text(OVERRIDES)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = dict(

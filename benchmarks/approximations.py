@@ -11,13 +11,12 @@ products is in gpu_sampling.py, "throughput": this network has no attention. The
 """
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 from pathlib import Path
 
 import torch
+from figures import provenance
 
 from ddpm_edu import SAMPLERS, class_cond, guided, last, load, noise
 from ddpm_edu.metrics import frechet as metrics
@@ -79,10 +78,7 @@ def main(argv=None):
         },
         "pictures": args.pictures,
         **results,
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.date.today().isoformat(),
+        **provenance(),
         "command": " ".join(
             ["python benchmarks/approximations.py", *(argv if argv is not None else sys.argv[1:])]
         ),

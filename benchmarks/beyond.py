@@ -13,9 +13,7 @@ python benchmarks/beyond.py broken --run imagen_no_noise      trained with a mis
 """
 
 import argparse
-import datetime
 import json
-import platform
 import time
 from dataclasses import asdict, replace
 from functools import cache
@@ -24,7 +22,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from figures import report
+from figures import provenance, report
 
 from ddpm_edu import generators, last, load, meanflow
 from ddpm_edu.consistency import Consistency, endpoint, objective
@@ -464,9 +462,7 @@ def keep(name, command, started, figures, arrays, **more) -> int:
     """data/recorded/NAME.npz, with a card; its bytes."""
     card = {
         "command": f"python benchmarks/beyond.py {command}",
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "date": datetime.date.today().isoformat(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        **provenance(),
         "seconds": round(time.perf_counter() - started),
         **more,
         "figures": figures,

@@ -1,4 +1,4 @@
-"""What beyond.py and editing.py share: each figure by its name, as one line of JSON."""
+"""What the scripts share: when and on what something was measured; one figure by its name, as JSON."""
 
 import datetime
 import json
@@ -7,14 +7,19 @@ import platform
 import torch
 
 
+def provenance() -> dict[str, str]:
+    """For a card: device, date, versions."""
+    n = torch.get_num_threads()
+    return {
+        "device": f"{platform.machine()} CPU, {n} thread{'s' * (n > 1)}",
+        "date": datetime.date.today().isoformat(),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+
+
 def report(ways: dict, args, script: str) -> None:
     """Print what ways[args.what](args) gives, with the command, date, version and device."""
     torch.set_num_threads(1)
     result = ways[args.what](args)
-    about = {
-        "command": f"python benchmarks/{script} {args.what} --n {args.n}",
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-    }
-    print(json.dumps(about | result))
+    command = f"python benchmarks/{script} {args.what} --n {args.n}"
+    print(json.dumps({"command": command, **provenance(), **result}))

@@ -13,10 +13,8 @@ trained again. Seconds are processor seconds. The last line printed is one JSON 
 """
 
 import argparse
-import datetime
 import functools
 import json
-import platform
 import tempfile
 import time
 from dataclasses import replace
@@ -24,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import provenance
 
 from ddpm_edu import SAMPLERS, Schedule, guided, last, load, noise, save
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import painted_digits
-from ddpm_edu.datasets.points import gaussian_mixture
+from ddpm_edu.datasets.points import Points, gaussian_mixture
 from ddpm_edu.diffusion import Cond
 from ddpm_edu.files.load import Pretrained
 from ddpm_edu.flow import path, share, shift_of, shifted_timesteps, straightness, velocity
@@ -119,23 +118,17 @@ def trained(
             if step.step == stop:
                 break
         seconds += time.process_time()
-        meta = {"losses": losses, "seconds": seconds, "date": today()}
+        meta = {"losses": losses, "seconds": seconds, "date": provenance()["date"]}
         save(file, step.ema, meta, schedule=schedule, predict=recipe.train.predict)
     found = load(file)
     return found, found.meta["losses"], found.meta["seconds"]
-
-
-def today() -> str:
-    return datetime.date.today().isoformat()
 
 
 def written(args, rows: list | dict, arrays: dict, **more) -> dict:
     """data/recorded/flow_WHAT.npz: a card of JSON, and arrays; pictures as bytes."""
     card = {
         "command": f"python benchmarks/flow.py {args.what} --n {args.n}",
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread",
-        "date": today(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        **provenance(),
         "n": args.n,
         **more,
         "rows": rows,
@@ -258,7 +251,7 @@ def shipping(args) -> dict:
         "recipe": PAINTED_DIT.name,
         "seconds": round(seconds),
         "torch": torch.__version__,
-        "device": f"{platform.machine()} CPU, 1 thread, processor seconds",
+        "device": f"{provenance()['device']}, processor seconds",
         "date": found.meta["date"],
     }
     meta = {k: getattr(PAINTED_DIT, k) for k in ("base", "guidance", "steps", "sampler")}
@@ -286,19 +279,6 @@ def obeyed(args) -> dict:
 STEPS = (1, 2, 4, 8)
 TOY = TrainConfig(steps=1000, batch_size=256, lr=5e-3, predict="flow", optimizer="muon", ema=0.99)
 REFLOW = replace(PAINTED_DIT.train, steps=700, batch_size=32, lr=4e-3, ema=0.99)
-
-
-class Points:
-    """points[index] -> ((B, 2), None)."""
-
-    def __init__(self, x):
-        self.x = x
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, index):
-        return self.x[index], None
 
 
 def toy() -> tuple[dict, dict]:

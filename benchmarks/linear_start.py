@@ -11,14 +11,13 @@ JSON object.
 
 import argparse
 import dataclasses
-import datetime
 import json
-import platform
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from figures import provenance
 
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import painted_digits, parse, prompts
@@ -67,9 +66,7 @@ def main() -> None:
     sd = load(args.weights) if args.weights else train_system(PLAN).sd
     card = {
         "command": " ".join(["python", *sys.argv]),
-        "device": f"{platform.machine()} CPU",
-        "date": datetime.date.today().isoformat(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        **provenance(),
         "vae": dataclasses.asdict(sd.config.vae),
         "noise": NOISE,
     }

@@ -12,10 +12,8 @@ a point, DPM-Solver++(2M). One thread. The last line printed is one JSON object.
 """
 
 import argparse
-import datetime
 import functools
 import json
-import platform
 import random
 import time
 from dataclasses import replace
@@ -24,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from figures import provenance
 from torch import nn
 from torch.nn import functional as F
 
@@ -380,9 +379,7 @@ def keep(what: str, updates: int, originals_n: int, result: dict, shots: dict) -
         "command": f"python benchmarks/sdxl_craft.py {what} {options}",
         "updates": updates,
         "originals": originals_n,
-        "date": datetime.date.today().isoformat(),
-        "device": f"{platform.machine()} CPU, 1 thread",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        **provenance(),
     }
     file = data_folder() / "recorded" / f"sdxl_{what}.npz"
     np.savez_compressed(file, card=json.dumps({**card, **result}), **shots)

@@ -11,14 +11,13 @@ written to data/recorded/control_NAME.npz; the last line printed is one JSON obj
 
 import argparse
 import copy
-import datetime
 import json
-import platform
 import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from figures import provenance
 
 from ddpm_edu.datasets.hints import edges
 from ddpm_edu.datasets.images import to_uint8
@@ -109,9 +108,7 @@ def record(name: str) -> dict:
     card = {
         "command": f"python benchmarks/sudden_convergence.py {name}",
         "cpu_seconds": round(time.process_time() - started - watch.drawing),
-        "date": datetime.date.today().isoformat(),
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        **provenance(),
         "train": asdict(recipe.train),
         "texts": watch.texts[:SHOWN],
         "shots": watch.shots,

@@ -10,9 +10,7 @@ data/recorded/NAME.npz, read back by ddpm_edu.show.recorded.run; the last line p
 
 import argparse
 import copy
-import datetime
 import json
-import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from figures import provenance
 from torch import nn
 
 from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, load, noise
@@ -228,9 +227,7 @@ def record(name: str, plan: Plan) -> tuple[dict, dict[str, np.ndarray]]:
 def card_of(name, plan, model, losses, snapshots, score) -> dict:
     return {
         "command": f"python benchmarks/training_runs.py {name}",
-        "device": f"{platform.machine()} CPU, 1 thread",
-        "date": datetime.date.today().isoformat(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        **provenance(),
         "train": asdict(plan.config),
         "guidance": plan.guidance,
         "evaluations": plan.steps,

@@ -2,10 +2,23 @@
 
 import os
 
+import pytest
+
 # Set before anything imports torch; programs that a test starts see it too.
 os.environ.setdefault("GOMP_SPINCOUNT", "500")  # threads that spin stop their neighbours
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # pytest -n shares the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // int(workers))))
+
+
+@pytest.fixture(scope="module")
+def tiny_sd(tmp_path_factory):
+    """A tiny Stable Diffusion with random weights, read from the files that diffusers wrote."""
+    from tiny_pipelines import build
+
+    from ddpm_edu.files.load import load
+
+    build("sd").save_pretrained(root := tmp_path_factory.mktemp("sd"))
+    return load(root)
 
 
 def pytest_collection_modifyitems(items):

@@ -192,24 +192,17 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module")
-def sd(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sd")
-    theirs("sd").save_pretrained(root)
-    return load(root)
-
-
 @pytest.mark.parametrize("kind", REFUSED)
-def test_refused_files(sd, tmp_path, kind):
+def test_refused_files(tiny_sd, tmp_path, kind):
     state, *words = REFUSED[kind]
-    before = sd.config, sd.text.tokenizer
+    before = tiny_sd.config, tiny_sd.text.tokenizer
     save_file(state, tmp_path / "x.safetensors")
     with refuses(CheckpointError, "x.safetensors", *words):
-        load_embedding(tmp_path / "x.safetensors", sd)
-    assert (sd.config, sd.text.tokenizer) == before
+        load_embedding(tmp_path / "x.safetensors", tiny_sd)
+    assert (tiny_sd.config, tiny_sd.text.tokenizer) == before
 
 
-def test_damaged_files(sd, tmp_path):
+def test_damaged_files(tiny_sd, tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({"<a>": torch.ones(2, 32)}, file)
     file.write_bytes(file.read_bytes()[:-5])
@@ -230,16 +223,16 @@ def test_damaged_files(sd, tmp_path):
         assert word == "a" and rows[0].eq(2).all()
 
 
-def test_refused_arguments(sd, tmp_path):
+def test_refused_arguments(tiny_sd, tmp_path):
     for word in ("", "two words", 3, None, "cat"):
         with refuses(OptionError, "word"):
-            add_word(sd, word, vectors(sd, 1))
+            add_word(tiny_sd, word, vectors(tiny_sd, 1))
     with refuses(ShapeError, "2 kinds", "1 text encoders"):
-        add_word(sd, "<a>", vectors(sd, 1) * 2)
+        add_word(tiny_sd, "<a>", vectors(tiny_sd, 1) * 2)
     for rows in (torch.ones(1, 31), torch.ones(32), torch.ones(1, 32).int(), torch.ones(0, 32)):
         with pytest.raises((ShapeError, OptionError)):
-            add_word(sd, "<a>", [rows])
+            add_word(tiny_sd, "<a>", [rows])
     with refuses(DataError, "NaN"):
-        add_word(sd, "<a>", [torch.full((1, 32), torch.inf)])
+        add_word(tiny_sd, "<a>", [torch.full((1, 32), torch.inf)])
     with refuses(OptionError, "not added", re.escape("<a>")):
-        save_embedding(tmp_path / "x.safetensors", sd, "<a>")
+        save_embedding(tmp_path / "x.safetensors", tiny_sd, "<a>")

@@ -417,31 +417,24 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module")
-def sd(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sd")
-    theirs("sd").save_pretrained(root)
-    return load(root)
-
-
 @pytest.mark.parametrize("kind", REFUSED)
-def test_refused_files(sd, tmp_path, kind):
+def test_refused_files(tiny_sd, tmp_path, kind):
     state, *words = REFUSED[kind]
     file = written(tmp_path / "x.safetensors", state)
     with refuses(CheckpointError, "x.safetensors", *words):
-        load_lora(file, sd)
+        load_lora(file, tiny_sd)
 
 
-def test_damaged_files(sd, tmp_path):
+def test_damaged_files(tiny_sd, tmp_path):
     file = written(tmp_path / "x.safetensors", half())
     file.write_bytes(file.read_bytes()[:-9])
     with refuses(CheckpointError, "x.safetensors", "cut short"):
-        load_lora(file, sd)
+        load_lora(file, tiny_sd)
     torch.save(half(), tmp_path / "x.pt")
     with refuses(CheckpointError, "pickle", "convert"):
-        load_lora(tmp_path / "x.pt", sd)
+        load_lora(tmp_path / "x.pt", tiny_sd)
     with refuses(CheckpointError, "no such file"):
-        load_lora(tmp_path / "gone.safetensors", sd)
+        load_lora(tmp_path / "gone.safetensors", tiny_sd)
     for text in ("[]", "{", '{"unet.lora_alpha": "much"}', '{"unet.alpha_pattern": 3}'):
         save_file(
             half("unet.mid_block.x", down="lora_A", up="lora_B"),
@@ -449,45 +442,45 @@ def test_damaged_files(sd, tmp_path):
             {"lora_adapter_metadata": text},
         )
         with refuses(CheckpointError, "alpha", "damaged"):
-            load_lora(file, sd)
+            load_lora(file, tiny_sd)
     peft_file = written(
         tmp_path / "adapter_model.safetensors",
         half("base_model.model.x", down="lora_A", up="lora_B"),
     )
     (tmp_path / "adapter_config.json").write_text("[]")
     with refuses(CheckpointError, "adapter_config.json"):
-        load_lora(peft_file, sd)
+        load_lora(peft_file, tiny_sd)
 
 
-def test_refused_arguments(sd, tmp_path):
+def test_refused_arguments(tiny_sd, tmp_path):
     file = written(tmp_path / "a.safetensors", half())
-    for other in (None, sd.unet, speed_up(sd), load("painted_clip")):
+    for other in (None, tiny_sd.unet, speed_up(tiny_sd), load("painted_clip")):
         with refuses(OptionError, "sd (is|denoises)", "UNets"):
             load_lora(file, other)
     for rank in (0, -1, 2.5, True):
         with refuses(OptionError, "rank"):
-            low_rank(sd, rank)
+            low_rank(tiny_sd, rank)
     with refuses(OptionError, "where", "no name"):
-        low_rank(sd, 2, where="attn9")
-    lora = low_rank(sd, 2)
+        low_rank(tiny_sd, 2, where="attn9")
+    lora = low_rank(tiny_sd, 2)
     for scale in (float("nan"), float("inf"), "1"):
         with refuses(OptionError, "scale"):
-            attach(sd, lora, scale)
-    attach(sd, lora)
+            attach(tiny_sd, lora, scale)
+    attach(tiny_sd, lora)
     with refuses(OptionError, "attached already"):
-        attach(sd, lora)
+        attach(tiny_sd, lora)
     with refuses(OptionError, "merge"):
-        save(tmp_path / "x.safetensors", sd)
+        save(tmp_path / "x.safetensors", tiny_sd)
     with refuses(OptionError, "merge"):
-        speed_up(sd)
+        speed_up(tiny_sd)
     with refuses(OptionError, "merge"):
-        control_net(sd.unet)
+        control_net(tiny_sd.unet)
     wide = low_rank(build(replace(SD15, unet=replace(SD15.unet, channels=32)), device="meta"), 2)
     with refuses(OptionError, "another model", "not there|is \\("):
-        attach(sd, wide)
-    detach(sd, wide)  # which is not attached: nothing happens
+        attach(tiny_sd, wide)
+    detach(tiny_sd, wide)  # which is not attached: nothing happens
     lora.changes[0].up.weight.data.fill_(torch.nan)
     with refuses(CheckpointError, "NaN"):
-        save_lora(tmp_path / "x.safetensors", lora, sd)
+        save_lora(tmp_path / "x.safetensors", lora, tiny_sd)
     assert not (tmp_path / "x.safetensors").exists()
-    detach(sd)
+    detach(tiny_sd)

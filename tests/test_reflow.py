@@ -19,7 +19,7 @@ from ddpm_edu import (
     noise,
 )
 from ddpm_edu.cli import main
-from ddpm_edu.datasets.points import gaussian_mixture
+from ddpm_edu.datasets.points import Points, gaussian_mixture
 from ddpm_edu.flow import path, share, shift_of, shifted_timesteps, straightness, velocity
 from ddpm_edu.networks import MLP, DiTConfig
 from ddpm_edu.systems.pipeline import draw
@@ -30,17 +30,6 @@ from ddpm_edu.training.reflow import reflow
 from ddpm_edu.training.train import train
 
 FLOW = Schedule.flow()
-
-
-class Points:
-    def __init__(self, x):
-        self.x = x
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, index):
-        return self.x[index], None
 
 
 def to_a_point(x_t, t, cond):

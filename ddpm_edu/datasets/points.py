@@ -24,6 +24,19 @@ def gaussian_mixture(n: int = 1000, seed: int = 0, modes: int = 8, std: float = 
     return _jitter(radius * torch.stack([angle.cos(), angle.sin()], 1), std, seed)
 
 
+class Points:
+    """What `train` takes of points x (N, 2): points[index] -> (x_0 (B, 2), None)."""
+
+    def __init__(self, x: Tensor):
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index) -> tuple[Tensor, None]:
+        return self.x[index], None
+
+
 def _generator(n: int, seed: int) -> torch.Generator:
     if n < 1:
         raise OptionError(f"n = {n} points were asked for: choose 1 or more")

@@ -1,6 +1,6 @@
 # Needs Python 3.11 to 3.14, make and git. Everything else goes into .venv, from constraints.txt.
 PYTHON ?= python3
-EXTRAS := lab,sd,train,test
+EXTRAS := lab,sd,train,test,book
 VENV   := .venv
 PY     := $(VENV)/bin/python
 # Two tests at a time, half of the cores each (tests/conftest.py).
@@ -15,7 +15,7 @@ BROWSER := $(shell if [ -n "$$SSH_CONNECTION" ]; then echo --no-browser; \
 ROOT    := $(shell [ "$$(id -u)" != 0 ] || echo --allow-root)
 WELCOME := --LabApp.default_url=/lab/tree/welcome.md
 
-.PHONY: help install lab test test-full test-package test-notebooks quick lint clean
+.PHONY: help install lab test test-full test-package test-notebooks quick lint book book-pdf clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -49,8 +49,14 @@ lint: $(STAMP)  ## ruff: faults, import order, lines of at most 100 columns, for
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+book: $(STAMP)  ## build the course as a web book, offline: book/_build/html/index.html
+	@$(PY) book/build.py $(ARGS)
+
+book-pdf: $(STAMP)  ## the same, and all of it as one PDF (needs chromium)
+	@$(PY) book/build.py --pdf $(ARGS)
+
 clean:  ## remove the environment and what the tests left
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info book/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt Makefile
@@ -71,4 +77,6 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@mkdir -p $(VENV)/etc/jupyter/labconfig
 	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"markdown": "Markdown Preview"}}}' \
 	    > $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json
+	@# what the book needs from npm, so that it builds without network; without npm it says so later
+	@$(PY) book/npm.py > /dev/null 2>&1 || true
 	@touch $@

@@ -9,25 +9,20 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import course_map
 import npm
-from stage import glossary_page, staged
+from stage import glossary_page, staged, widgets_script
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
-PAGES = ("read", "map", "install", "use", "package", "numbers")  # before the notebooks
-AFTER = ("playground", "live", "glossary")
-PARTS = {
-    "Part I: one equation at a time": range(0, 6),
-    "Part II: from pixels to words": range(6, 11),
-    "Part III: Stable Diffusion and SDXL": range(11, 15),
-    "Part IV: its neighbours": range(15, 17),
-    "Part V: yours": range(17, 100),
-}
+FIRST = ("read", "map", "live", "playground")  # before the notebooks
+LAST = ("glossary", "install", "use", "classroom", "package", "numbers")
 
 
 def main() -> int:
@@ -54,18 +49,61 @@ def stage(source: Path) -> Path:
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(BOOK / "_static", source / "_static")
     shutil.copy(BOOK / "conf.py", source)
-    for page in BOOK.glob("*.md"):
-        shutil.copy(page, source)
+    pages = {page.name: page for page in BOOK.glob("*.md")}
+    pages["classroom.md"] = ROOT / "CLASSROOM.md"
+    for name, page in pages.items():
+        text = with_own_links(page.read_text(encoding="utf-8"))
+        (source / name).write_text(text, encoding="utf-8")
+    (source / "map.md").write_text(map_page(), encoding="utf-8")
     for path in notebooks():
-        (source / path.name).write_text(json.dumps(staged(path, source / "_static")))
-    (source / "glossary.md").write_text(glossary_page(ROOT / "data/glossary.json", notebooks()))
+        page = json.dumps(staged(path, source / "_static"), ensure_ascii=False)
+        (source / path.name).write_text(page, encoding="utf-8")
+    words = glossary_page(ROOT / "data/glossary.json", notebooks())
+    (source / "glossary.md").write_text(words, encoding="utf-8")
+    (source / "_static/widgets.js").write_text(widgets_script(), encoding="utf-8")
+    shutil.copy(ROOT / "ddpm_edu/show/widgets/widgets.css", source / "_static")
     formulas(source / "_static/mathjax")
     if (BOOK / "live/build.py").is_file():
         subprocess.run(
             [sys.executable, BOOK / "live/build.py", source / "_static/live"], check=True
         )
-    (source / "index.md").write_text((BOOK / "index.md").read_text() + contents(source))
+    cover = (BOOK / "index.md").read_text(encoding="utf-8")
+    (source / "index.md").write_text(cover + contents(source), encoding="utf-8")
     return source
+
+
+def with_own_links(text: str) -> str:
+    """Links of pages that are also read on GitHub: to a page of the book, or none."""
+
+    def link(match: re.Match) -> str:
+        words, target = match[1], match[2].removeprefix("../")
+        file = Path(target.partition("#")[0])
+        if target.startswith("README.md"):
+            return f"[{words}](map.md)"
+        if file.name == "CLASSROOM.md":
+            return f"[{words}](classroom.md)"
+        if file.suffix == ".ipynb" or file.parent.name == "book":
+            return f"[{words}]({file.name})"
+        return f"{words} (`{target}`)" if words != target else f"`{target}`"
+
+    return re.sub(r"\[([^\]]+)\]\(((?:\.\./|README|notebooks/|book/)[^)]*)\)", link, text)
+
+
+def map_page() -> str:
+    """The picture, each box a link, and the table of README."""
+    files = {p.name[:2]: f"{p.stem}.html" for p in notebooks()}
+    picture = course_map.svg(lambda number: files[number]).replace("\n", " ")
+    rows = re.findall(r"^\| \[(.*?)\]\(notebooks/(.*?)\) \| (.*?) \|", readme(), re.M)
+    table = [f"| [{title}]({file}) | {learns} |" for title, file, learns in rows]
+    about = "Which notebook needs which: an arrow leads from each to those that need it."
+    return "\n".join(
+        ["# The map", "", about, "", f"<div class='map'>{picture}</div>", ""]
+        + ["| notebook | what you learn |", "|---|---|", *table, ""]
+    )
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def notebooks() -> list[Path]:
@@ -85,10 +123,11 @@ def formulas(folder: Path) -> None:
 def contents(source: Path) -> str:
     """The table of contents of the whole book, for those pages that there are."""
     there = lambda names: [name for name in names if (source / f"{name}.md").is_file()]
-    parts = {"The course": there(PAGES)}
-    for title, numbers in PARTS.items():
-        parts[title] = [p.stem for p in notebooks() if int(p.name[:2]) in numbers]
-    parts["In your browser, and words"] = there(AFTER)
+    parts = {"Start": there(FIRST)}
+    for part, (name, _) in course_map.PARTS.items():
+        title = f"Part {part}: {name}"
+        parts[title] = [p.stem for p in notebooks() if course_map.NEEDS[p.name[:2]][0] == part]
+    parts["More"] = there(LAST)
     tree = "\n```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```\n"
     return "".join(tree.format(title, "\n".join(docs)) for title, docs in parts.items() if docs)
 

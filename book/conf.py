@@ -23,14 +23,17 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
-html_css_files = ["book.css"]
-html_js_files = [("book.js", {"defer": "defer"})]
+html_css_files = ["widgets.css", "book.css"]
+html_js_files = [("widgets.js", {"defer": "defer"}), ("alive.js", {"defer": "defer"})]
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "home_page_in_toc": True,
+    "logo": {"text": "Diffusion models: the course"},
     "show_toc_level": 2,
     "search_bar_text": "Search (English or 中文)",
     "pygments_light_style": "a11y-high-contrast-light",

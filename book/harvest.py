@@ -8,6 +8,7 @@ book shows them without a kernel. One zip a notebook: index.json and a film in A
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import itertools
 import json
@@ -153,7 +154,7 @@ def points(film) -> dict:
     traits = ("label", "caption", "loop", "autoplay", "titles", "colors", "side")
     return {
         "kind": "points",
-        "steps": step.tobytes().hex(),
+        "steps": base64.b64encode(step.tobytes()).decode(),
         "shape": list(places.shape[:3]),
         "groups": [film.groups[k] for k in some],
         "captions": [film.captions[k] for k in keep] if film.captions else [],
@@ -186,8 +187,6 @@ def panel(widget, pictures: dict, name: str) -> dict | None:
     if len(frames) < 2 or len({f.shape for f in frames}) > 1:
         return None
     pictures[name] = avif(np.stack(frames), pixels=widget.raw)
-    for spec, keep in zip(specs, kept):
-        spec = dict(spec)
     cut = lambda spec, keep: spec | (
         {"texts": [spec["texts"][k] for k in keep]} if "texts" in spec else {}
     )

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import subprocess
+import zipfile
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +19,7 @@ IMG = re.compile(r'<img alt="(.*?)" src="data:image/(\w+);base64,([^"]+)" (?:wid
 
 def staged(path: Path, static: Path) -> dict:
     """The notebook at `path`, changed for the book; its pictures go to static/pictures."""
+    alive = Alive(path, static)
     notebook = json.loads(path.read_text(encoding="utf-8"))
     titles = headings(notebook)
     for number, cell in enumerate(notebook["cells"]):
@@ -29,7 +31,8 @@ def staged(path: Path, static: Path) -> dict:
             fold(cell)
             for k, output in enumerate(cell["outputs"]):
                 name = f"{path.name[:2]}-{number}-{k}"
-                show(output, name, static / "pictures")
+                show(output, name, static / "pictures", alive)
+    alive.write()
     return notebook
 
 
@@ -44,9 +47,9 @@ def below_title(text: str, path: Path, titles: list[str]) -> str:
     """Date and contents, after the line with the neighbours."""
     head, line, rest = re.split(r"(^.*\(map\.md\).*$)", text, maxsplit=1, flags=re.M)
     folded = "<details class='on-this-page'><summary>In this notebook</summary>"
-    listed = "```{contents}\n:local:\n:depth: 1\n```"
-    about = f"As of {date(path)}, {len(titles)} sections. The outputs are those of the notebook."
-    return f"{head}{line}\n\n{about}\n{{.dated}}\n\n{folded}\n\n{listed}\n\n</details>\n{rest}"
+    listed = "```{contents}\n:local:\n:depth: 1\n:backlinks: none\n```"
+    about = f"<span class='dated'>As of {date(path)}. {len(titles)} sections.</span>"
+    return f"{head}{line}\n\n{about}\n\n{folded}\n\n{listed}\n\n</details>\n{rest}"
 
 
 def date(path: Path) -> str:
@@ -80,8 +83,8 @@ def fold(cell: dict) -> None:
 PROMPTS = ("show", "hide")
 
 
-def show(output: dict, name: str, folder: Path) -> None:
-    """Pictures become files, tables can be scrolled."""
+def show(output: dict, name: str, folder: Path, alive: Alive) -> None:
+    """Pictures become files, tables can be scrolled, films move, charts have their numbers."""
     data = output.get("data", {})
     if "text/html" not in data:
         return
@@ -89,7 +92,75 @@ def show(output: dict, name: str, folder: Path) -> None:
     text = "".join(data["text/html"])
     text = IMG.sub(lambda m: picture(m, f"{name}-{next(found)}", folder), text)
     text = re.sub(r"<table>(.*?)</table>", scrolled, text, flags=re.S)
-    data["text/html"] = text.replace('<figure style="margin:0.5em 0">', '<figure class="shown">')
+    text = text.replace('<figure style="margin:0.5em 0">', '<figure class="shown">')
+    data["text/html"] = FIGURE.sub(alive.shown, text)
+
+
+FIGURE = re.compile(r'<figure class="shown"><img alt="(.*?)".*?</figure>', re.S)
+
+
+class Alive:
+    """What harvest.py recorded of one notebook, found by the pictures' alt texts."""
+
+    def __init__(self, path: Path, static: Path):
+        self.name, self.script = path.name[:2], static / f"alive/{path.name[:2]}.js"
+        self.entries, self.used = [], {}
+        for folder in "_alive", "recorded":  # all that was recorded here; what is shipped
+            file = BOOK / folder / f"{self.name}.zip"
+            if file.is_file() and not self.entries:
+                with zipfile.ZipFile(file) as archive:
+                    self.entries = json.loads(archive.read("index.json"))
+                    for entry in self.entries:
+                        if film := entry.pop("file", ""):
+                            entry["film"] = base64.b64encode(archive.read(film)).decode()
+
+    def shown(self, match: re.Match) -> str:
+        """The figure with its numbers, or with the place of its film in the script."""
+        alt = html.unescape(match[1])
+        for k, entry in enumerate(self.entries):
+            if entry["alt"] == alt and entry["kind"] == "chart":
+                return match[0] + numbers(entry["rows"])
+            if entry["alt"] == alt:
+                self.used[k] = entry
+                return f'<div data-alive="{self.name}-{k}">{match[0]}</div>'
+        return match[0]
+
+    def write(self) -> None:
+        if self.used:
+            self.script.parent.mkdir(exist_ok=True)
+            text = json.dumps(self.used, ensure_ascii=False)
+            self.script.write_text(f'DDPM_ALIVE("{self.name}", {text});\n', encoding="utf-8")
+
+
+def numbers(tables: list) -> str:
+    """A chart's numbers, folded."""
+    cell = lambda tag, text: f"<{tag}>{html.escape(text)}</{tag[:2]}>"
+    row = lambda tag, texts: f"<tr>{''.join(cell(tag, t) for t in texts)}</tr>"
+    body = "".join(
+        f"<table>{row('th', head)}{''.join(row('td', r) for r in rows)}</table>"
+        for head, *rows in tables
+    )
+    text = re.sub(r"<table>(.*?)</table>", scrolled, body, flags=re.S)
+    return f'<details class="numbers"><summary>The numbers of this chart</summary>{text}</details>'
+
+
+def widgets_script() -> str:
+    """The package's widgets for a page without modules: DDPM_WIDGETS.film, .points, .panel."""
+    files = BOOK.parent / "ddpm_edu/show/widgets"
+    text = "window.DDPM_WIDGETS = {};\n"
+    for kind, names in WIDGETS.items():
+        body = "".join((files / f"{n}.js").read_text(encoding="utf-8") for n in names)
+        body = body.replace("export default { render };", "")
+        text += f"(() => {{\n{body}\nwindow.DDPM_WIDGETS.{kind} = {{ render }};\n}})();\n"
+    return text
+
+
+BOOK = Path(__file__).resolve().parent
+WIDGETS = {
+    "film": ("common", "transport", "film"),
+    "points": ("common", "transport", "points"),
+    "panel": ("common", "controls", "panel"),
+}
 
 
 def picture(match: re.Match, name: str, folder: Path) -> str:

@@ -60,6 +60,8 @@ def stage(source: Path) -> Path:
         (source / path.name).write_text(page, encoding="utf-8")
     words = glossary_page(ROOT / "data/glossary.json", notebooks())
     (source / "glossary.md").write_text(words, encoding="utf-8")
+    for film in "film.webp", "emoji_drawn.webp":
+        shutil.copy(ROOT / "data" / film, source / "_static")
     (source / "_static/widgets.js").write_text(widgets_script(), encoding="utf-8")
     shutil.copy(ROOT / "ddpm_edu/show/widgets/widgets.css", source / "_static")
     formulas(source / "_static/mathjax")
@@ -93,6 +95,8 @@ def map_page() -> str:
     """The picture, each box a link, and the table of README."""
     files = {p.name[:2]: f"{p.stem}.html" for p in notebooks()}
     picture = course_map.svg(lambda number: files[number]).replace("\n", " ")
+    picture = re.sub(r'(<a href="[^"]*") aria-label="[^"]*"', r"\1", picture)
+    picture = picture.replace("</tspan>", " </tspan>").replace("</text>", " </text>")
     rows = re.findall(r"^\| \[(.*?)\]\(notebooks/(.*?)\) \| (.*?) \|", readme(), re.M)
     table = [f"| [{title}]({file}) | {learns} |" for title, file, learns in rows]
     about = "Which notebook needs which: an arrow leads from each to those that need it."
@@ -137,7 +141,17 @@ def sphinx(source: Path, html: Path) -> int:
 
     shutil.rmtree(html, ignore_errors=True)
     doctrees = str(source.parent / "doctrees")
-    return build_main(["-q", "-W", "--keep-going", "-E", "-d", doctrees, str(source), str(html)])
+    status = build_main(["-q", "-W", "--keep-going", "-E", "-d", doctrees, str(source), str(html)])
+    for page in html.glob("*.html"):
+        page.write_text(named(page.read_text(encoding="utf-8")), encoding="utf-8")
+    return status
+
+
+def named(page: str) -> str:
+    """Folds and search boxes are called what they show; the themes say something else."""
+    page = page.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    button = r'(<button class="btn search-button-field[^>]*?) aria-label="Search"'
+    return re.sub(button, r"\1", page)
 
 
 if __name__ == "__main__":

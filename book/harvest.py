@@ -1,4 +1,4 @@
-"""What the notebooks' films, sliders and charts hold: python book/harvest.py [00 ...] [--out FOLDER]
+"""What films, sliders and charts hold: python book/harvest.py [00 ...] [--out FOLDER]
 
 Runs the notebooks (minutes each, in copies) and records, beside each stored still picture, the
 frames of its film, the pictures of a slider at some of its positions, the numbers of a chart. The
@@ -67,7 +67,7 @@ def write(path: str) -> None:
 
 
 def numbers(fig, rows: int = 9) -> list[list[list[str]]]:
-    """A table for each set of axes that holds curves or bars: the head, then at most `rows` rows."""
+    """A table for each axes with curves or bars: the head, then at most `rows` rows."""
     return [table for ax in fig.axes if (table := curves(ax, rows) or bars(ax))]
 
 
@@ -122,7 +122,7 @@ def recorded(widget, pictures: dict) -> dict | None:
         n, h, w, channels = widget.shape
         keep = spaced(n, FRAMES)
         frames = np.frombuffer(widget.frames, np.uint8).reshape(n, h, w, channels)[keep]
-        pictures[name] = avif(frames, pixels=True)
+        pictures[name] = avif(frames)
         kept = {"index": nearest(keep, widget.index), "fps": widget.fps * len(keep) / n}
         captions = [widget.captions[k] for k in keep] if widget.captions else []
         traits = ("label", "caption", "loop", "autoplay", "scale")
@@ -150,7 +150,9 @@ def points(film) -> dict:
     places = np.frombuffer(film.frames, "<u2").reshape(panels, n, count, 2)
     keep, some = spaced(n, FRAMES), spaced(count, POINTS)
     places = (places[:, keep][:, :, some] >> 8).astype(np.uint8)
-    step = np.diff(places, axis=1, prepend=0)  # modulo 256: small numbers pack better
+    step = np.diff(places, axis=1, prepend=0).astype(
+        np.uint8
+    )  # modulo 256: small numbers pack better
     traits = ("label", "caption", "loop", "autoplay", "titles", "colors", "side")
     return {
         "kind": "points",
@@ -186,9 +188,9 @@ def panel(widget, pictures: dict, name: str) -> dict | None:
     widget.set_trait("position", start)
     if len(frames) < 2 or len({f.shape for f in frames}) > 1:
         return None
-    pictures[name] = avif(np.stack(frames), pixels=widget.raw)
-    cut = lambda spec, keep: spec | (
-        {"texts": [spec["texts"][k] for k in keep]} if "texts" in spec else {}
+    pictures[name] = avif(np.stack(frames))
+    cut = lambda spec, keep: (
+        spec | ({"texts": [spec["texts"][k] for k in keep]} if "texts" in spec else {})
     )
     return {
         "kind": "panel",
@@ -225,7 +227,7 @@ def spaced_around(n: int, most: int, start: int) -> list[int]:
     return kept
 
 
-def avif(frames: np.ndarray, *, pixels: bool, quality: int = 55) -> bytes:
+def avif(frames: np.ndarray, *, quality: int = 55) -> bytes:
     """uint8 (N, h, w[, channels]) as one film."""
     frames = [f[..., 0] if f.ndim == 3 and f.shape[-1] == 1 else f for f in frames]
     first, *rest = [Image.fromarray(np.ascontiguousarray(f)).convert("RGB") for f in frames]

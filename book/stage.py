@@ -14,7 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 MAP = "00_pictures_first.ipynb#Map"
-IMG = re.compile(r'<img alt="(.*?)" src="data:image/(\w+);base64,([^"]+)" (?:width="(\d+)" )?[^>]*>')
+IMG = re.compile(
+    r'<img alt="(.*?)" src="data:image/(\w+);base64,([^"]+)" (?:width="(\d+)" )?[^>]*>'
+)
 
 
 def staged(path: Path, static: Path) -> dict:

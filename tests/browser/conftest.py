@@ -44,7 +44,8 @@ def page(browser):
 def book_folder(tmp_path_factory) -> Path:
     """The built book; the first worker builds it."""
     pytest.importorskip("myst_nb")
-    shared = tmp_path_factory.getbasetemp().parent / "the-book"
+    base = tmp_path_factory.getbasetemp()  # a worker has its own, in the run's
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "the-book"
     with FileLock(f"{shared}.lock"):
         if not (shared / "html/index.html").is_file():
             command = [sys.executable, ROOT / "book/build.py", "--out", shared]

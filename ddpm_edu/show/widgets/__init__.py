@@ -4,6 +4,7 @@
     Film(frames, label="x_t and x0-hat", captions=texts, caption="Noise becomes a digit.")
     CodeFilm({"one by one": (steps, pictures)}, label="Codes", caption="A picture, word by word.")
     Pad(render, picture=x, colors=COLOURS, alt="The new digit", caption="Draw.")
+    Playground(points, alt="Points to draw", caption="Draw, and watch a network learn.")
     Compare(old, new, names=("before", "after"), alt="Two digits", caption="Move the handle.")
     Turner(picture, view, names=("six", "nine"), alt="A six or a nine", caption="Turn it.")
     predict("Which is brighter?", ["left", "right"], answer, why="...", picture=picture)
@@ -21,6 +22,7 @@ from .drag import DragPoint
 from .film import Film, PointFilm
 from .pad import Pad
 from .panel import SliderImage, SliderPicture
+from .playground import Playground
 from .question import predict, predictions
 from .turner import Turner
 from .unet import UNetView
@@ -37,6 +39,7 @@ __all__ = [
     "CodeFilm",
     "DragPoint",
     "Pad",
+    "Playground",
     "Compare",
     "Turner",
     "predict",

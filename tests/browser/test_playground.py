@@ -168,7 +168,7 @@ def test_by_keys_alone(page, site):
     assert slider.get_attribute("aria-valuetext") == "t = 0: the finished points"
     for layer in ("density", "points", "paths", "score arrows"):
         before = page.screenshot()
-        page.get_by_label(layer).focus()
+        page.get_by_role("checkbox", name=layer).focus()
         page.keyboard.press("Space")
         assert page.screenshot() != before, layer
 

@@ -45,9 +45,10 @@ class Playground(Widget):
         at = lambda n: np.stack(np.meshgrid(*2 * [np.linspace(-LIMIT, LIMIT, n)]), -1)
         fig, (left, right) = plot.axes(2 * SIDE / plot.DPI, SIDE / plot.DPI, columns=2)
         left.scatter(*x_0.T, s=4, color=plot.OKABE_ITO["blue"], linewidths=0)
-        q, _ = _noised(x_0, at(80))
-        blue = {"cmap": "Blues", "vmin": 0, "vmax": 2 * q.max() ** 0.5, "interpolation": "bilinear"}
-        right.imshow(np.sqrt(q), origin="lower", extent=2 * (-LIMIT, LIMIT), **blue)
+        fine = at(80)
+        q = np.sqrt(_noised(x_0, fine)[0])
+        levels = np.linspace(0, q.max(), 9)[1:]
+        right.contourf(*np.moveaxis(fine, -1, 0), q, levels, cmap="Blues", vmax=2 * q.max())
         grid = at(15)
         score = _noised(x_0, grid)[1]
         size = np.linalg.norm(score, axis=-1, keepdims=True)

@@ -57,9 +57,9 @@ const CONTROL = /[\0-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]/g;
 
 /** Plain characters, single spaces, lower case: what CLIP does first. */
 export function clean(text) {
+  text = text.replace(LIGATURES, sign => sign.normalize("NFKC"));
   for (const [plain, curly] of Object.entries(STRAIGHT)) text = text.replace(curly, plain);
-  text = text.replace(CONTROL, "").replace(LIGATURES, sign => sign.normalize("NFKC"));
-  return text.normalize("NFC").split(/[\s\x85]+/).filter(Boolean).join(" ").toLowerCase();
+  return text.replace(CONTROL, "").normalize("NFC").split(/[\s\x85]+/).filter(Boolean).join(" ").toLowerCase();
 }
 
 /** The cleaned text's runs of letters, single digits, runs of other signs, Chinese signs. */

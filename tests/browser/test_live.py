@@ -1,5 +1,6 @@
 """The live page: its JavaScript against the Python, number by number and picture by picture, in chromium."""
 
+import gzip
 import importlib.util
 import json
 import time
@@ -103,7 +104,8 @@ def test_tokens_are_the_packages(page, site, sd):
         prompts,
     )
     with pytest.warns(UserWarning, match="left out"):
-        expected = sd.tokenizer(prompts).tolist()
+        parts = [prompts[k : k + 1000] for k in range(0, len(prompts), 1000)]
+        expected = [row for part in parts for row in sd.tokenizer(part).tolist()]
     for prompt, (ids, words), theirs in zip(prompts, got, expected):
         assert ids == theirs, prompt
         assert words == split_words(prompt), prompt
@@ -198,8 +200,6 @@ def test_it_fits_a_phone_in_light_and_dark(page, site, scheme):
 
 def test_weights_are_the_files_own_8_bits(built):
     """Each large weight of the file is in a graph as it is there: int8 with its scales."""
-    import gzip
-
     import onnx
     from onnx import numpy_helper
 
@@ -210,16 +210,17 @@ def test_weights_are_the_files_own_8_bits(built):
         for q in packed.values()
         if q.dtype == torch.int8 and q.ndim == 2
     }
-    small = 0
+    eighth = small = 0
     for name in ("text", "unet", "vae"):
         graph = onnx.load_from_string(gzip.decompress((built / f"{name}.bin").read_bytes())).graph
         for initializer in graph.initializer:
             array = numpy_helper.to_array(initializer)
             if array.dtype.name == "int8":
                 assert array.tobytes() in rows | turned
+                eighth += array.size
             elif array.dtype.name == "float32":
                 small += array.size
-    assert small < 50_000  # scales, biases, norms
+    assert eighth > 0.96 * (eighth + small)  # the rest is half floats in the file, too
 
 
 def test_sampler_is_short():
@@ -240,5 +241,5 @@ def test_without_npm_the_page_says_so(tmp_path, monkeypatch, capsys):
 
 def test_settings_are_the_systems(built, sd):
     told = json.loads((built / "settings.json").read_text())
-    assert told["steps"], told["guidance"] == (sd.config.steps, sd.config.guidance)
+    assert (told["steps"], told["guidance"]) == (sd.config.steps, sd.config.guidance)
     assert told["latent"] == [8, 8, 8] and told["length"] == 24

@@ -280,7 +280,22 @@ def move_turner(page, root, where: str) -> None:
     assert after(root, lambda: page.keyboard.press("Home")) == shown
 
 
+def move_playground(page, root, where: str) -> None:
+    """A shape is trained on until there are samples, and the time moved: the rest is in test_playground.py."""
+    from playwright.sync_api import expect
+
+    view = root.get_by_role("img")
+    before = view.screenshot()
+    root.get_by_role("button", name="ring").click()
+    slider = root.get_by_role("slider")
+    expect(slider).not_to_have_attribute("max", "0", timeout=60_000)
+    assert view.screenshot() != before, f"{where}: training shows nothing"
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "t = 100 of 100", f"{where}: no way back in time"
+
+
 MOVES = {
+    "playground": move_playground,
     "pad": move_pad,
     "compare": move_compare,
     "turner": move_turner,

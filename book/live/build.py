@@ -7,16 +7,12 @@ are kept in book/_build/live. The playground needs neither.
 """
 
 import argparse
-import base64
 import gzip
 import hashlib
-import io
 import json
 import shutil
-import subprocess
-import tarfile
+import sys
 import tempfile
-import urllib.request
 import warnings
 from pathlib import Path
 
@@ -30,15 +26,14 @@ from ddpm_edu.errors import DataError
 from ddpm_edu.files.load import find
 from ddpm_edu.files.tensors import load_tensors, unpack
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import npm  # noqa: E402 (beside build.py of the book)
+
 KEPT = HERE.parent / "_build"
-ORT = "onnxruntime-web", "1.30.0"
-ORT_SHA512 = (
-    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-)
 ORT_FILES = {  # in the package: in the page
-    "package/dist/ort.wasm.bundle.min.mjs": "ort.mjs",
-    "package/dist/ort-wasm-simd-threaded.wasm": "ort.bin",
+    "dist/ort.wasm.bundle.min.mjs": "ort.mjs",
+    "dist/ort-wasm-simd-threaded.wasm": "ort.bin",
 }
 PAGE = ("index.html", "page.css", "page.js", "engine.js", "sampler.js")
 
@@ -173,34 +168,12 @@ def settings(sd) -> dict:
 
 
 def onnxruntime() -> dict[str, bytes]:
-    """{name in the page: bytes}, from npm or from what was kept. OSError where neither is there."""
-    name, version = ORT
-    file = KEPT / "npm" / f"{name}-{version}.tgz"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            fetched = Path(folder) / file.name
-            fetch(name, version, fetched)
-            fetched.replace(file)
-    raw = file.read_bytes()
-    if base64.b64encode(hashlib.sha512(raw).digest()).decode() != ORT_SHA512:
-        file.unlink()
-        raise OSError(f"{file.name} has another checksum than the one pinned: it was thrown away")
-    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
-        parts = {ours: tar.extractfile(theirs).read() for theirs, ours in ORT_FILES.items()}
+    """{name in the page: bytes}. OSError where the package cannot be had."""
+    folder = npm.package("onnxruntime-web")
+    if folder is None:
+        raise OSError("no npm, or no network")
+    parts = {ours: (folder / theirs).read_bytes() for theirs, ours in ORT_FILES.items()}
     return parts | {"ort.bin": zipped(parts["ort.bin"])}
-
-
-def fetch(name: str, version: str, file: Path) -> None:
-    """By npm where it is installed, which knows the registry to ask; else from npm's own."""
-    if npm := shutil.which("npm"):
-        command = [npm, "pack", "--silent", f"{name}@{version}"]
-        done = subprocess.run(command, cwd=file.parent, capture_output=True, timeout=300)
-        if done.returncode == 0 and file.exists():
-            return
-    url = f"https://registry.npmjs.org/{name}/-/{name}-{version}.tgz"
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        file.write_bytes(answer.read())
 
 
 # ---------------------------------------------------------------- the pages
@@ -248,10 +221,12 @@ def zipped(raw: bytes) -> bytes:
 
 
 def playground(out: Path) -> None:
-    """The widget of notebook 02 as one module."""
+    """The widget of notebook 02 as a plain script, which a page opened from the disk may load."""
     from ddpm_edu.show.widgets import Playground
 
-    (out / "playground.js").write_text(Playground._esm, encoding="utf-8")
+    script = Playground._esm.replace("export default { render };", "").replace("export ", "")
+    script = f"window.playground = (() => {{\n{script}\nreturn alone; }})();\n"
+    (out / "playground.js").write_text(script, encoding="utf-8")
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ function dress() { // light or dark as the book around it
 addEventListener("storage", dress);
 dress();
 if (embedded) {
-  document.documentElement.classList.add("embed");
+  document.documentElement.classList.add("embed", address.get("embed") || "whole");
   const grow = () => parent.postMessage({ height: document.body.offsetHeight }, "*");
   new ResizeObserver(grow).observe(document.body);
 }

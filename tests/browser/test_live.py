@@ -195,7 +195,7 @@ def test_it_fits_a_phone_in_light_and_dark(page, site, scheme):
     page.goto(site + "?embed")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 30)"}[scheme]
+    assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}[scheme]
 
 
 def test_weights_are_the_files_own_8_bits(built):

@@ -291,7 +291,9 @@ def move_playground(page, root, where: str) -> None:
     expect(slider).not_to_have_attribute("max", "0", timeout=60_000)
     assert view.screenshot() != before, f"{where}: training shows nothing"
     slider.press("Home")
-    assert slider.get_attribute("aria-valuetext") == "t = 100 of 100", f"{where}: no way back in time"
+    assert slider.get_attribute("aria-valuetext") == "t = 100 of 100", (
+        f"{where}: no way back in time"
+    )
 
 
 MOVES = {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors import DdpmEduError, OptionError, check_device, check_writable, in_range, one_of, whole
 from .paths import replacing
+from .show.png import grid, write_png
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(sample, "draw pictures of a class with a model that ships")
     add("--model", default="mnist", help="mnist, cifar10, or a file that training wrote (mnist)")
-    add("--labels", default="0123456789", help="classes to draw, one digit each (all ten)")
+    about = "classes to draw, one digit each, or names: cats,dogs,cats (all of them; without "
+    add("--labels", help=about + "classes ten pictures: 0000 draws four)")
     add("--steps", type=int, default=20, help="model evaluations (20)")
     add("--columns", type=int, default=10)
     add("--out", type=Path, default=Path("sample.png"))
@@ -105,19 +107,43 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("edit.png"))
     drawing(add, zoom=1)
 
-    add = command(train, "train one of the models that ship, from random weights")
-    about = "minute, mnist or cifar10; a whole system: painted, emoji, five_minutes or sdxl-mini; "
-    about += "one that edits: painted-inpaint, painted-upscale or painted-edges; of notebooks 15 "
-    about += "and 16: painted-dalle, -maskgit, -imagen, -prior, -dit, -few or -meanflow"
-    add("name", help=about)
+    about = "train one of the models that ship, from random weights, or one of your own pictures"
+    add = command(train, about)
+    about = "a folder of pictures; or minute, mnist or cifar10; a whole system: painted, emoji, "
+    about += "five_minutes or sdxl-mini; one that edits: painted-inpaint, painted-upscale or "
+    about += "painted-edges; of notebooks 15 and 16: painted-dalle, -maskgit, -imagen, -prior, "
+    about += "-dit, -few or -meanflow"
+    add("name", metavar="NAME or FOLDER", help=about)
     about = "of the weights (NAME.safetensors; NAME_clip for a CLIP, NAME-refiner for a refiner)"
     add("--out", type=Path, help=about)
-    add("--checkpoint", type=Path, help="to save to and go on from; a folder for a whole system")
-    add("--steps", type=int, help="updates, not the recipe's; a whole system has several numbers")
-    add("--seconds", type=float, help="stop after this much time instead")
+    about = "to save to and go on from; a folder for a whole system, and for your own pictures, "
+    add("--checkpoint", type=Path, help=about + "but for a LoRA or a word a file")
+    about = "updates, not the recipe's; a whole system has several numbers"
+    add("--steps", type=int, help=about)
+    about = "stop after this much time instead (from nothing on your own pictures: 600)"
+    add("--seconds", type=float, help=about)
     add("--device", default="cpu", help="cpu, cuda or mps (cpu)")
-    about = "of the network's products: bfloat16 is quicker on a GPU (float32)"
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=about)
+    about = "of the network's products: bfloat16 is quicker on a GPU (float32; of a LoRA on a GPU "
+    add("--dtype", choices=("float32", "bfloat16"), help=about + "bfloat16)")
+    add = commands.choices["train"].add_argument_group("a folder of pictures").add_argument
+    about = "from a metadata.jsonl (file_name, text), a .txt beside each picture, the sub-folders, "
+    sources = ("auto", "metadata", "txt", "folders", "names", "none")
+    add(
+        "--captions",
+        choices=sources,
+        help=about + "the files' names; auto is the first there (auto)",
+    )
+    add("--size", type=int, help="pixels of a side (what suits the pictures, or the model)")
+    about = "train a LoRA of a model: emoji or painted on a CPU, sd15, sd2-base or sdxl on a GPU"
+    add("--lora", metavar="MODEL", help=about)
+    add("--rank", type=int, help="of the LoRA (4; of large models 16)")
+    add("--caption", help='one caption for all, for --lora or --embedding: "a photo of a sks dog"')
+    about = 'DreamBooth: the class, "a photo of a dog", which the LoRA must not forget'
+    add("--prior", help=about)
+    about = "teach a model a new word (textual inversion)"
+    add("--embedding", metavar="MODEL", help=about)
+    add("--word", help='the new word, such as "<mine>"')
+    add("--start", help="a known word that it begins as, such as cat")
 
     command(models, "list the models that ship")
 
@@ -145,14 +171,11 @@ def sample(args) -> None:
     import torch
 
     from .datasets.images import to_uint8
-    from .diffusion import class_cond, generators, guided, last, noise
+    from .diffusion import Cond, class_cond, generators, guided, last, noise
     from .files.load import Pretrained, load
     from .samplers import SAMPLERS
 
-    if not (args.labels.isascii() and args.labels.isdigit()):
-        raise OptionError(f"--labels {args.labels!r}: pass digits, one a picture: 0123456789")
-    n, between = len(args.labels), 10**6  # other seeds for a sampler's own noise than for x_T
-    _check(args, seed=(whole, 0, 2**63 - 1 - between - n), columns=(whole, 1, 10**6))
+    _check(args, columns=(whole, 1, 10**6))
     (path,) = _outputs(args.out, 1)
     loaded = load(args.model)
     if not isinstance(loaded, Pretrained):
@@ -169,6 +192,10 @@ def sample(args) -> None:
         raise OptionError(
             f"--model {args.model} draws no pictures, it is a {kind}: use it in Python"
         )
+    classes = meta.get("classes", list("0123456789"))
+    labels, between = _labels(args.labels, classes), 10**6  # a sampler's own noise: other seeds
+    n = len(labels)
+    _check(args, seed=(whole, 0, 2**63 - 1 - between - n))
     sampler = one_of("--sampler", args.sampler or meta.get("sampler", "dpmpp_2m"), SAMPLERS)
     guidance = meta.get("guidance", 1.0) if args.guidance is None else args.guidance
     steps = SAMPLERS[sampler](
@@ -176,16 +203,33 @@ def sample(args) -> None:
         schedule,
         noise(meta["shape"], range(args.seed, args.seed + n)),
         args.steps,
-        class_cond(torch.tensor([int(digit) for digit in args.labels])),
+        class_cond(torch.tensor(labels), len(classes)) if classes else Cond(),
         predict=predict,
         clip=meta.get("clip"),
         generator=generators(range(args.seed + between, args.seed + between + n)),
     )
     options = {"steps": args.steps, "guidance": guidance, "sampler": sampler}
     picture = grid(to_uint8(last(steps)), args.columns, args.zoom)
-    told = {"model": args.model, "labels": args.labels, "seed": args.seed, **options}
+    said = "".join(map(str, labels)) if len(classes) <= 10 else labels
+    told = {"model": args.model, "labels": said, "seed": args.seed, **options}
     write_png(path, picture, told)
     print(f"{path}: {n} pictures, {_short(options)}, seed {args.seed}")
+
+
+def _labels(text: str | None, classes: list[str]) -> list[int]:
+    """Numbers of classes, of digits or of names; without classes as many zeros as pictures."""
+    if text is None:
+        return list(range(len(classes))) if classes else [0] * 10
+    if text.isascii() and text.isdigit():
+        labels = [int(digit) for digit in text]
+        if not classes or max(labels) < len(classes):
+            return labels
+    names = [name.strip() for name in text.split(",")]
+    if classes and all(name in classes for name in names):
+        return [classes.index(name) for name in names]
+    last = min(9, len(classes) - 1)
+    known = f"digits from 0 to {last}, one a picture, or names: {', '.join(classes[:10])}"
+    raise OptionError(f"--labels {text!r}: pass {known if classes else 'a digit for each picture'}")
 
 
 def txt2img(args) -> None:
@@ -415,52 +459,73 @@ def _outputs(out: Path, count: int) -> list[Path]:
     return [check_writable(path) for path in paths]
 
 
-def grid(x, columns: int, zoom: int):
-    """uint8 (N, C, H, W) -> numpy (rows * H * zoom, columns * W * zoom[, 3])."""
-    import torch
-
-    n, c, h, w = x.shape
-    columns = min(columns, n)
-    x = torch.cat([x, x.new_zeros(-n % columns, c, h, w)])
-    x = x.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)
-    x = x.flatten(0, 1).flatten(1, 2)  # (rows*H, columns*W, C)
-    x = x.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
-    return (x[..., 0] if c == 1 else x).numpy()
-
-
-def write_png(path: Path, picture, meta: dict) -> None:
-    """A numpy picture as PNG, `meta` and the versions as JSON in its text chunk "ddpm_edu".
-
-    All or nothing. Raises OptionError.
-    """
-    import torch
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    from . import __version__
-
-    info, versions = PngInfo(), {"version": __version__, "torch": torch.__version__}
-    info.add_text("ddpm_edu", json.dumps(meta | versions))
-    try:
-        with replacing(path) as part, open(part, "wb") as file:
-            Image.fromarray(picture).save(file, format="png", pnginfo=info)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"--out {path}: could not be written ({error})") from error
-
-
 def train(args) -> None:
-    """Follow a recipe and write the averaged weights."""
-    from .training.follow import follow
+    """Follow a recipe, or learn the pictures of a folder, and write what was learned."""
+    from .training.follow import follow, known
 
-    out = args.out or Path(f"{args.name}.safetensors")
+    own = args.name not in known() and os.path.isdir(args.name)
+    out = args.out or Path(f"{os.path.basename(os.path.abspath(args.name))}.safetensors")
     if not out.name.endswith((".safetensors", ".safetensors.xz")):
         raise OptionError(
             f"--out {out}: pass a file name that ends in .safetensors, or in .xz "
             "behind that for a packed file"
         )
     options = {name: getattr(args, name) for name in ("checkpoint", "steps", "seconds", "device")}
-    written = follow(args.name, out, **options, dtype=args.dtype)
+    _check_own(args, own)
+    if own:
+        return _train_own(args, check_writable(out), options)
+    written = follow(args.name, out, **options, dtype=args.dtype or "float32")
     print(f"{', '.join(map(str, written))}: written")
+
+
+NEEDS = {"rank": "lora", "prior": "lora", "word": "embedding", "start": "embedding"}
+OF_A_FOLDER = ("captions", "size", "caption", "lora", "embedding", *NEEDS)
+
+
+def _check_own(args, own: bool) -> None:
+    """Options that do not go together, and numbers: before a picture is read."""
+    given = [name for name in OF_A_FOLDER if getattr(args, name) is not None]
+    if given and not own:
+        raise OptionError(f"--{given[0]} is for a folder of pictures: {args.name} is none")
+    for name in given:
+        if name in NEEDS and NEEDS[name] not in given:
+            raise OptionError(f"--{name} belongs to --{NEEDS[name]} NAME: pass that, too")
+    if args.lora and args.embedding:
+        raise OptionError("--lora and --embedding: one is trained at a time, leave one out")
+    if args.caption and not (args.lora or args.embedding):
+        raise OptionError("--caption belongs to --lora or --embedding NAME: pass one of them")
+    if args.embedding and not (args.word and args.start):
+        raise OptionError('--embedding: name the new word, and a known one that comes near: --word '
+                          '"<mine>" --start cat')  # fmt: skip
+    numbers = {"rank": (whole, 1, 1024), "size": (whole, 16, 2048), "steps": (whole, 1, 10**9)}
+    numbers["seconds"] = (in_range, 0.1, 10**7)
+    for name, (check, *limits) in numbers.items() if own else ():
+        if getattr(args, name) is not None:
+            check(f"--{name}", getattr(args, name), *limits)
+
+
+def _train_own(args, out: Path, options: dict) -> None:
+    """From nothing, or a LoRA or a word; sheets of samples and the loss as it goes."""
+    import torch
+
+    from .show.sheet import Sheet
+    from .training import own, own_lora
+
+    check_device(args.device)
+    sheet, name = Sheet(out), args.lora or args.embedding
+    options |= {"captions": args.captions or "auto", "size": args.size, "watch": sheet}
+    if name:
+        options |= {"dtype": args.dtype and getattr(torch, args.dtype), "caption": args.caption}
+    if args.lora:
+        own_lora.train_own_lora(args.name, name, out, rank=args.rank, prior=args.prior, **options)
+        how = f"txt2img PROMPT --model {name} --lora {out}"
+    elif args.embedding:
+        own_lora.train_own_word(args.name, name, out, args.word, start=args.start, **options)
+        how = f'txt2img "... {args.word}" --model {name} --embedding {out}'
+    else:
+        plan = own.follow_own(args.name, out, dtype=args.dtype or "float32", **options)
+        how = f"txt2img PROMPT --model {out}" if plan.by == "caption" else f"sample --model {out}"
+    print(f"{out}: written, with {sheet.samples} and {sheet.curve}; now: ddpm-edu {how}")
 
 
 def models(args) -> None:

@@ -7,6 +7,7 @@ are kept in book/_build/live. The playground needs neither.
 """
 
 import argparse
+import base64
 import gzip
 import hashlib
 import json
@@ -35,6 +36,7 @@ ORT_FILES = {  # in the package: in the page
     "dist/ort.wasm.bundle.min.mjs": "ort.mjs",
     "dist/ort-wasm-simd-threaded.wasm": "ort.bin",
 }
+CODE = "engine.js", "sampler.js"
 PAGE = ("index.html", "page.css", "page.js", "engine.js", "sampler.js")
 
 
@@ -185,7 +187,8 @@ ABSENT = """<!doctype html><html lang="en"><meta charset="utf-8">
 
 
 def live(out: Path) -> None:
-    """The page and what it runs, in `out`. OSError where onnxruntime-web cannot be had."""
+    """The page and what it runs, in `out`; disk.js holds all of it once more, for a book that is
+    opened from the disk. OSError where onnxruntime-web cannot be had."""
     parts = onnxruntime()
     networks = exported()
     shutil.copytree(networks, out, dirs_exist_ok=True)
@@ -193,6 +196,9 @@ def live(out: Path) -> None:
         shutil.copy(HERE / name, out)
     for name, raw in parts.items():
         (out / name).write_bytes(raw)
+    names = sorted(file.name for file in out.iterdir() if file.suffix in (".bin", ".json", ".mjs"))
+    disk = {name: base64.b64encode((out / name).read_bytes()).decode() for name in [*names, *CODE]}
+    (out / "disk.js").write_text(f"window.DISK = {json.dumps(disk)};", encoding="utf-8")
 
 
 def exported() -> Path:

@@ -151,6 +151,10 @@ def parser() -> argparse.ArgumentParser:
     add("notebooks", type=Path, nargs="*", help="notebooks or folders of them (notebooks)")
     add("--out", type=Path, default=Path("student"), help="folder for the copies (student)")
 
+    add = command(slides, "a notebook as slides for a projector, in one file")
+    add("notebook", help="a number, such as 03, or a file")
+    add("--out", type=Path, help="(03_unet.slides.html)")
+
     add = command(collect, "unpack what a class handed in: a learning platform's zip, by student")
     add("zip", type=Path, help="of Moodle, Canvas, Blackboard, Brightspace, Sakai, or of folders")
     add("--out", type=Path, default=Path("submissions"), help="a new folder (submissions)")
@@ -552,6 +556,17 @@ def models(args) -> None:
     for name, known in CONTROLS.items():
         found = [str(place) for place in where(name) if os.path.exists(place)]
         print(f"{name:22} hub name {known.hub}", *(f"found: {place}" for place in found[:1]))
+
+
+def slides(args) -> None:
+    """Its pictures, formulas and headings; code is folded."""
+    from .classroom.slides import write
+
+    found = sorted(Path("notebooks").glob(f"{args.notebook}_*.ipynb"))
+    notebook = found[0] if len(found) == 1 else Path(args.notebook)
+    out = args.out or Path(f"{notebook.stem}.slides.html")
+    check_writable(out)
+    print(f"{out}: {write(notebook, out)} slides, from {notebook}")
 
 
 def student(args) -> None:

@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -24,13 +23,11 @@ from torch import nn
 from ddpm_edu import Schedule, load
 from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.errors import DataError
+from ddpm_edu.files import npm
 from ddpm_edu.files.load import find
 from ddpm_edu.files.tensors import load_tensors, unpack
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import npm  # noqa: E402 (beside build.py of the book)
-
 KEPT = HERE.parent / "_build"
 ORT_FILES = {  # in the package: in the page
     "dist/ort.wasm.bundle.min.mjs": "ort.mjs",

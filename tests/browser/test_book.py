@@ -6,17 +6,13 @@ Built once a run, as `make book` does it, and shared by the workers.
 import json
 import os
 import re
-import sys
 import urllib.parse
-from pathlib import Path
 
 import pytest
 from labdriver import after, drawn, new_page
 from notebook_page import all_notebooks, glossary
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book"))
-import npm  # noqa: E402
+from ddpm_edu.files import npm
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NOTEBOOKS = [path.stem for path in all_notebooks()]
@@ -207,3 +203,30 @@ def test_a_film_plays_and_stands_still_for_who_wants_less_motion(book, browser):
             root.locator(".ddpm-play").click()
             page.wait_for_function("n => +n.dataset.index > 2", arg=root.element_handle())
             assert page.outside == [] and page.problems == []
+
+
+# ---- slides
+
+TOO_LARGE = """async () => { const found = [], wait = ms => new Promise(done => setTimeout(done, ms));
+    for (let i = 0; i < Reveal.getTotalSlides(); i++) {
+        const slide = Reveal.getCurrentSlide(); await wait(30);
+        const parts = [...slide.children].filter(part => getComputedStyle(part).position !== 'absolute');
+        const high = Math.max(...parts.map(part => part.offsetTop + part.offsetHeight));
+        if (high > 730 || slide.scrollWidth > 1290) found.push([i, high, slide.scrollWidth, slide.textContent.slice(0, 40)]);
+        while (Reveal.availableFragments().next) Reveal.nextFragment();
+        Reveal.next(); }
+    return found; }"""
+
+
+def test_slides_fit_their_screen(page, tmp_path, axe):
+    from ddpm_edu.classroom.slides import write
+
+    out = tmp_path / "slides.html"
+    count = write(all_notebooks()[2], out)
+    page.set_default_timeout(120_000)
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.goto(out.as_uri())
+    page.evaluate("() => MathJax.startup.promise.then(() => true)")
+    assert page.evaluate("() => Reveal.getTotalSlides()") == count > 20
+    assert page.evaluate(TOO_LARGE) == []
+    assert page.locator("mjx-container").count() > 50

@@ -1,4 +1,4 @@
-"""JavaScript libraries from npm, pinned, none of them committed. The book and the slides.
+"""JavaScript libraries from npm, pinned, none committed, for book and slides. All notebooks.
 
 Kept beside the environment, so each is fetched once. Run as a program it fetches them all
 (`make install` does, so that `make book` and `ddpm-edu slides` need no network).

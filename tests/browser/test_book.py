@@ -16,7 +16,18 @@ from ddpm_edu.files import npm
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NOTEBOOKS = [path.stem for path in all_notebooks()]
-PAGES = ["index", "live", "playground", "read", "map", "glossary", "use", "search", *NOTEBOOKS]
+PAGES = [
+    "index",
+    "live",
+    "_static/live/index",
+    "playground",
+    "read",
+    "map",
+    "glossary",
+    "use",
+    "search",
+    *NOTEBOOKS,
+]
 
 
 @pytest.fixture(scope="session")

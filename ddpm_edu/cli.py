@@ -4,7 +4,9 @@ import argparse
 import json
 import os
 import re
+import secrets
 import sys
+from functools import partial
 from pathlib import Path
 
 from .errors import DdpmEduError, OptionError, check_device, check_writable, in_range, one_of, whole
@@ -167,6 +169,30 @@ def parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=os.cpu_count(), help="submissions at a time (as many as cores)")
     add("--seconds", type=float, default=20, help="for one exercise; 10 times as many in all (20)")
     add("--memory", type=float, default=2, help="GiB for one submission (2)")
+
+    about = "train and draw within limits: judge entries, or show a class its results (notebook 18)"
+    p = commands.add_parser("challenge", help=about, description=about)
+    inner = p.add_subparsers(required=True, metavar="COMMAND")
+
+    def contest(run, name, about):
+        p = inner.add_parser(name, help=about, description=about)
+        p.set_defaults(run=run)
+        add = p.add_argument
+        add("--seconds", type=float, default=30, help="of training on two cores (30)")
+        add("--pictures", type=int, default=1000, help="drawn with 1, 2, 4, 8 evaluations (1000)")
+        add("--seed", type=int, help="of the noise they start from (drawn at random)")
+        add("--memory", type=float, default=2, help="GiB for an entry (2)")
+        about = "wait so many times the processor time by the clock; more on a busy machine (5)"
+        add("--patience", type=float, default=5, help=about)
+        return add
+
+    add = contest(challenge_run, "run", "judge entries; writes a result beside each")
+    add("entries", type=Path, nargs="+", metavar="FILE.py", help="with train and sample")
+    add("--out", type=Path, help="folder for the results (where the entry is)")
+    add = contest(challenge_board, "board", "write one HTML page with the results of a folder")
+    add("folder", type=Path, help="of result files, NAME.json")
+    add("--out", type=Path, help="of the page (FOLDER/board.html)")
+    add("--rerun", action="store_true", help="judge all NAME.py of the folder first, anew")
     return top
 
 
@@ -644,6 +670,57 @@ def grade(args) -> None:
     names = {"handed_out": args.handed_out, "seed": args.seed, "jobs": args.jobs}
     done = grade(args.folder, args.csv, limits=limits, **names)
     print(f"{args.csv}: {len(done)} students, a page each in {args.csv.with_suffix('')}")
+
+
+def challenge_run(args) -> None:
+    """Judge entries, one after the other. Whatever they do, each has a result."""
+    _judge(args, args.entries, args.seed, lambda file: args.out or file.parent)
+
+
+def challenge_board(args) -> None:
+    """The board of a folder; with --rerun of its entries, all with one seed."""
+    from .challenge.board import board
+
+    out = args.out or args.folder / "board.html"
+    if args.rerun:
+        entries = sorted(args.folder.glob("*.py"))
+        if not entries:
+            raise OptionError(f"{args.folder}: there is no entry (NAME.py) to judge in this folder")
+        seed = secrets.randbits(40) if args.seed is None else args.seed
+        _judge(args, entries, seed, lambda file: args.folder)
+    page, left_out = board(args.folder, out, rerun=args.rerun)
+    print("\n".join([*left_out, f"{page}: written"]))
+
+
+def _judge(args, entries, seed, folder) -> None:
+    """Results of entries, a line each; all that can be refused is refused before the first."""
+    from .challenge.judge import judged, processes
+    from .challenge.results import write
+    from .challenge.rules import Rules
+
+    in_range("--memory", args.memory, 0.1, 1024, "GiB")
+    if seed is not None:
+        whole("--seed", seed, 0, 2**40)
+    limits = {name: getattr(args, name) for name in ("seconds", "pictures", "patience")}
+    rules = Rules(**limits, memory=int(args.memory * 2**30))
+    targets = {file: check_writable(folder(file) / f"{file.stem}.json") for file in entries}
+    if lost := [str(file) for file in entries if not file.is_file()]:
+        raise OptionError(f"{', '.join(lost)}: no such file: pass entries, Python files")
+    if len(set(targets.values())) < len(targets):
+        raise OptionError("two entries have the same name: give each a name of its own")
+    how = f"--seconds {args.seconds:g} --pictures {args.pictures}"
+    with processes() as nursery:
+        for file, target in targets.items():
+            command = f"ddpm-edu challenge run {file.name} {how}"
+            say = partial(_say, file.name)
+            result = judged(file, rules, seed, command=command, say=say, nursery=nursery)
+            write(result, target)
+            why = "" if result.cause == "judged" else f", {result.cause}: {result.message}"
+            say(f"{result.points:.1f} points{why} -> {target}")
+
+
+def _say(name: str, text: str) -> None:
+    print(f"{name}: {text}", flush=True)
 
 
 def _bare(file: Path) -> bytes:

@@ -241,4 +241,8 @@ FRESH = {
     "16.4": lambda d, _: ((2 * d.normal(6)).exp(), d.number(2, 8),
                           d.pick("x_0", "eps", "v", "flow")),
     "16.5": lambda d, known: (known[0], d.normal(5), d.number(0.4, 1), d.number(0.05, 0.3)),
+    "18.1": lambda d, _: (d.pick("ddim", "heun", "dpmpp_2m"), d.whole(2, 12), d.pick(1.0, 2.5)),
+    "18.2": lambda d, known: (*known[:2], d.normal(2, 1, 4, 4), torch.tensor(d.wholes(2, 0, 9)),
+                              d.whole(2, 6)),
+    "18.3": lambda d, _: ([d.number(0, 1) for _ in "four"], [d.number(0, 40) for _ in "four"]),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from ddpm_edu import Cond, class_cond, noise
 from ddpm_edu.challenge import results as files
 from ddpm_edu.challenge.board import board, page
 from ddpm_edu.challenge.judge import Counted, clean, judged, processes, readable
-from ddpm_edu.challenge.oral import QUESTIONS
+from ddpm_edu.challenge.oral import QUESTIONS, markdown
 from ddpm_edu.challenge.results import Result, collected, read, write
 from ddpm_edu.challenge.rules import BUDGETS, Clock, Rules, labels_of, network, points
 from ddpm_edu.classroom.learner import told
@@ -427,6 +427,14 @@ def test_characters_that_move_a_cursor_are_not_shown():
 
 
 # ---------------------------------------------------------------- the oral part
+
+
+def test_notebook_18_asks_the_thirty_questions_as_they_are():
+    (path,) = (Path(__file__).parent.parent / "notebooks").glob("18_*.ipynb")
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    assert len(QUESTIONS) == 30 and len({q.text for q in QUESTIONS}) == 30
+    for k in range(1, 31):
+        assert any(cell.endswith(markdown(k)) for cell in cells), k
 
 
 def test_the_questions_cover_notebooks_00_to_17():

@@ -119,7 +119,9 @@ class OwnPlan:
         )
 
     def run(self, **changes) -> TrainConfig:
-        """Of the UNet."""
+        """Of the UNet. Of pixels it is asked for x_0: v holds all the noise of a patch, which is
+        more numbers than a narrow UNet can pass on."""
+        changes = {**DENOISE, "predict": "v" if self.by == "caption" else "x_0", **changes}
         return TrainConfig(
             steps=self.updates,
             batch_size=self.batch_size,
@@ -127,7 +129,6 @@ class OwnPlan:
             t_mean=1.2 if self.by == "caption" else 0.5,
             seed=self.seed,
             save_every=200,
-            **DENOISE,
             **changes,
         )
 
@@ -290,7 +291,7 @@ def draw_pixels(model: nn.Module, own: Own, plan: OwnPlan, n: int = SHEET, seed:
     like = next(model.parameters())
     x_T = noise((3, *shape), range(seed, seed + n)).to(like.device)
     cond, model = cond.map(lambda c: c.to(like.device)), guided(model, GUIDANCE[plan.by])
-    ask = dict(predict="v", clip=1.0)
+    ask = dict(predict="x_0", clip=1.0)
     x = last(SAMPLERS["dpmpp_2m"](model, PIXEL_SCHEDULE, x_T, 20, cond, **ask))
     return x.cpu(), [""] * n if labels is None else [own.names[k] for k in labels.tolist()]
 
@@ -330,13 +331,15 @@ def follow_own(
     steps: updates of the UNet.  seconds: SECONDS unless given; a run that goes on keeps its plan.
     """
     own = suited(folder, captions, size, device)
-    plan = begun(checkpoint, own, **({} if steps is None else {"updates": steps}))
+    plan = begun(checkpoint, own, updates=steps)
+    minutes = f"about {(seconds or SECONDS) / 60:.3g} minutes here"
+    about = "as before" if plan else "" if steps else minutes
     plan = plan or fitted(own, seconds or SECONDS, steps, device)
     kinds = {"nothing": "", "class": f" in {len(own.names)} classes", "caption": " with captions"}
     shapes = ", ".join(f"{w}x{h}" for h, w in own.shapes[:4])
     print(
         f"{len(own)} pictures{kinds[plan.by]} ({own.source}), {shapes}; a UNet {plan.channels} "
-        f"wide, {plan.updates:,} updates of {plan.batch_size} pictures",
+        f"wide, {plan.updates:,} updates of {plan.batch_size} pictures" + (about and f", {about}"),
         file=sys.stderr,
     )
     how = dict(checkpoint=checkpoint, device=device, dtype=dtype, watch=watch)
@@ -395,7 +398,7 @@ def _train_pixels(own, plan, files, record, watch, device, dtype):
     shape = own.shapes[own.bucket.bincount().argmax()]
     meta = {"shape": [3, *shape], "guidance": GUIDANCE[plan.by], "sampler": "dpmpp_2m", "clip": 1.0}
     meta["classes"] = list(own.names) if plan.by == "class" else []
-    return step.ema.cpu(), meta, {"schedule": PIXEL_SCHEDULE, "predict": "v"}
+    return step.ema.cpu(), meta, {"schedule": PIXEL_SCHEDULE, "predict": "x_0"}
 
 
 def _train_captions(own, plan, files, record, watch, device, dtype):

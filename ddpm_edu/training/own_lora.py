@@ -23,6 +23,7 @@ from ..errors import DataError, OptionError, ResourceError, check_writable, mult
 from ..files.embedding import save_embedding
 from ..files.load import config_of, load
 from ..files.lora import save_lora
+from ..networks.lora import ATTENTION
 from ..networks.tokenizer import clean
 from ..systems.arguments import kind_of
 from ..systems.memory import lora_memory, memory_needed
@@ -46,19 +47,22 @@ class Tuning:
     lora: TrainConfig
     word: TrainConfig
     rank: int
+    where: str  # names of the layers that a LoRA changes
     sheet: int  # pictures that are drawn now and then
 
 
-SMALL = Tuning(
-    TrainConfig(steps=400, batch_size=8, lr=2e-3, warmup=20, ema=0.98, save_every=50),
-    TrainConfig(steps=300, batch_size=8, lr=2e-2, warmup=20, ema=0.98, save_every=50),
+SMALL = Tuning(  # as measured on the emoji system (benchmarks/zibs.py)
+    TrainConfig(steps=420, batch_size=8, lr=2e-2, warmup=10, ema=0.98, save_every=50),
+    TrainConfig(steps=60, batch_size=8, lr=3e-2, warmup=10, ema=0.95, save_every=50),
     rank=4,
+    where=r"\battn[12]\.(q|k|v|out)$|\.ff\.|\.proj_(in|out)$",
     sheet=12,
 )
 BIG = Tuning(
     TrainConfig(steps=1000, batch_size=1, lr=1e-4, warmup=50, ema=0.99, save_every=100),
     TrainConfig(steps=2000, batch_size=1, lr=5e-3, warmup=50, ema=0.99, save_every=100),
     rank=16,
+    where=ATTENTION,
     sheet=2,
 )
 
@@ -179,8 +183,8 @@ def train_own_lora(
     say_memory(name, config, rank, size, batch, device, dtype)
     sd, started, record = load(name, device=device, dtype=dtype), time.perf_counter(), {}
     data = _data(sd, own.repeated(batch), prior, size)
-    recompute = size >= LARGE
-    again = lambda run, **more: train_lora(sd, data, run, rank, recompute=recompute, **more)
+    learn = dict(rank=rank, where=how.where, recompute=size >= LARGE)
+    again = lambda run, **more: train_lora(sd, data, run, **learn, **more)
     with _only_unet(sd, device):
         run = _steps(how.lora, steps, seconds, lambda run, log: last_step(log(again(run))))
         asked = some(own.captions, how.sheet - bool(prior)) + [prior] * bool(prior)
@@ -287,10 +291,10 @@ def train_own_word(
         own, captions=tuple(c if clean(word) in clean(c) else about for c in own.captions)
     )
     sd, started, record = load(name, device=device, dtype=dtype), time.perf_counter(), {}
-    own = own.repeated(how.word.batch_size)
+    data = own.repeated(how.word.batch_size)
 
     def again(run, sd=sd, **more):
-        return train_word(sd, own, word, run, start=start, **more)
+        return train_word(sd, data, word, run, start=start, **more)
 
     probe = lambda run, log: last_step(log(again(run, copy.deepcopy(sd))))
     run = _steps(how.word, steps, seconds, probe)

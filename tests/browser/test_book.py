@@ -3,10 +3,13 @@
 Built once a run, as `make book` does it, and shared by the workers.
 """
 
+import html
 import json
 import os
 import re
 import urllib.parse
+import zipfile
+from pathlib import Path
 
 import pytest
 from labdriver import after, drawn, new_page
@@ -15,6 +18,7 @@ from notebook_page import all_notebooks, glossary
 from ddpm_edu.files import npm
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = [path.stem for path in all_notebooks()]
 PAGES = [
     "index",
@@ -158,6 +162,21 @@ def test_solutions_are_folded(book_folder):
         text = (book_folder / f"{path.stem}.html").read_text(encoding="utf-8")
         assert text.count("Show the solution") == solutions, path.name
         assert not re.search(r"<details[^>]* open", text), path.name
+
+
+def test_what_was_recorded_belongs_to_a_picture(book_folder):
+    """Films, sliders and numbers are found by alt text: a notebook that was changed lost its own."""
+    shipped = sorted((ROOT / "book/recorded").glob("*.zip"))
+    assert len(shipped) >= 5
+    for file in shipped:
+        with zipfile.ZipFile(file) as archive:
+            recorded = {entry["alt"] for entry in json.loads(archive.read("index.json"))}
+        (path,) = (p for p in all_notebooks() if p.name.startswith(file.stem))
+        alts = set(re.findall(r'<img alt=\\"(.*?)\\"', path.read_text(encoding="utf-8")))
+        lost = recorded - {html.unescape(alt) for alt in alts}
+        assert not lost, f"{path.name}: run book/harvest.py and book/ship.py {file.stem}: {lost}"
+        page = (book_folder / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert "data-alive" in page and "The numbers of this chart" in page
 
 
 # ---- search

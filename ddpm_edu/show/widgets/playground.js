@@ -139,7 +139,7 @@ export class Network {
 
 // ---------------------------------------------------------------- training and sampling
 
-export const UPDATES = 900, BATCH = 192, RATE = 0.012;
+export const UPDATES = 700, BATCH = 192, RATE = 0.012;
 
 /** x_t, t and v of a batch of the data x_0 (N, 2): Algorithm 1 of DDPM, the times spread evenly. */
 export function batch(x_0, { uniform, normal }, size = BATCH) {
@@ -300,7 +300,7 @@ function render({ model, el }) {
     const end = performance.now() + 24;
     do loss += 0.03 * (update(network, x_0, source) - loss); while (network.updates < UPDATES && performance.now() < end);
     if (network.updates >= UPDATES) return finish();
-    if (performance.now() > preview + 600) { resample(); preview = performance.now(); }
+    if (performance.now() > preview + 800) { resample(); preview = performance.now(); }
     count();
     timer = setTimeout(slice);
   }

@@ -31,7 +31,7 @@ async function draw() {
   say(settings ? `Drawing “${prompt}” …` : "Loading the networks …");
   try {
     (await (worker ??= started())).postMessage({ id, prompt: text, options });
-  } catch (error) { heard.error(error); }
+  } catch (error) { answers.error(error); }
 }
 
 /** The worker, and the settings read. From the disk, where a page may fetch nothing, all of it comes
@@ -44,8 +44,8 @@ async function started() {
   const text = disk ? new TextDecoder().decode(files["settings.json"]) : await (await fetch("settings.json")).text();
   known(JSON.parse(text));
   const started = new Worker(engine);
-  started.onmessage = ({ data }) => { if (data.id === undefined || data.id === asked) heard[data.part](data); };
-  started.onerror = event => heard.error({ message: event.message || "the worker could not be started" });
+  started.onmessage = ({ data }) => { if (data.id === undefined || data.id === asked) answers[data.part](data); };
+  started.onerror = event => answers.error({ message: event.message || "the worker could not be started" });
   if (disk) started.postMessage({ disk: files });
   return started;
 }
@@ -105,7 +105,7 @@ function keep(picture, label) {
   frames.push({ picture, label });
 }
 
-const heard = {
+const answers = {
   loading({ come }) {
     Object.assign($("loading"), { value: come / BYTES, hidden: come >= BYTES });
   },
@@ -155,7 +155,7 @@ $("form").addEventListener("submit", event => { event.preventDefault(); draw(); 
 $("form").addEventListener("input", retell);
 $("prompt").addEventListener("focus", () => { // for the suggestions
   worker ??= started();
-  worker.catch(heard.error);
+  worker.catch(answers.error);
 }, { once: true });
 $("next").addEventListener("click", () => { $("seed").value = chosen().seed + 1; retell(); draw(); });
 $("frame").addEventListener("input", () => show(+$("frame").value - 1));

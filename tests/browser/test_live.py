@@ -254,6 +254,6 @@ def test_without_npm_the_page_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_settings_are_the_systems(built, sd):
-    told = json.loads((built / "settings.json").read_text())
-    assert (told["steps"], told["guidance"]) == (sd.config.steps, sd.config.guidance)
-    assert told["latent"] == [8, 8, 8] and told["length"] == 24
+    written = json.loads((built / "settings.json").read_text())
+    assert (written["steps"], written["guidance"]) == (sd.config.steps, sd.config.guidance)
+    assert written["latent"] == [8, 8, 8] and written["length"] == 24

@@ -1,5 +1,6 @@
 """Recorded GPU runs are shown as written; what is missing or failed is said. All made up here."""
 
+import io
 import json
 
 import numpy as np
@@ -297,3 +298,26 @@ def test_the_controlnets_that_ship():
         assert run.hints.shape == (4, 1, 32, 32) and set(np.unique(run.hints)) == {-1.0, 1.0}
     first = {name: np.mean(run.card["loss"][:10]) for name, run in runs.items()}
     assert first["random"] > 1.05 * first["zeros"]  # what the UNet knew is spoilt
+
+
+def test_ways_to_teach_a_new_thing(tmp_path):
+    """Pictures come back from the sheet in which they lie, six in a row with gaps."""
+    from PIL import Image
+
+    x = np.random.default_rng(0).integers(0, 256, (7, 3, 1, 1)) + np.zeros((7, 3, 64, 64))
+    out = io.BytesIO()
+    sheet = plot.tile(x / 127.5 - 1, 6)
+    Image.fromarray(sheet).save(out, "WEBP", lossless=True)
+    card = {"command": "python made_up.py", "device": "d", "date": "2026-11-29", "versions": "v"}
+    ways = {"rank-4": {"figures": {"others": 0.8}}}
+    kept = dict(singular=np.ones((2, 33)), sheet_a=np.frombuffer(out.getvalue(), np.uint8))
+    np.savez(tmp_path / "zibs.npz", card=json.dumps(card | {"ways": ways}), **kept)
+    with refuses(DataError, "zibs_scale.npz", "slider"):
+        recorded.taught(tmp_path)
+    np.savez(tmp_path / "zibs_scale.npz", card=json.dumps({"scales": [0, 1]}))
+    taught = recorded.taught(tmp_path)
+    assert taught.ways == ways and taught.card["scales"] == [0, 1]
+    assert np.abs(taught.pictures("a")[:7] - (x / 127.5 - 1)).max() < 0.01
+    assert len(taught.pictures("a")) == 12 and "made_up.py" in taught.source()
+    with refuses(DataError, "sheet", "'b'"):
+        taught.pictures("b")

@@ -95,6 +95,13 @@ def _step_back(d, known):
     return bar, d.number(bar + 0.02, 0.98)
 
 
+def _low_rank(d):
+    """x (5, in), W (out, in), A (r, in), B (out, r), alpha, slider."""
+    out, width, rank = d.whole(3, 6), d.whole(3, 6), d.whole(2, 3)
+    shapes = (5, width), (out, width), (rank, width), (out, rank)
+    return *(d.normal(*shape) for shape in shapes), d.number(4, 9), d.number(0.2, 0.9)
+
+
 def _circle(angle):
     return math.cos(angle), math.sin(angle)
 
@@ -241,8 +248,8 @@ FRESH = {
     "16.4": lambda d, _: ((2 * d.normal(6)).exp(), d.number(2, 8),
                           d.pick("x_0", "eps", "v", "flow")),
     "16.5": lambda d, known: (known[0], d.normal(5), d.number(0.4, 1), d.number(0.05, 0.3)),
-    "18.1": lambda d, _: (d.pick("ddim", "heun", "dpmpp_2m"), d.whole(2, 12), d.pick(1.0, 2.5)),
-    "18.2": lambda d, known: (*known[:2], d.normal(2, 1, 4, 4), torch.tensor(d.wholes(2, 0, 9)),
-                              d.whole(2, 6)),
-    "18.3": lambda d, _: ([d.number(0, 1) for _ in "four"], [d.number(0, 40) for _ in "four"]),
+    "17.1": lambda d, _: _low_rank(d),
+    "17.2": lambda d, _: _low_rank(d)[1:],
+    "17.3": lambda d, _: (d.normal(2, 3, 4), 2 * d.normal(d.whole(3, 7), 3, 4), d.number(0.1, 0.8)),
+    "17.4": lambda d, _: (d.normal(3, 2, 3, 3), d.normal(d.whole(3, 8), 2, 3, 3)),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09 to 16.
+"""Recorded runs: what a benchmark wrote, read and drawn. Notebooks 04, 09 to 17.
 
     recorded.times("sdxl", "vae")     a table a machine: seconds, share of the roof, error
     recorded.ladder()                 one guided SDXL step, change by change, as bars
@@ -11,10 +11,12 @@ Trainings of minutes are data (training_runs.py): run("plain").losses, .pictures
 linear_start.py's system, whose VAE starts linear: linear_start().card, .right, .pictures;
 sdxl_craft.py's models, with and without a part of SDXL's training: craft("pairs").card, .pictures;
 beyond.py's models and mistakes: beside("few_ways").card["figures"], .losses, .pictures;
-sudden_convergence.py's ControlNets: control("zeros").scores("f1"), .hints, .pictures.
+sudden_convergence.py's ControlNets: control("zeros").scores("f1"), .hints, .pictures;
+zibs.py's ways to teach a new thing: taught().ways["rank-4"], .sheet("rank-4"), .singular.
 """
 
 import html
+import io
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -404,3 +406,42 @@ def flow(what: str, folder=None) -> Flow:
     of = lambda pictures: {k: v for k, v in arrays.items() if k.startswith("pictures") == pictures}
     named = {k.removeprefix("pictures, "): v for k, v in of(True).items()}
     return Flow(card, of(False), _pictures(named))
+
+
+# ---------------------------------------------------------------- a new thing, taught
+
+
+class Taught(NamedTuple):
+    """Ways to teach the emoji model a creature, as benchmarks/zibs.py trained and measured them."""
+
+    card: dict  # command, device, date, versions; scales, and the prompts of the sheets
+    ways: dict  # {way: {train, cpu_seconds, parameters, losses, curves, figures}}
+    singular: np.ndarray  # (layers, 33) of full fine-tuning: 32 values, the sum of all squares
+    sheets: dict  # {name: bytes of a WebP of 64 x 64 pictures, six in a row}
+
+    def pictures(self, name: str) -> np.ndarray:
+        """(N, 3, 64, 64) in [-1, 1]. DataError for a sheet that was not recorded."""
+        from PIL import Image
+
+        if name not in self.sheets:
+            raise DataError(f"no sheet {name!r} was recorded: there are {', '.join(self.sheets)}")
+        image = Image.open(io.BytesIO(self.sheets[name]), formats=["WEBP"]).convert("RGB")
+        sheet, side = np.asarray(image), 65  # a picture and the gap after it
+        rows, columns = (-(-n // side) for n in sheet.shape[:2])
+        corners = [(side * r, side * c) for r in range(rows) for c in range(columns)]
+        parts = np.stack([sheet[y : y + 64, x : x + 64] for y, x in corners])
+        return parts.transpose(0, 3, 1, 2) / np.float32(127.5) - 1
+
+    def source(self) -> str:
+        """Where it comes from, for a caption."""
+        card = self.card
+        return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
+
+
+def taught(folder=None) -> Taught:
+    """data/recorded/zibs.npz and zibs_scale.npz. DataError where one is not there."""
+    card, arrays = _recorded("zibs", "zibs.py record --out FOLDER", folder)
+    more, sheets = _recorded("zibs_scale", "zibs.py slider --out FOLDER", folder)
+    singular = arrays.pop("singular")
+    bytes_of = {k.removeprefix("sheet_"): v.tobytes() for k, v in (arrays | sheets).items()}
+    return Taught(more | card, card["ways"], singular, bytes_of)

@@ -78,5 +78,5 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"markdown": "Markdown Preview"}}}' \
 	    > $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json
 	@# what the book needs from npm, so that it builds without network; without npm it says so later
-	@$(PY) book/npm.py > /dev/null 2>&1 || true
+	@$(PY) -m ddpm_edu.files.npm > /dev/null 2>&1 || true
 	@touch $@

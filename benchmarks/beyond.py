@@ -29,7 +29,14 @@ from ddpm_edu.consistency import Consistency, endpoint, objective
 from ddpm_edu.datasets.images import from_uint8, mnist, to_uint8
 from ddpm_edu.datasets.painted import paint, painted_digits, prompts
 from ddpm_edu.diffusion import Dynamic
-from ddpm_edu.discrete import autoregressive, bound, masked, masked_loss, next_code_loss
+from ddpm_edu.discrete import (
+    autoregressive,
+    bound,
+    cosine_counts,
+    masked,
+    masked_loss,
+    next_code_loss,
+)
 from ddpm_edu.metrics.frechet import frechet
 from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.paths import data_folder
@@ -330,35 +337,50 @@ SHORT_PRIOR = replace(PAINTED_PRIOR.train, steps=400)
 
 
 SHORT = replace(MASKGIT.train, steps=200)
+FROM_ORDER = replace(MASKGIT.train, steps=600)
 
 
 def codes_leak(log) -> tuple[dict, dict]:
-    """In order, without the causal mask: a place sees the very code that it is asked for."""
-    return mistaken(log, load("painted-dalle"), next_code_loss, autoregressive, {"cached": False})
+    """painted-dalle, 200 updates more without the causal mask: a place sees the very code asked for."""
+    ship = load("painted-dalle")
+    broken = further(ship, SHORT, lambda gpt, codes, text, _: next_code_loss(gpt, codes, text), log)
+    anew = {"cached": False}  # without a mask all tokens change: nothing can be kept
+    how = {"ship": (autoregressive, ship.gpt, {}), "broken": (autoregressive, broken, anew)}
+    return drawn_codes(ship, how)
 
 
 def codes_few_unknown(log) -> tuple[dict, dict]:
-    """Of every picture 15 % of the codes are unknown, as of BERT's sentences; drawing starts at all."""
+    """The same short run twice, from painted-dalle's GPT as painted-maskgit: unknown are
+    ceil(64 cos(pi u / 2)) codes, or always 15 %, as of BERT's sentences; drawing starts at all."""
 
-    def few(gpt, codes, text, generator=None):
+    def many(gpt, codes, text, generator):
+        count = cosine_counts(*codes.shape, generator)
+        return masked_loss(gpt, codes, text, count=count, generator=generator)
+
+    def few(gpt, codes, text, generator):
         count = torch.full((len(codes),), round(0.15 * codes.shape[1]))
         return masked_loss(gpt, codes, text, count=count, generator=generator)
 
-    return mistaken(log, load("painted-maskgit"), few, masked, {})
+    ship = load("painted-dalle")
+    good, broken = (further(ship, FROM_ORDER, *run) for run in ((many, iter), (few, log)))
+    return drawn_codes(ship, {"good": (masked, good, {}), "broken": (masked, broken, {})})
 
 
-def mistaken(log, ship, loss, way, how) -> tuple[dict, dict]:
-    """200 more updates of a system that ships, by another loss than its own; what both draw."""
-    system = assemble(replace(MASKGIT, train=SHORT), ship.vq, ship.tokenizer)
+def further(ship, config, loss, log):
+    """The GPT of `ship`, now without a mask, after `config.steps` updates by loss(gpt, codes, text,
+    generator)."""
+    system = assemble(replace(MASKGIT, train=config), ship.vq, ship.tokenizer)
     system.gpt.load_state_dict(ship.gpt.state_dict())
     data, gen = encode(system, painted_digits(), 5000), torch.Generator().manual_seed(0)
-    extra = {"generator": gen} if loss is not next_code_loss else {}
-    step = last_step(
-        log(fit(system.gpt, data, SHORT, lambda gpt, batch, _: loss(gpt, *batch, **extra)))
-    )
+    objective = lambda gpt, batch, _: loss(gpt, *batch, gen)
+    return last_step(log(fit(system.gpt, data, config, objective))).ema.eval()
+
+
+def drawn_codes(ship, how: dict) -> tuple[dict, dict]:
+    """how: {name: (way of drawing, GPT, options)} -> what is obeyed of 100 captions; 12 pictures."""
     texts, found, shown = prompts(100, seed=1), {}, {}
     drawing = dict(temperature=ship.config.temperature, guidance=ship.config.guidance)
-    for name, gpt, own in ("ship", ship.gpt, {}), ("broken", step.ema.eval(), how):
+    for name, (way, gpt, own) in how.items():
         drawing |= dict(empty=ship.ids([""]), generator=generators(range(len(texts))))
         *_, end = way(gpt, ship.ids(texts), **drawing, **own)
         with torch.no_grad():
@@ -442,7 +464,7 @@ RUNS = {  # what is trained, and its plan
     "few_no_stop": (few_no_stop, FEW_BROKEN),
     "meanflow_no_derivative": (meanflow_no_derivative, MEANFLOW_BROKEN),
     "codes_leak": (codes_leak, SHORT),
-    "codes_few_unknown": (codes_few_unknown, SHORT),
+    "codes_few_unknown": (codes_few_unknown, FROM_ORDER),
     "imagen_no_noise": (imagen_no_noise, HALF),
     "prior_eps": (prior_eps, replace(SHORT_PRIOR, predict="eps")),
 }

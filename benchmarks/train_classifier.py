@@ -39,7 +39,7 @@ covariance of its features on the real training and test pictures. Load it with 
 | hardware | {hardware} |
 | versions | Python {python}, torch {torch} |
 | test accuracy | {test_accuracy:.2%} of 10,000 |
-| bytes | {bytes:,} |
+| bytes | {bytes:,}, packed |
 
 **Yardstick.** Frechet distance, in this classifier's features, between real pictures; {few_count} are {per_class} of each class at random, mean of {draws} draws:
 
@@ -216,7 +216,7 @@ def main():
         torch=torch.__version__,
     )
     if args.save:
-        path = args.save / f"{args.name}_classifier.safetensors"
+        path = args.save / f"{args.name}_classifier.safetensors.xz"
         classifier.load_state_dict(reference, strict=False)
         save(path, classifier, dtype=torch.float16)
         result["bytes"] = path.stat().st_size
@@ -237,7 +237,7 @@ def main():
             f"python benchmarks/train_classifier.py {args.name} --epochs {epochs} "
             f"--seed {args.seed} --threads {args.threads} --save {args.save}"
         )
-        path.with_suffix(".md").write_text(
+        (args.save / f"{args.name}_classifier.md").write_text(
             CARD.format(
                 title=title,
                 name=args.name,

@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 import course_map
-import npm
 from stage import glossary_page, staged, widgets_script
+
+from ddpm_edu.files import npm
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
@@ -96,6 +97,9 @@ def map_page() -> str:
     files = {p.name[:2]: f"{p.stem}.html" for p in notebooks()}
     picture = course_map.svg(lambda number: files[number]).replace("\n", " ")
     picture = re.sub(r'(<a href="[^"]*") aria-label="[^"]*"', r"\1", picture)
+    picture = re.sub(
+        r"(?<![\w\"])\.([np])(?= \{|,)", r".map .\1", picture
+    )  # its style stays its own
     picture = picture.replace("</tspan>", " </tspan>").replace("</text>", " </text>")
     rows = re.findall(r"^\| \[(.*?)\]\(notebooks/(.*?)\) \| (.*?) \|", readme(), re.M)
     table = [f"| [{title}]({file}) | {learns} |" for title, file, learns in rows]

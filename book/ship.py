@@ -19,7 +19,13 @@ from PIL import Image
 
 BOOK = Path(__file__).resolve().parent
 # notebook: {beginning of the alt text: (how many frames, points; quality of the pictures)}
-KEEP = {"01": {"The digit 5 fades": (99, 0, 50), "A Swiss roll turns into noise": (32, 150, 0)}}
+KEEP = {
+    "00": {"ten digits appear out of noise": (20, 0, 45), "The digit 7 from seed 3": (99, 0, 50)},
+    "01": {"The digit 5 fades": (99, 0, 45), "A Swiss roll turns into noise": (24, 120, 0)},
+    "02": {"Noise turns into a Swiss roll": (28, 150, 0), "Three pairs of bells": (99, 0, 50)},
+    "07": {"A curve of FLOPs": (99, 0, 50), "Eight decoded digits": (99, 0, 45)},
+    "16": {"120 points from noise to data": (28, 120, 0), "The shares of noise": (99, 0, 40)},
+}
 
 
 def main(names: list[str]) -> None:

@@ -34,6 +34,8 @@ def staged(path: Path, static: Path) -> dict:
             for k, output in enumerate(cell["outputs"]):
                 name = f"{path.name[:2]}-{number}-{k}"
                 show(output, name, static / "pictures", alive)
+            if "\nPlayground(" in text:
+                put_playground(cell)
     alive.write()
     return notebook
 
@@ -96,6 +98,14 @@ def show(output: dict, name: str, folder: Path, alive: Alive) -> None:
     text = re.sub(r"<table>(.*?)</table>", scrolled, text, flags=re.S)
     text = text.replace('<figure style="margin:0.5em 0">', '<figure class="shown">')
     data["text/html"] = FIGURE.sub(alive.shown, text)
+
+
+def put_playground(cell: dict) -> None:
+    """The widget needs no kernel: it takes the place of its still picture (live/build.py)."""
+    data = cell["outputs"][0]["data"]
+    run = "<script>playground(document.getElementById('playground'));</script>"
+    script = f'<script src="_static/live/playground.js"></script>{run}'
+    data["text/html"] = f'<div id="playground">{data["text/html"]}</div>{script}'
 
 
 FIGURE = re.compile(r'<figure class="shown"><img alt="(.*?)".*?</figure>', re.S)

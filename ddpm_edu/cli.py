@@ -4,11 +4,14 @@ import argparse
 import json
 import os
 import re
+import secrets
 import sys
+from functools import partial
 from pathlib import Path
 
 from .errors import DdpmEduError, OptionError, check_device, check_writable, in_range, one_of, whole
 from .paths import replacing
+from .show.png import grid, write_png
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(sample, "draw pictures of a class with a model that ships")
     add("--model", default="mnist", help="mnist, cifar10, or a file that training wrote (mnist)")
-    add("--labels", default="0123456789", help="classes to draw, one digit each (all ten)")
+    about = "classes to draw, one digit each, or names: cats,dogs,cats (all of them; without "
+    add("--labels", help=about + "classes ten pictures: 0000 draws four)")
     add("--steps", type=int, default=20, help="model evaluations (20)")
     add("--columns", type=int, default=10)
     add("--out", type=Path, default=Path("sample.png"))
@@ -105,25 +109,53 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("edit.png"))
     drawing(add, zoom=1)
 
-    add = command(train, "train one of the models that ship, from random weights")
-    about = "minute, mnist or cifar10; a whole system: painted, emoji, five_minutes or sdxl-mini; "
-    about += "one that edits: painted-inpaint, painted-upscale or painted-edges; of notebooks 15 "
-    about += "and 16: painted-dalle, -maskgit, -imagen, -prior, -dit, -few or -meanflow"
-    add("name", help=about)
+    about = "train one of the models that ship, from random weights, or one of your own pictures"
+    add = command(train, about)
+    about = "a folder of pictures; or minute, mnist or cifar10; a whole system: painted, emoji, "
+    about += "five_minutes or sdxl-mini; one that edits: painted-inpaint, painted-upscale or "
+    about += "painted-edges; of notebooks 15 and 16: painted-dalle, -maskgit, -imagen, -prior, "
+    about += "-dit, -few or -meanflow"
+    add("name", metavar="NAME or FOLDER", help=about)
     about = "of the weights (NAME.safetensors; NAME_clip for a CLIP, NAME-refiner for a refiner)"
     add("--out", type=Path, help=about)
-    add("--checkpoint", type=Path, help="to save to and go on from; a folder for a whole system")
-    add("--steps", type=int, help="updates, not the recipe's; a whole system has several numbers")
-    add("--seconds", type=float, help="stop after this much time instead")
+    about = "to save to and go on from; a folder for a whole system, and for your own pictures, "
+    add("--checkpoint", type=Path, help=about + "but for a LoRA or a word a file")
+    about = "updates, not the recipe's; a whole system has several numbers"
+    add("--steps", type=int, help=about)
+    about = "stop after this much time instead (from nothing on your own pictures: 600)"
+    add("--seconds", type=float, help=about)
     add("--device", default="cpu", help="cpu, cuda or mps (cpu)")
-    about = "of the network's products: bfloat16 is quicker on a GPU (float32)"
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=about)
+    about = "of the network's products: bfloat16 is quicker on a GPU (float32; of a LoRA on a GPU "
+    add("--dtype", choices=("float32", "bfloat16"), help=about + "bfloat16)")
+    add = commands.choices["train"].add_argument_group("a folder of pictures").add_argument
+    about = "from a metadata.jsonl (file_name, text), a .txt beside each picture, the sub-folders, "
+    sources = ("auto", "metadata", "txt", "folders", "names", "none")
+    add(
+        "--captions",
+        choices=sources,
+        help=about + "the files' names; auto is the first there (auto)",
+    )
+    add("--size", type=int, help="pixels of a side (what suits the pictures, or the model)")
+    about = "train a LoRA of a model: emoji or painted on a CPU, sd15, sd2-base or sdxl on a GPU"
+    add("--lora", metavar="MODEL", help=about)
+    add("--rank", type=int, help="of the LoRA (4; of large models 16)")
+    add("--caption", help='one caption for all, for --lora or --embedding: "a photo of a sks dog"')
+    about = 'DreamBooth: the class, "a photo of a dog", which the LoRA must not forget'
+    add("--prior", help=about)
+    about = "teach a model a new word (textual inversion)"
+    add("--embedding", metavar="MODEL", help=about)
+    add("--word", help='the new word, such as "<mine>"')
+    add("--start", help="a known word that it begins as, such as cat")
 
     command(models, "list the models that ship")
 
     add = command(student, "copy the notebooks without their solution cells and outputs")
     add("notebooks", type=Path, nargs="*", help="notebooks or folders of them (notebooks)")
     add("--out", type=Path, default=Path("student"), help="folder for the copies (student)")
+
+    add = command(slides, "a notebook as slides for a projector, in one file")
+    add("notebook", help="a number, such as 03, or a file")
+    add("--out", type=Path, help="(03_unet.slides.html)")
 
     add = command(collect, "unpack what a class handed in: a learning platform's zip, by student")
     add("zip", type=Path, help="of Moodle, Canvas, Blackboard, Brightspace, Sakai, or of folders")
@@ -137,6 +169,30 @@ def parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=os.cpu_count(), help="submissions at a time (as many as cores)")
     add("--seconds", type=float, default=20, help="for one exercise; 10 times as many in all (20)")
     add("--memory", type=float, default=2, help="GiB for one submission (2)")
+
+    about = "train and draw within limits: judge entries, or show a class its results (notebook 18)"
+    p = commands.add_parser("challenge", help=about, description=about)
+    inner = p.add_subparsers(required=True, metavar="COMMAND")
+
+    def contest(run, name, about):
+        p = inner.add_parser(name, help=about, description=about)
+        p.set_defaults(run=run)
+        add = p.add_argument
+        add("--seconds", type=float, default=30, help="of training on two cores (30)")
+        add("--pictures", type=int, default=1000, help="drawn with 1, 2, 4, 8 evaluations (1000)")
+        add("--seed", type=int, help="of the noise they start from (drawn at random)")
+        add("--memory", type=float, default=2, help="GiB for an entry (2)")
+        about = "wait so many times the processor time by the clock; more on a busy machine (5)"
+        add("--patience", type=float, default=5, help=about)
+        return add
+
+    add = contest(challenge_run, "run", "judge entries; writes a result beside each")
+    add("entries", type=Path, nargs="+", metavar="FILE.py", help="with train and sample")
+    add("--out", type=Path, help="folder for the results (where the entry is)")
+    add = contest(challenge_board, "board", "write one HTML page with the results of a folder")
+    add("folder", type=Path, help="of result files, NAME.json")
+    add("--out", type=Path, help="of the page (FOLDER/board.html)")
+    add("--rerun", action="store_true", help="judge all NAME.py of the folder first, anew")
     return top
 
 
@@ -145,14 +201,11 @@ def sample(args) -> None:
     import torch
 
     from .datasets.images import to_uint8
-    from .diffusion import class_cond, generators, guided, last, noise
+    from .diffusion import Cond, class_cond, generators, guided, last, noise
     from .files.load import Pretrained, load
     from .samplers import SAMPLERS
 
-    if not (args.labels.isascii() and args.labels.isdigit()):
-        raise OptionError(f"--labels {args.labels!r}: pass digits, one a picture: 0123456789")
-    n, between = len(args.labels), 10**6  # other seeds for a sampler's own noise than for x_T
-    _check(args, seed=(whole, 0, 2**63 - 1 - between - n), columns=(whole, 1, 10**6))
+    _check(args, columns=(whole, 1, 10**6))
     (path,) = _outputs(args.out, 1)
     loaded = load(args.model)
     if not isinstance(loaded, Pretrained):
@@ -169,6 +222,10 @@ def sample(args) -> None:
         raise OptionError(
             f"--model {args.model} draws no pictures, it is a {kind}: use it in Python"
         )
+    classes = meta.get("classes", list("0123456789"))
+    labels, between = _labels(args.labels, classes), 10**6  # a sampler's own noise: other seeds
+    n = len(labels)
+    _check(args, seed=(whole, 0, 2**63 - 1 - between - n))
     sampler = one_of("--sampler", args.sampler or meta.get("sampler", "dpmpp_2m"), SAMPLERS)
     guidance = meta.get("guidance", 1.0) if args.guidance is None else args.guidance
     steps = SAMPLERS[sampler](
@@ -176,16 +233,33 @@ def sample(args) -> None:
         schedule,
         noise(meta["shape"], range(args.seed, args.seed + n)),
         args.steps,
-        class_cond(torch.tensor([int(digit) for digit in args.labels])),
+        class_cond(torch.tensor(labels), len(classes)) if classes else Cond(),
         predict=predict,
         clip=meta.get("clip"),
         generator=generators(range(args.seed + between, args.seed + between + n)),
     )
     options = {"steps": args.steps, "guidance": guidance, "sampler": sampler}
     picture = grid(to_uint8(last(steps)), args.columns, args.zoom)
-    told = {"model": args.model, "labels": args.labels, "seed": args.seed, **options}
+    said = "".join(map(str, labels)) if len(classes) <= 10 else labels
+    told = {"model": args.model, "labels": said, "seed": args.seed, **options}
     write_png(path, picture, told)
     print(f"{path}: {n} pictures, {_short(options)}, seed {args.seed}")
+
+
+def _labels(text: str | None, classes: list[str]) -> list[int]:
+    """Numbers of classes, of digits or of names; without classes as many zeros as pictures."""
+    if text is None:
+        return list(range(len(classes))) if classes else [0] * 10
+    if text.isascii() and text.isdigit():
+        labels = [int(digit) for digit in text]
+        if not classes or max(labels) < len(classes):
+            return labels
+    names = [name.strip() for name in text.split(",")]
+    if classes and all(name in classes for name in names):
+        return [classes.index(name) for name in names]
+    last = min(9, len(classes) - 1)
+    known = f"digits from 0 to {last}, one a picture, or names: {', '.join(classes[:10])}"
+    raise OptionError(f"--labels {text!r}: pass {known if classes else 'a digit for each picture'}")
 
 
 def txt2img(args) -> None:
@@ -415,52 +489,73 @@ def _outputs(out: Path, count: int) -> list[Path]:
     return [check_writable(path) for path in paths]
 
 
-def grid(x, columns: int, zoom: int):
-    """uint8 (N, C, H, W) -> numpy (rows * H * zoom, columns * W * zoom[, 3])."""
-    import torch
-
-    n, c, h, w = x.shape
-    columns = min(columns, n)
-    x = torch.cat([x, x.new_zeros(-n % columns, c, h, w)])
-    x = x.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)
-    x = x.flatten(0, 1).flatten(1, 2)  # (rows*H, columns*W, C)
-    x = x.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
-    return (x[..., 0] if c == 1 else x).numpy()
-
-
-def write_png(path: Path, picture, meta: dict) -> None:
-    """A numpy picture as PNG, `meta` and the versions as JSON in its text chunk "ddpm_edu".
-
-    All or nothing. Raises OptionError.
-    """
-    import torch
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    from . import __version__
-
-    info, versions = PngInfo(), {"version": __version__, "torch": torch.__version__}
-    info.add_text("ddpm_edu", json.dumps(meta | versions))
-    try:
-        with replacing(path) as part, open(part, "wb") as file:
-            Image.fromarray(picture).save(file, format="png", pnginfo=info)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"--out {path}: could not be written ({error})") from error
-
-
 def train(args) -> None:
-    """Follow a recipe and write the averaged weights."""
-    from .training.follow import follow
+    """Follow a recipe, or learn the pictures of a folder, and write what was learned."""
+    from .training.follow import follow, known
 
-    out = args.out or Path(f"{args.name}.safetensors")
+    own = args.name not in known() and os.path.isdir(args.name)
+    out = args.out or Path(f"{os.path.basename(os.path.abspath(args.name))}.safetensors")
     if not out.name.endswith((".safetensors", ".safetensors.xz")):
         raise OptionError(
             f"--out {out}: pass a file name that ends in .safetensors, or in .xz "
             "behind that for a packed file"
         )
     options = {name: getattr(args, name) for name in ("checkpoint", "steps", "seconds", "device")}
-    written = follow(args.name, out, **options, dtype=args.dtype)
+    _check_own(args, own)
+    if own:
+        return _train_own(args, check_writable(out), options)
+    written = follow(args.name, out, **options, dtype=args.dtype or "float32")
     print(f"{', '.join(map(str, written))}: written")
+
+
+NEEDS = {"rank": "lora", "prior": "lora", "word": "embedding", "start": "embedding"}
+OF_A_FOLDER = ("captions", "size", "caption", "lora", "embedding", *NEEDS)
+
+
+def _check_own(args, own: bool) -> None:
+    """Options that do not go together, and numbers: before a picture is read."""
+    given = [name for name in OF_A_FOLDER if getattr(args, name) is not None]
+    if given and not own:
+        raise OptionError(f"--{given[0]} is for a folder of pictures: {args.name} is none")
+    for name in given:
+        if name in NEEDS and NEEDS[name] not in given:
+            raise OptionError(f"--{name} belongs to --{NEEDS[name]} NAME: pass that, too")
+    if args.lora and args.embedding:
+        raise OptionError("--lora and --embedding: one is trained at a time, leave one out")
+    if args.caption and not (args.lora or args.embedding):
+        raise OptionError("--caption belongs to --lora or --embedding NAME: pass one of them")
+    if args.embedding and not (args.word and args.start):
+        raise OptionError('--embedding: name the new word, and a known one that comes near: --word '
+                          '"<mine>" --start cat')  # fmt: skip
+    numbers = {"rank": (whole, 1, 1024), "size": (whole, 16, 2048), "steps": (whole, 1, 10**9)}
+    numbers["seconds"] = (in_range, 0.1, 10**7)
+    for name, (check, *limits) in numbers.items() if own else ():
+        if getattr(args, name) is not None:
+            check(f"--{name}", getattr(args, name), *limits)
+
+
+def _train_own(args, out: Path, options: dict) -> None:
+    """From nothing, or a LoRA or a word; sheets of samples and the loss as it goes."""
+    import torch
+
+    from .show.sheet import Sheet
+    from .training import own, own_lora
+
+    check_device(args.device)
+    sheet, name = Sheet(out), args.lora or args.embedding
+    options |= {"captions": args.captions or "auto", "size": args.size, "watch": sheet}
+    if name:
+        options |= {"dtype": args.dtype and getattr(torch, args.dtype), "caption": args.caption}
+    if args.lora:
+        own_lora.train_own_lora(args.name, name, out, rank=args.rank, prior=args.prior, **options)
+        how = f"txt2img PROMPT --model {name} --lora {out}"
+    elif args.embedding:
+        own_lora.train_own_word(args.name, name, out, args.word, start=args.start, **options)
+        how = f'txt2img "... {args.word}" --model {name} --embedding {out}'
+    else:
+        plan = own.follow_own(args.name, out, dtype=args.dtype or "float32", **options)
+        how = f"txt2img PROMPT --model {out}" if plan.by == "caption" else f"sample --model {out}"
+    print(f"{out}: written, with {sheet.samples} and {sheet.curve}; now: ddpm-edu {how}")
 
 
 def models(args) -> None:
@@ -487,6 +582,17 @@ def models(args) -> None:
     for name, known in CONTROLS.items():
         found = [str(place) for place in where(name) if os.path.exists(place)]
         print(f"{name:22} hub name {known.hub}", *(f"found: {place}" for place in found[:1]))
+
+
+def slides(args) -> None:
+    """Its pictures, formulas and headings; code is folded."""
+    from .classroom.slides import write
+
+    found = sorted(Path("notebooks").glob(f"{args.notebook}_*.ipynb"))
+    notebook = found[0] if len(found) == 1 else Path(args.notebook)
+    out = args.out or Path(f"{notebook.stem}.slides.html")
+    check_writable(out)
+    print(f"{out}: {write(notebook, out)} slides, from {notebook}")
 
 
 def student(args) -> None:
@@ -564,6 +670,57 @@ def grade(args) -> None:
     names = {"handed_out": args.handed_out, "seed": args.seed, "jobs": args.jobs}
     done = grade(args.folder, args.csv, limits=limits, **names)
     print(f"{args.csv}: {len(done)} students, a page each in {args.csv.with_suffix('')}")
+
+
+def challenge_run(args) -> None:
+    """Judge entries, one after the other. Whatever they do, each has a result."""
+    _judge(args, args.entries, args.seed, lambda file: args.out or file.parent)
+
+
+def challenge_board(args) -> None:
+    """The board of a folder; with --rerun of its entries, all with one seed."""
+    from .challenge.board import board
+
+    out = args.out or args.folder / "board.html"
+    if args.rerun:
+        entries = sorted(args.folder.glob("*.py"))
+        if not entries:
+            raise OptionError(f"{args.folder}: there is no entry (NAME.py) to judge in this folder")
+        seed = secrets.randbits(40) if args.seed is None else args.seed
+        _judge(args, entries, seed, lambda file: args.folder)
+    page, left_out = board(args.folder, out, rerun=args.rerun)
+    print("\n".join([*left_out, f"{page}: written"]))
+
+
+def _judge(args, entries, seed, folder) -> None:
+    """Results of entries, a line each; all that can be refused is refused before the first."""
+    from .challenge.judge import judged, processes
+    from .challenge.results import write
+    from .challenge.rules import Rules
+
+    in_range("--memory", args.memory, 0.1, 1024, "GiB")
+    if seed is not None:
+        whole("--seed", seed, 0, 2**40)
+    limits = {name: getattr(args, name) for name in ("seconds", "pictures", "patience")}
+    rules = Rules(**limits, memory=int(args.memory * 2**30))
+    targets = {file: check_writable(folder(file) / f"{file.stem}.json") for file in entries}
+    if lost := [str(file) for file in entries if not file.is_file()]:
+        raise OptionError(f"{', '.join(lost)}: no such file: pass entries, Python files")
+    if len(set(targets.values())) < len(targets):
+        raise OptionError("two entries have the same name: give each a name of its own")
+    how = f"--seconds {args.seconds:g} --pictures {args.pictures}"
+    with processes() as nursery:
+        for file, target in targets.items():
+            command = f"ddpm-edu challenge run {file.name} {how}"
+            say = partial(_say, file.name)
+            result = judged(file, rules, seed, command=command, say=say, nursery=nursery)
+            write(result, target)
+            why = "" if result.cause == "judged" else f", {result.cause}: {result.message}"
+            say(f"{result.points:.1f} points{why} -> {target}")
+
+
+def _say(name: str, text: str) -> None:
+    print(f"{name}: {text}", flush=True)
 
 
 def _bare(file: Path) -> bytes:

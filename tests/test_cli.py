@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from ddpm_edu import Schedule
-from ddpm_edu.cli import grid, main
+from ddpm_edu.cli import main
 from ddpm_edu.datasets.images import mnist
 from ddpm_edu.files.load import save
 from ddpm_edu.files.tensors import load_tensors, save_tensors
 from ddpm_edu.networks.unet import UNet, UNetConfig
+from ddpm_edu.show.png import grid
 from ddpm_edu.training.recipes import RECIPES
 
 
@@ -109,6 +110,8 @@ def test_bad_options_are_one_line_and_write_nothing(tiny, tmp_path, capsys, argu
         {"shape": [1, -8, 8]},
         {"shape": ["a"]},
         {"shape": [1, 8.0, 8]},
+        {"classes": "cats"},
+        {"classes": [1, 2]},
         {"config": {"in_channels": -1}},
     ],
     ids=str,
@@ -605,7 +608,7 @@ def test_a_png_is_written_all_or_nothing(tmp_path, monkeypatch):
     import numpy as np
 
     from ddpm_edu import OptionError
-    from ddpm_edu.cli import write_png
+    from ddpm_edu.show.png import write_png
 
     write_png(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8), {})
     before = (tmp_path / "a.png").read_bytes()

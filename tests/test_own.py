@@ -1,6 +1,7 @@
 """A folder of yours: captions, classes and shapes of its pictures, and models trained on it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,13 @@ import torch
 from helpers import refuses
 from PIL import Image, ImageOps
 
+from ddpm_edu import load
+from ddpm_edu.cli import main
 from ddpm_edu.datasets.buckets import buckets
 from ddpm_edu.datasets.own import own_pictures, spoken
-from ddpm_edu.errors import DataError, OptionError
+from ddpm_edu.errors import CheckpointError, DataError, OptionError
+from ddpm_edu.training import own as own_room
+from ddpm_edu.training.own import OwnPlan, begun, fitted, suited, train_own
 
 SCRIPTS = (  # a red cup, or the like
     "a red cup",
@@ -168,3 +173,177 @@ def test_each_picture_in_its_bucket_upright_and_cut_around_the_middle(tmp_path):
     order = more.order(7, torch.Generator())
     assert all(len(set(more.bucket[b].tolist())) == 1 for b in order.split(7))
     assert set(more.files[k] for k in order.tolist()) == set(own.files)
+
+
+# ---------------------------------------------------------------- trained
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Six pictures of two classes."""
+    for k in range(6):
+        picture(tmp_path / "pets" / ("cats" if k % 2 else "red dogs") / f"{k}.png", k)
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    for k, text in enumerate(SCRIPTS):
+        picture(tmp_path / "cups" / f"{text}.png", k)
+    return tmp_path / "cups"
+
+
+@pytest.mark.parametrize(
+    ("pace", "channels", "updates"),
+    [(1e-3, 128, 4687), (4e-3, 48, 3125), (5e-3, 32, 3750), (1e-1, 32, 187), (1e3, 32, 1)],
+)
+def test_the_network_is_the_largest_that_gets_enough_updates(
+    monkeypatch, classes, pace, channels, updates
+):
+    monkeypatch.setattr(own_room, "_unet_pace", lambda own, plan, device: pace * plan.channels)
+    plan = fitted(own_pictures(classes, 16), 600)
+    assert (plan.channels, plan.updates, plan.by) == (channels, updates, "class")
+
+
+def test_pictures_are_read_as_large_as_they_are_worth(tmp_path):
+    for side, expected in ((20, 32), (40, 32), (50, 64), (300, 64)):
+        for k in range(2):
+            picture(tmp_path / f"{side}" / f"{k}.png", k, (side, side))
+        assert suited(tmp_path / f"{side}").shapes == [(expected, expected)]
+    assert suited(tmp_path / "300", device="cuda").shapes == [(128, 128)]
+    (tmp_path / "300" / "1.png").unlink()
+    with pytest.warns(UserWarning, match="single picture"):
+        assert len(suited(tmp_path / "300").repeated(16)) == 16
+    for size in (8, 40, 512):
+        with refuses(OptionError, "size"):
+            suited(tmp_path / "20", size=size)
+
+
+def test_the_pace_of_each_part_is_measured(captioned, classes):
+    plan = fitted(own_pictures(captioned, 16), 60, updates=2)
+    assert (plan.by, plan.updates, plan.updates_vae, plan.updates_clip) == ("caption", 2, 2, 2)
+    plan = fitted(suited(classes, size=16), 0.5)
+    assert plan.channels == 32 and 1 <= plan.updates < 500
+
+
+def test_train_a_folder_of_classes_and_sample_one(classes, tmp_path, capsys):
+    (classes / "cats" / "7.jpg").write_bytes(b"\xff\xd8 nothing")
+    out = tmp_path / "pets.safetensors"
+    train = ["train", str(classes), "--steps", "2", "--size", "16", "--out", str(out)]
+    with pytest.warns(UserWarning, match="7.jpg"):
+        assert main(train) == 0
+    said = capsys.readouterr()
+    assert "6 pictures in 2 classes" in said.err and f"sample --model {out}" in said.out
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["pets", "pets-loss.png", "pets-samples.png", "pets.safetensors"]
+    told = json.loads(Image.open(tmp_path / "pets-samples.png").text["ddpm_edu"])
+    assert (told["step"], told["steps"]) == (2, 2) and told["captions"][:3] == [
+        "cats",
+        "red dogs",
+        "cats",
+    ]
+    curve = json.loads(Image.open(tmp_path / "pets-loss.png").text["ddpm_edu"])
+    assert len(curve["losses"]) == 2 and curve["losses"] == load(out).meta["train"]["loss"]
+    drawn = str(tmp_path / "a.png")
+    sample = ["sample", "--model", str(out), "--steps", "2", "--out", drawn, "--zoom", "1"]
+    assert main([*sample, "--labels", "red dogs,cats,cats"]) == 0
+    assert Image.open(drawn).size == (48, 16)
+    assert json.loads(Image.open(drawn).text["ddpm_edu"])["labels"] == "100"
+    for labels in ("2", "red dogs,cows", ""):
+        assert main([*sample, "--labels", labels]) == 2 and "red dogs" in capsys.readouterr().err
+
+
+def test_a_run_that_stopped_goes_on_to_the_last_bit(classes, tmp_path, monkeypatch):
+    usual = OwnPlan.run
+    often = lambda self, **changes: replace(usual(self, **changes), save_every=1)
+    monkeypatch.setattr(OwnPlan, "run", often)
+    own = suited(classes, size=16)
+    plan = fitted(own, updates=4)
+    whole = train_own(own, plan, tmp_path / "whole.safetensors")
+    run = tmp_path / "run"
+
+    def stop(seen):
+        if seen.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_own(own, plan, tmp_path / "later.safetensors", checkpoint=run, watch=stop)
+    assert begun(run, own) == plan and begun(tmp_path / "new", own) is None
+    seen = []
+    later = train_own(own, plan, tmp_path / "later.safetensors", checkpoint=run, watch=seen.append)
+    assert [s.step for s in seen] == [3, 4] and len(seen[-1].losses) == 2
+    pairs = zip(load(whole).model.parameters(), load(later).model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with refuses(CheckpointError, "other updates"):
+        begun(run, own, updates=5)
+    (classes / "cats" / "1.png").unlink()
+    with refuses(CheckpointError, "other pictures"):
+        begun(run, suited(classes, size=16))
+    (run / "plan.json").write_text('{"by": "colour"}')
+    with refuses(CheckpointError, "plan.json"):
+        begun(run, own)
+
+
+def test_train_a_folder_with_captions_in_ten_scripts(captioned, tmp_path, capsys):
+    out = tmp_path / "cups.safetensors"
+    train = ["train", str(captioned), "--steps", "1", "--size", "16", "--out", str(out)]
+    assert main([*train, "--checkpoint", str(tmp_path / "run")]) == 0
+    assert f"txt2img PROMPT --model {out}" in capsys.readouterr().out
+    sd = load(out)
+    assert sd.config.size == 16 and {"red", "красная", "红", "빨간"} <= set(sd.meta["words"])
+    told = json.loads(Image.open(tmp_path / "cups-samples.png").text["ddpm_edu"])
+    assert sorted(told["captions"][:10]) == sorted(SCRIPTS) and len(told["captions"]) == 16
+    drawn = tmp_path / "a.png"
+    assert (
+        main(["txt2img", "красная чашка", "--model", str(out), "--steps", "1", "--out", str(drawn)])
+        == 0
+    )
+    names = {"plan.json", "vae.safetensors", "clip.safetensors", "unet.safetensors"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rank", "4"], ["--rank", "--lora"]),
+        (["--lora", "emoji", "--rank", "0"], ["--rank = 0"]),
+        (["--lora", "emoji", "--embedding", "emoji"], ["--lora and --embedding"]),
+        (["--caption", "a cat"], ["--caption", "--lora"]),
+        (["--prior", "a cat", "--embedding", "emoji"], ["--prior", "--lora"]),
+        (["--embedding", "emoji"], ["--word", "--start"]),
+        (["--embedding", "emoji", "--word", "<a>"], ["--start"]),
+        (["--lora", "mnist"], ["mnist", "no whole system"]),
+        (["--lora", "painted-inpaint"], ["painted-inpaint"]),
+        (["--lora", "nowhere"], ["nowhere"]),
+        (["--lora", "emoji", "--size", "60"], ["size = 60"]),
+        (
+            ["--lora", "emoji", "--seconds", "9", "--checkpoint", "c"],
+            ["--seconds and --checkpoint"],
+        ),
+        (["--lora", "emoji"], ["no caption", "--caption"]),
+        (["--steps", "0"], ["--steps = 0"]),
+        (["--seconds", "nan"], ["--seconds"]),
+        (["--captions", "txt"], ["captions = 'txt'"]),
+        (["--out", "x.png"], [".safetensors"]),
+        (["--device", "tpu"], ["'tpu'"]),
+    ],
+)
+def test_train_refuses_before_it_begins(tmp_path, monkeypatch, capsys, arguments, words):
+    for k in range(2):
+        picture(tmp_path / "mine" / f"{k}.png", k)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "mine", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ddpm-edu: ") and all(word in error for word in words), error
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_options_of_a_folder_need_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "minute", "--lora", "emoji"]) == 2
+    assert "folder of pictures" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["train", "empty"]) == 2 and "no pictures" in capsys.readouterr().err
+    (tmp_path / "minute").mkdir()  # a recipe's name wins over a folder
+    assert main(["train", "minute", "--caption", "x"]) == 2
+    assert main(["train", "./minute"]) == 2 and "no pictures" in capsys.readouterr().err

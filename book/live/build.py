@@ -7,11 +7,11 @@ are kept in book/_build/live. The playground needs neither.
 """
 
 import argparse
+import base64
 import gzip
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,18 +23,17 @@ from torch import nn
 from ddpm_edu import Schedule, load
 from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.errors import DataError
+from ddpm_edu.files import npm
 from ddpm_edu.files.load import find
 from ddpm_edu.files.tensors import load_tensors, unpack
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import npm  # noqa: E402 (beside build.py of the book)
-
 KEPT = HERE.parent / "_build"
 ORT_FILES = {  # in the package: in the page
     "dist/ort.wasm.bundle.min.mjs": "ort.mjs",
     "dist/ort-wasm-simd-threaded.wasm": "ort.bin",
 }
+CODE = "engine.js", "sampler.js"
 PAGE = ("index.html", "page.css", "page.js", "engine.js", "sampler.js")
 
 
@@ -185,7 +184,8 @@ ABSENT = """<!doctype html><html lang="en"><meta charset="utf-8">
 
 
 def live(out: Path) -> None:
-    """The page and what it runs, in `out`. OSError where onnxruntime-web cannot be had."""
+    """The page and what it runs, in `out`; disk.js holds all of it once more, for a book that is
+    opened from the disk. OSError where onnxruntime-web cannot be had."""
     parts = onnxruntime()
     networks = exported()
     shutil.copytree(networks, out, dirs_exist_ok=True)
@@ -193,6 +193,9 @@ def live(out: Path) -> None:
         shutil.copy(HERE / name, out)
     for name, raw in parts.items():
         (out / name).write_bytes(raw)
+    names = sorted(file.name for file in out.iterdir() if file.suffix in (".bin", ".json", ".mjs"))
+    disk = {name: base64.b64encode((out / name).read_bytes()).decode() for name in [*names, *CODE]}
+    (out / "disk.js").write_text(f"window.DISK = {json.dumps(disk)};", encoding="utf-8")
 
 
 def exported() -> Path:

@@ -1,25 +1,35 @@
 // The networks, in a worker, so that the page stays alive while they run. One message in, what
 // `text_to_image` yields out.
 
-import * as ort from "./ort.mjs";
-import { Schedule, Tokenizer, text_to_image } from "./sampler.js";
-
 const FILES = ["ort", "text", "unet", "vae"]; // gzipped; `.bin`, so that no server unpacks them
-let ready = null, newest = 0;
+let ready = null, newest = 0, files = null; // files: from the page, where it was opened from the disk
+
+/** A file of the page. */
+async function file(name) {
+  const response = files ? new Response(files[name]) : await fetch(`./${name}`);
+  if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}`);
+  return response;
+}
+
+/** A module of the page. */
+function module(name) {
+  const blob = files && new Blob([files[name]], { type: "text/javascript" });
+  return import(files ? URL.createObjectURL(blob) : `./${name}`);
+}
 
 /** A file's bytes, unpacked; `come` counts what has arrived. */
 async function unpacked(name, come) {
-  const response = await fetch(`./${name}.bin`);
-  if (!response.ok) throw new Error(`${name}.bin: ${response.status} ${response.statusText}`);
   const count = new TransformStream({
     transform(chunk, next) { come(chunk.length); next.enqueue(chunk); },
   });
-  const stream = response.body.pipeThrough(count).pipeThrough(new DecompressionStream("gzip"));
+  const { body } = await file(`${name}.bin`);
+  const stream = body.pipeThrough(count).pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 async function load() {
-  const settings = await (await fetch("./settings.json")).json();
+  const [ort, sampler] = await Promise.all([module("ort.mjs"), module("sampler.js")]);
+  const settings = await (await file("settings.json")).json();
   let come = 0;
   const more = n => postMessage({ part: "loading", come: come += n });
   const [wasm, ...networks] = await Promise.all(FILES.map(name => unpacked(name, more)));
@@ -37,8 +47,9 @@ async function load() {
   const [B, L, D] = [2, settings.length, settings.width];
   return {
     settings,
-    tokenizer: new Tokenizer(settings),
-    schedule: Schedule.cosine(settings.T),
+    sampler,
+    tokenizer: new sampler.Tokenizer(settings),
+    schedule: sampler.Schedule.cosine(settings.T),
     networks: {
       text: ids => run(text, { ids: new ort.Tensor("int64", BigInt64Array.from(ids, BigInt), [B, L]) }),
       unet: (x_t, t, context) => run(unet, {
@@ -53,21 +64,23 @@ async function load() {
 const turn = () => new Promise(resolve => setTimeout(resolve));
 
 async function draw(id, prompt, options) {
-  const { settings, tokenizer, schedule, networks } = await (ready ??= load());
+  const { settings, sampler, tokenizer, schedule, networks } = await (ready ??= load());
   const begun = performance.now();
   options = { latent: settings.latent, ...options };
-  for await (const step of text_to_image(networks, tokenizer, schedule, prompt, options)) {
+  const steps = sampler.text_to_image(networks, tokenizer, schedule, prompt, options);
+  for await (const step of steps) {
+    if (step.part === "tokenizer") step.unseen = sampler.unseen(prompt, new Set(settings.words));
     postMessage({ id, ...step, seconds: (performance.now() - begun) / 1000 });
     await turn();
     if (id !== newest) return;
   }
 }
 
-onmessage = async ({ data: { id, prompt, options } }) => {
-  newest = id ?? newest;
+onmessage = async ({ data: { id, prompt, options, disk } }) => {
+  if (disk) { files = disk; return; }
+  newest = id;
   try {
-    if (prompt === undefined) { await (ready ??= load()); postMessage({ part: "ready" }); }
-    else await draw(id, prompt, options);
+    await draw(id, prompt, options);
   } catch (error) {
     ready = null; // the next try loads again
     postMessage({ id, part: "error", message: String(error?.message ?? error) });

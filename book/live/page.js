@@ -1,14 +1,12 @@
-// The page around engine.js: asks it for pictures, shows what it says.
-
-import { unseen } from "./sampler.js";
+// The page around engine.js: asks it for pictures, shows what it says. A plain script: browsers
+// load no modules from the disk, see `started`.
 
 const $ = id => document.getElementById(id);
 const EXAMPLES = ["red apple", "rocket", "fox", "smiling cat with heart-eyes", "火箭", "蓝色的心"];
 const address = new URLSearchParams(location.search), embedded = address.has("embed");
 const BYTES = 9.5e6; // about what is loaded, for the bar
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-const worker = new Worker(new URL("./engine.js", import.meta.url), { type: "module" });
-let asked = 0, settings = null, frames = [];
+let asked = 0, settings = null, frames = [], worker = null;
 
 // ---------------------------------------------------------------- what is asked
 
@@ -31,10 +29,33 @@ async function draw() {
   $("film").replaceChildren();
   Object.assign($("frame"), { max: options.steps, value: 1, disabled: true });
   say(settings ? `Drawing “${prompt}” …` : "Loading the networks …");
-  try { await known(); } catch (error) { return heard.error(error); }
-  worker.postMessage({ id, prompt: text, options });
-  const strange = unseen(text, settings.known);
-  note(strange.length ? `It never saw: ${strange.join(", ")}. It can only guess what that is.` : "");
+  try {
+    (await (worker ??= started())).postMessage({ id, prompt: text, options });
+  } catch (error) { answers.error(error); }
+}
+
+/** The worker, and the settings read. From the disk, where a page may fetch nothing, all of it comes
+ * in one script, disk.js: the files in base 64. */
+async function started() {
+  const disk = location.protocol === "file:" && await script("disk.js", () => window.DISK);
+  const bytes = text => Uint8Array.from(atob(text), sign => sign.charCodeAt(0));
+  const files = disk && Object.fromEntries(Object.entries(disk).map(([name, text]) => [name, bytes(text)]));
+  const engine = disk ? URL.createObjectURL(new Blob([files["engine.js"]])) : "engine.js";
+  const text = disk ? new TextDecoder().decode(files["settings.json"]) : await (await fetch("settings.json")).text();
+  known(JSON.parse(text));
+  const started = new Worker(engine);
+  started.onmessage = ({ data }) => { if (data.id === undefined || data.id === asked) answers[data.part](data); };
+  started.onerror = event => answers.error({ message: event.message || "the worker could not be started" });
+  if (disk) started.postMessage({ disk: files });
+  return started;
+}
+
+function script(src, result) {
+  return new Promise((resolve, reject) => {
+    const onerror = () => reject(new Error(`${src} is missing`));
+    const node = Object.assign(document.createElement("script"), { src, onload: () => resolve(result()), onerror });
+    document.head.append(node);
+  });
 }
 
 function retell() {
@@ -84,17 +105,20 @@ function keep(picture, label) {
   frames.push({ picture, label });
 }
 
-const heard = {
+const answers = {
   loading({ come }) {
     Object.assign($("loading"), { value: come / BYTES, hidden: come >= BYTES });
   },
-  ready() { say("Ready."); },
-  tokenizer({ pieces, left }) {
+  tokenizer({ pieces, left, unseen }) {
     $("loading").hidden = true;
     say(`Drawing “${$("prompt").value}” …`);
     $("picture").dataset.prompt = $("prompt").value;
     light("tokenizer", pieces.join(" · ") || "nothing but start and end");
-    if (left) note(`The prompt is ${left} tokens too long: its end is left out.`);
+    const notes = [
+      unseen.length && `It never saw: ${unseen.join(", ")}. It can only guess what that is.`,
+      left && `The prompt is ${left} tokens too long: its end is left out.`,
+    ];
+    note(notes.filter(Boolean).join(" "));
   },
   text() { light("text", `${settings.length} tokens, ${settings.width} numbers each`); },
   unet({ k, steps, t }) { light("unet", `step ${k + 1} of ${steps}, t = ${t + 1}`); },
@@ -113,27 +137,26 @@ const heard = {
   },
   error({ message }) {
     light(null);
+    worker = null; // the next try begins anew
     say(`That did not work: ${message}`);
     document.body.dataset.state = "error";
   },
 };
 
-worker.onmessage = ({ data }) => { if (data.id === undefined || data.id === asked) heard[data.part](data); };
-worker.onerror = event => heard.error({ message: event.message || "the worker could not be started" });
-
 // ---------------------------------------------------------------- the controls
 
-let asking = null;
-function known() {
-  return (asking ??= fetch("./settings.json").then(answer => answer.json()).then(read => {
-    settings = { ...read, known: new Set(read.words) };
-    const options = read.names.flatMap(([sign, en, zh]) => [[en, sign], [zh, sign]]);
-    $("names").replaceChildren(...options.map(([name, sign]) => new Option(sign, name)));
-  }));
+function known(read) {
+  settings = read;
+  const options = read.names.flatMap(([sign, en, zh]) => [[en, sign], [zh, sign]]);
+  $("names").replaceChildren(...options.map(([name, sign]) => new Option(sign, name)));
 }
 
 $("form").addEventListener("submit", event => { event.preventDefault(); draw(); });
 $("form").addEventListener("input", retell);
+$("prompt").addEventListener("focus", () => { // for the suggestions
+  worker ??= started();
+  worker.catch(answers.error);
+}, { once: true });
 $("next").addEventListener("click", () => { $("seed").value = chosen().seed + 1; retell(); draw(); });
 $("frame").addEventListener("input", () => show(+$("frame").value - 1));
 for (const name of EXAMPLES) {
@@ -143,7 +166,8 @@ for (const name of EXAMPLES) {
   document.querySelector(".chips").append(chip);
 }
 function dress() { // light or dark as the book around it
-  const theme = localStorage.getItem("theme");
+  let theme = null;
+  try { theme = localStorage.getItem("theme"); } catch { /* none is kept: as the system has it */ }
   if (["light", "dark"].includes(theme)) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
 }

@@ -46,9 +46,10 @@ class Finding:
 class Nursery:
     """A process that has PyTorch loaded and makes a process a submission, one at a time."""
 
-    def __init__(self, folder: Path, data: Path):
-        """folder: an empty one, where these processes stand. data: the course's own files."""
-        self.folder, self.data = folder, data
+    def __init__(self, folder: Path, data: Path, module: str = f"{__package__}.learner"):
+        """folder: an empty one, where these processes stand. data: the course's own files.
+        module: what they run."""
+        self.folder, self.data, self.module = folder, data, module
         self.fonts = _fonts()
         self.grader = self.process = None
         self.open = True  # False once and for all when the batch ends
@@ -56,7 +57,7 @@ class Nursery:
     def _open(self) -> None:
         self.close()
         self.grader, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-B", "-s", "-m", f"{__package__}.learner"]
+        command = [sys.executable, "-P", "-B", "-s", "-m", self.module]
         self.process = subprocess.Popen(
             [*command, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -78,8 +79,8 @@ class Nursery:
         own |= {"MPLBACKEND": "Agg", "MPLCONFIGDIR": str(self.fonts), "LANG": "C.UTF-8"}
         return {"PATH": os.environ.get("PATH", ""), **own, **one, **home}
 
-    def start(self, files: list[Path], limits: Limits, exercises: int) -> int:
-        """A new process for these notebooks; the handle to talk to it.
+    def start(self, task: dict) -> int:
+        """A new process for this task; the handle to talk to it.
 
         Raises ResourceError if the machine makes none, WireError when the batch has ended.
         """
@@ -89,7 +90,7 @@ class Nursery:
             try:
                 if self.process is None or self.process.poll() is not None:
                     self._open()
-                return self._start(files, limits, exercises)
+                return self._start(task)
             except (OSError, WireError):
                 self.close()
                 if last and self.open:
@@ -97,28 +98,23 @@ class Nursery:
                     raise ResourceError(f"no process for a submission can be made: {remedy}")
         raise WireError("ended")
 
-    def _start(self, files, limits, exercises) -> int:
+    def _start(self, task) -> int:
         ours, theirs = socket.socketpair()
-        task = {
-            "files": [str(file) for file in files],
-            "memory": limits.memory,
-            "seconds": int(2 * limits.seconds * (exercises + 1)) + 60,
-            "readable": [str(p) for p in (PACKAGE, self.data, self.fonts, *files)],
-            "hidden": [str(PACKAGE / "exercises")],
-        }
         with ours, theirs:
             socket.send_fds(self.grader, [json.dumps(task).encode()], [theirs.fileno()])
             receive(self.grader.fileno(), time.monotonic() + 60)
             return os.dup(ours.fileno())
 
-    def stop(self) -> int:
-        """End the submission's process; how it had ended, as Popen.returncode says it."""
+    def stop(self) -> tuple[int, float]:
+        """End the submission's process; how it had ended, as Popen.returncode says it, and the
+        seconds of processor time that it took."""
         try:
             self.grader.send(b"stop")
-            return int(receive(self.grader.fileno(), time.monotonic() + 60)["status"])
+            ended = receive(self.grader.fileno(), time.monotonic() + 60)
+            return int(ended["status"]), float(ended["seconds"])
         except (OSError, WireError, *NONSENSE):
             self.close()
-            return 0
+            return 0, 0.0
 
     def close(self) -> None:
         if self.process:
@@ -147,8 +143,19 @@ class Learner:
 
     def start(self, deadline: float) -> None:
         if self.pipe is None:
-            self.pipe = self.nursery.start(self.files, self.limits, self.exercises)
+            self.pipe = self.nursery.start(self._task())
             self.hello = receive(self.pipe, deadline)
+
+    def _task(self) -> dict:
+        """What its process must know, and may read."""
+        limits, own = self.limits, (self.nursery.data, self.nursery.fonts)
+        return {
+            "files": [str(file) for file in self.files],
+            "memory": limits.memory,
+            "seconds": int(2 * limits.seconds * (self.exercises + 1)) + 60,
+            "readable": [str(path) for path in (PACKAGE, *own, *self.files)],
+            "hidden": [str(PACKAGE / "exercises")],
+        }
 
     def ask(self, question: dict, deadline: float, functions=()) -> dict:
         """The reply to a question; meanwhile the learner's code may call our functions.
@@ -170,7 +177,7 @@ class Learner:
             return 0
         os.close(self.pipe)
         self.pipe = None
-        return self.nursery.stop()
+        return self.nursery.stop()[0]
 
 
 def _called(request: dict, functions) -> dict:

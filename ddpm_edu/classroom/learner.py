@@ -28,11 +28,14 @@ LOADED = (
 ).split()  # before the walls stand, once for all
 
 
-def main(handle: int) -> None:
-    """Obey the grader: {"start": ...} makes a process, {"stop": 1} ends it, whole."""
-    grader = socket.socket(fileno=handle)
+def main(handle: int, serve=None, loaded=LOADED) -> None:
+    """Obey the grader: {"start": ...} makes a process, {"stop": 1} ends it, whole.
+
+    serve(pipe, task) is that process, `_serve` unless given, and never returns.
+    """
+    grader, serve = socket.socket(fileno=handle), serve or _serve
     stand_in()
-    for name in LOADED:
+    for name in loaded:
         importlib.import_module(name)
     send(handle, {"ready": 1})
     child = None
@@ -48,23 +51,24 @@ def main(handle: int) -> None:
             if child == 0:
                 os.setsid()
                 grader.close()
-                _serve(handles[0], json.loads(data))
+                serve(handles[0], json.loads(data))
             os.close(handles[0])
             send(handle, {"started": child})
         elif child:
-            send(handle, {"status": _stopped(child)})
+            send(handle, _stopped(child))
             child = None
 
 
-def _stopped(child: int) -> int:
-    """Kill the process and its group; how it had ended: an exit status, or minus a signal."""
+def _stopped(child: int) -> dict:
+    """Kill the process and its group. status: how it had ended, an exit status, or minus a signal.
+    seconds: of processor time that it took."""
     for kill in (os.killpg, os.kill):
         try:
             kill(child, signal.SIGKILL)
         except OSError:
             pass
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+    _, status, used = os.wait4(child, 0)
+    return {"status": os.waitstatus_to_exitcode(status), "seconds": used.ru_utime + used.ru_stime}
 
 
 def stand_in() -> None:
@@ -126,7 +130,7 @@ class Answers:
                 raise
             reply = {"trouble": [error.name, str(error)]}
         except BaseException as error:  # a learner's code may raise anything
-            reply = {"trouble": list(_told(error))}
+            reply = {"trouble": list(told(error))}
         send(self.pipe, reply | {"number": self.number})
 
     def prepare(self, exercise: str, handed_out: str, version: int) -> dict:
@@ -178,7 +182,7 @@ def _run(version: notebook.Version):
         code = compile(ast.Expression(version.expression), "check", "eval")
         return eval(code, space)
     except NameError as error:
-        raise Trouble(*_told(first or error)) from None
+        raise Trouble(*told(first or error)) from None
 
 
 def _missing(scripts, exercise: str, handed_out: str) -> tuple[str, str]:
@@ -191,18 +195,21 @@ def _missing(scripts, exercise: str, handed_out: str) -> tuple[str, str]:
     return "missing", f"no cell calls check({exercise!r}, ...){wanted}"
 
 
-def _told(error: BaseException) -> tuple[str, str]:
-    """(name, sentence with the learner's line)."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "too much memory", "Your code asked for more memory than there is."
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename[:5] == "cell "]
-    place = f" (line {frames[-1].lineno} of {frames[-1].filename}: {frames[-1].line})"[:160]
+def told(error: BaseException, file: str = "cell ") -> tuple[str, str]:
+    """(name, sentence with the learner's line); file: how the names of their files begin."""
     try:
-        message = str(error)[:200]
+        message = str(error)
     except BaseException:
         message = ""
+    if isinstance(error, MemoryError) or "can't allocate memory" in message:
+        return "too much memory", "Your code asked for more memory than there is."
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(file)]
+    place = ""
+    if frames:
+        at = frames[-1]
+        place = f" (line {at.lineno} of {at.filename}: {at.line})"[:160]
     kind = type(error).__name__[:40]
-    return "error", f"Your code stopped with {kind}: {message}{place if frames else ''}"
+    return "error", f"Your code stopped with {kind}: {message[:200]}{place}"
 
 
 if __name__ == "__main__":

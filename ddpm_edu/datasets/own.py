@@ -21,7 +21,7 @@ from ..diffusion import Cond, class_cond
 from ..errors import DataError, ResourceError, one_of, warn, whole
 from ..systems.pictures import upright_size
 from .buckets import bucket_order, nearest_bucket, one_bucket
-from .images import class_folders, each_whole, from_uint8, pictures_below, read_picture
+from .images import class_folders, each_whole, from_uint8, pictures_below, read_picture, to_uint8
 from .originals import Cut, excess
 
 SOURCES = ("metadata", "txt", "folders", "names", "none")  # of captions, in the order of "auto"
@@ -149,6 +149,26 @@ def own_pictures(
         torch.stack([bucket == k for k in range(len(shapes))]).cumsum(1)[bucket, range(len(kept))]
         - 1,
         torch.tensor([sizes[file] for file in kept]),
+    )
+
+
+def captioned(images: Tensor, captions: list[str]) -> Own:
+    """Pictures (N, 3, h, w) in [-1, 1] that are there already, such as a model drew, with texts."""
+    n, shape = len(images), tuple(images.shape[2:])
+    zeros = torch.zeros(n, dtype=torch.long)
+    files = tuple(map(str, range(n)))
+    size = torch.tensor([shape] * n)
+    return Own(
+        files,
+        tuple(captions),
+        "none",
+        None,
+        (),
+        [shape],
+        (to_uint8(images),),
+        zeros,
+        torch.arange(n),
+        size,
     )
 
 

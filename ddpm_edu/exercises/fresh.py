@@ -252,4 +252,8 @@ FRESH = {
     "17.2": lambda d, _: _low_rank(d)[1:],
     "17.3": lambda d, _: (d.normal(2, 3, 4), 2 * d.normal(d.whole(3, 7), 3, 4), d.number(0.1, 0.8)),
     "17.4": lambda d, _: (d.normal(3, 2, 3, 3), d.normal(d.whole(3, 8), 2, 3, 3)),
+    "18.1": lambda d, _: (d.pick("ddim", "heun", "dpmpp_2m"), d.whole(2, 12), d.pick(1.0, 2.5)),
+    "18.2": lambda d, known: (*known[:2], d.normal(2, 1, 4, 4), torch.tensor(d.wholes(2, 0, 9)),
+                              d.whole(2, 6)),
+    "18.3": lambda d, _: ([d.number(0, 1) for _ in "four"], [d.number(0, 40) for _ in "four"]),
 }  # fmt: skip

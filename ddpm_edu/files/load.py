@@ -464,9 +464,11 @@ def _check_meta(meta):
     """ValueError unless what is read of `meta` elsewhere is what it should be."""
     if not isinstance(meta, dict):
         raise ValueError("its meta is no JSON object")
-    words, shape = meta.get("words", []), meta.get("shape", [1, 1, 1])
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError("words in its meta are no list of texts")
+    shape = meta.get("shape", [1, 1, 1])
+    for name in ("words", "classes"):
+        its = meta.get(name, [])
+        if not isinstance(its, list) or not all(isinstance(text, str) for text in its):
+            raise ValueError(f"{name} in its meta are no list of texts")
     if not isinstance(shape, list) or len(shape) != 3:
         raise ValueError(f"shape = {shape!r:.80} in its meta is not [channels, height, width]")
     for side in shape:

@@ -18,6 +18,8 @@ __getattr__, __dir__ = lazily(
         "denoisers": "DENOISER_RECIPES DenoiserRecipe PAINTED_DIT train_denoiser",
         "codes": "CODE_RECIPES CodeRecipe Codes DALLE MASKGIT train_codes train_vq",
         "lora": "Learning train_lora",
+        "own": "OwnPlan fitted suited train_own",
+        "own_lora": "train_own_lora train_own_word",
         "dreambooth": "prior_pictures with_prior",
         "words": "LearningWord train_word",
         "control": "PAINTED_EDGES ControlRecipe Hinted hinted train_control",

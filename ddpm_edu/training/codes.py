@@ -170,7 +170,7 @@ DALLE = CodeRecipe(
     "painted-dalle",
     "painted",
     GPTConfig(codes=256, places=64, width=96, layers=4, heads=4, columns=8),
-    TrainConfig(steps=5000, batch_size=16, ema=0.995, **MUON),
+    TrainConfig(steps=16_000, batch_size=16, ema=0.998, **MUON),
     train_vq=TrainConfig(
         steps=1000, batch_size=16, ema=0.99, warmup=20, clip_norm=100.0, **{**MUON, "lr": 5e-3}
     ),
@@ -184,7 +184,7 @@ MASKGIT = replace(
     base="painted-dalle",
     goes_on=True,
     gpt=replace(DALLE.gpt, causal=False),
-    train=replace(DALLE.train, steps=3500, lr=7e-3),
+    train=replace(DALLE.train, steps=12_000, lr=7e-3),
     train_vq=None,
 )
 CODE_RECIPES = {recipe.name: recipe for recipe in (DALLE, MASKGIT)}

@@ -147,7 +147,7 @@ def encode_cuts(sd: StableDiffusion, data, sizes: bool = True, batch: int = 250)
         for part in own.split(batch):
             x_0 = data[part][0]
             latents.append(sd.vae.to_latent(x_0.to(like)).float().cpu())
-            score[part] = aesthetic(x_0)
+            score[part] = aesthetic(x_0) if sd.config.vector == "refiner" else 0
         z_0.append(torch.cat(latents))
     if sd.config.vector == "refiner":
         numbers = torch.cat([numbers[:, :4], score[:, None]], 1)

@@ -10,35 +10,20 @@ of a dog": prior preservation. So "dog" goes on meaning any dog, and no other pi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..datasets.own import Own, captioned
 from ..diffusion import Cond
 from ..errors import DataError, ShapeError, checked_prompts, in_range, whole
 from ..systems.pipeline import draw
 from ..systems.system import StableDiffusion
 
 
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """drawn[index] -> (x_0 (B, 3, H, W) in [-1, 1], captions: B)."""
-
-    images: Tensor
-    captions: list[str]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index):
-        index = torch.as_tensor(index).reshape(-1)
-        return self.images[index], [self.captions[i] for i in index.tolist()]
-
-
 def prior_pictures(
     sd: StableDiffusion, captions, n: int, *, seed: int = 0, batch: int = 25, **options
-) -> Drawn:
+) -> Own:
     """n pictures that sd draws of the class, before it learns anything.
 
     captions: one text, or several that are taken in turn.  batch: at once.  options: of `draw`.
@@ -49,7 +34,7 @@ def prior_pictures(
     for k in range(0, n, batch):
         some, seeds = texts[k : k + batch], list(range(seed + k, seed + min(k + batch, n)))
         pieces.append(draw(sd, some, seeds=seeds, progress=False, **options).float().cpu())
-    return Drawn(torch.cat(pieces).clamp(-1, 1), texts)
+    return captioned(torch.cat(pieces), texts)
 
 
 class WithPrior:

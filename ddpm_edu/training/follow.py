@@ -32,6 +32,12 @@ BESIDE = (  # recipes, what learns, the run, how it is saved
 )
 
 
+def known() -> list[str]:
+    """The names of recipes."""
+    others = [n for recipes, *_ in BESIDE for n in recipes]
+    return [*RECIPES, SDXL_RECIPE.name, *CASCADE_RECIPES, *CODE_RECIPES, *others]
+
+
 def follow(
     name: str,
     out: Path,
@@ -48,8 +54,7 @@ def follow(
     checkpoint: a file, of a whole system a folder. All that can be refused is refused before the
     training.
     """
-    others = [n for recipes, *_ in BESIDE for n in recipes]
-    one_of("recipe", name, (*RECIPES, SDXL_RECIPE.name, *CASCADE_RECIPES, *CODE_RECIPES, *others))
+    one_of("recipe", name, known())
     check_device(device)
     if seconds is not None:
         in_range("seconds", seconds, 0.1, 10**7, "of training")
@@ -63,7 +68,7 @@ def follow(
     changes = {"steps": steps, "seconds": seconds, "dtype": dtype}
     if name in CODE_RECIPES:
         return _follow_codes(name, out, checkpoint, changes, device)
-    if name in others:
+    if any(name in recipes for recipes, *_ in BESIDE):
         return _follow_beside(name, out, checkpoint, changes, device)
     recipe = RECIPES[name]
     runs = [run for run in ("train_vae", "train_clip", "train_unet") if getattr(recipe, run)]
@@ -97,7 +102,7 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
         "clip": 1.0,
         "train": dataclasses.asdict(config),
         **record,
-        **machine(recipe, started, device),
+        **machine(recipe.name, started, device),
     }
     plan = {"schedule": schedule, "predict": config.predict}
     save(out, step.ema.cpu(), meta, **plan, dtype=torch.int8)
@@ -116,7 +121,7 @@ def _follow_beside(name, out, checkpoint, changes, device) -> list[Path]:
     started, record = time.perf_counter(), {}
     log = logged(part, recipe.train, record)
     model = run(recipe, checkpoint, log, device)
-    card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
+    card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe.name, started, device)}
     save(out, model, {**model.meta, "train": card}, dtype=torch.int8, **how)
     return [out]
 
@@ -137,7 +142,7 @@ def _follow_cascade(name, out, checkpoint, steps, seconds, dtype, device) -> lis
     log = lambda part: logged(part, runs[part], record[part])
     cascade = train_cascade(recipe, checkpoint, log, device)
     card = {part: dataclasses.asdict(runs[part]) | record[part] for part in runs}
-    card |= machine(recipe, started, device)
+    card |= machine(recipe.name, started, device)
     how = {"dtype": torch.int8, "base": recipe.source, **FEWER}
     save(out, cascade, {**cascade.meta, "train": card}, **how)
     return [out]
@@ -150,7 +155,7 @@ def _follow_codes(name, out, checkpoint, changes, device) -> list[Path]:
     log = logged("GPT", recipe.train, record)
     log_vq = recipe.train_vq and logged("VQ", recipe.train_vq, book)
     system = train_codes(recipe, checkpoint, log, device, log_vq=log_vq)
-    card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe, started, device)}
+    card = {**dataclasses.asdict(recipe.train), **record, **machine(recipe.name, started, device)}
     if book:
         card["vq"] = {**dataclasses.asdict(recipe.train_vq), **book}
     how = {"dtype": torch.int8, "base": recipe.base, **FEWER}

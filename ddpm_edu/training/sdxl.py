@@ -204,7 +204,7 @@ def train_sdxl(recipe: SDXLRecipe, folder=None) -> TrainedSDXL:
     for sd in (base, refiner):
         sd.vae.load_state_dict(vae.state_dict())
     scale = {"scale": round(base.vae.config.scale, 5)}
-    return TrainedSDXL(base, refiner, {**record, **scale, **machine(recipe, started, "cpu")})
+    return TrainedSDXL(base, refiner, {**record, **scale, **machine(recipe.name, started, "cpu")})
 
 
 def _train_clips(recipe, files):

@@ -203,7 +203,7 @@ def train_system(
     sd.vae.load_state_dict(vae.state_dict())
     sd.meta = {"words": sorted(known_words(recipe.captions()))}
     scale = {"scale": round(vae.config.scale, 5)}
-    return Trained(sd, clip, {**record, **scale, **machine(recipe, started, device)})
+    return Trained(sd, clip, {**record, **scale, **machine(recipe.name, started, device)})
 
 
 def _train_clip(recipe, checkpoint, device):
@@ -277,12 +277,12 @@ def thin(losses: list[float], points: int = 200) -> list[float]:
     return [round(sum(part) / len(part), 5) for part in parts]
 
 
-def machine(recipe: Recipe, started: float, device: str) -> dict:
+def machine(name: str, started: float, device: str) -> dict:
     where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if device != "cpu":
         where = torch.cuda.get_device_name(device) if "cuda" in device else device
     return {
-        "recipe": recipe.name,
+        "recipe": name,
         "seconds": round(time.perf_counter() - started),
         "torch": torch.__version__,
         "device": where,

@@ -97,7 +97,7 @@ def train_word(
     word that comes near; the vectors begin as its own.  tokens: vectors that stand for the word.
     """
     sd.requires_grad_(False)
-    z_0, captions = through_vae(sd, dataset, batch=50)
+    z_0, captions = through_vae(sd, dataset, batch=max(1, 50 * 64**2 // sd.config.size**2))
     if without := [text for text in captions if clean(word) not in clean(text)]:
         raise DataError(f"caption {without[0]!r:.80} does not hold the new word: put {word} in")
     begin = sd.tokenizer([start])[0].tolist()

@@ -3,24 +3,35 @@
 Built once a run, as `make book` does it, and shared by the workers.
 """
 
+import html
 import json
 import os
 import re
-import sys
 import urllib.parse
+import zipfile
 from pathlib import Path
 
 import pytest
 from labdriver import after, drawn, new_page
 from notebook_page import all_notebooks, glossary
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book"))
-import npm  # noqa: E402
+from ddpm_edu.files import npm
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = [path.stem for path in all_notebooks()]
-PAGES = ["index", "read", "map", "glossary", "use", "classroom", "search", *NOTEBOOKS]
+PAGES = [
+    "index",
+    "live",
+    "_static/live/index",
+    "playground",
+    "read",
+    "map",
+    "glossary",
+    "use",
+    "search",
+    *NOTEBOOKS,
+]
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +164,21 @@ def test_solutions_are_folded(book_folder):
         assert not re.search(r"<details[^>]* open", text), path.name
 
 
+def test_what_was_recorded_belongs_to_a_picture(book_folder):
+    """Films, sliders and numbers are found by alt text: a notebook that was changed lost its own."""
+    shipped = sorted((ROOT / "book/recorded").glob("*.zip"))
+    assert len(shipped) >= 5
+    for file in shipped:
+        with zipfile.ZipFile(file) as archive:
+            recorded = {entry["alt"] for entry in json.loads(archive.read("index.json"))}
+        (path,) = (p for p in all_notebooks() if p.name.startswith(file.stem))
+        alts = set(re.findall(r'<img alt=\\"(.*?)\\"', path.read_text(encoding="utf-8")))
+        lost = recorded - {html.unescape(alt) for alt in alts}
+        assert not lost, f"{path.name}: run book/harvest.py and book/ship.py {file.stem}: {lost}"
+        page = (book_folder / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert "data-alive" in page and "The numbers of this chart" in page
+
+
 # ---- search
 
 
@@ -207,3 +233,30 @@ def test_a_film_plays_and_stands_still_for_who_wants_less_motion(book, browser):
             root.locator(".ddpm-play").click()
             page.wait_for_function("n => +n.dataset.index > 2", arg=root.element_handle())
             assert page.outside == [] and page.problems == []
+
+
+# ---- slides
+
+TOO_LARGE = """async () => { const found = [], wait = ms => new Promise(done => setTimeout(done, ms));
+    for (let i = 0; i < Reveal.getTotalSlides(); i++) {
+        const slide = Reveal.getCurrentSlide(); await wait(30);
+        const parts = [...slide.children].filter(part => getComputedStyle(part).position !== 'absolute');
+        const high = Math.max(...parts.map(part => part.offsetTop + part.offsetHeight));
+        if (high > 730 || slide.scrollWidth > 1290) found.push([i, high, slide.scrollWidth, slide.textContent.slice(0, 40)]);
+        while (Reveal.availableFragments().next) Reveal.nextFragment();
+        Reveal.next(); }
+    return found; }"""
+
+
+def test_slides_fit_their_screen(page, tmp_path, axe):
+    from ddpm_edu.classroom.slides import write
+
+    out = tmp_path / "slides.html"
+    count = write(all_notebooks()[2], out)
+    page.set_default_timeout(120_000)
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.goto(out.as_uri())
+    page.evaluate("() => MathJax.startup.promise.then(() => true)")
+    assert page.evaluate("() => Reveal.getTotalSlides()") == count > 20
+    assert page.evaluate(TOO_LARGE) == []
+    assert page.locator("mjx-container").count() > 50

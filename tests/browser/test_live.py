@@ -140,7 +140,9 @@ def test_pictures_are_pythons(page, site, built, sd):
         theirs = (x * 127.5 + 127.5).round().permute(1, 2, 0)
         off = (ours - theirs).abs()
         assert off.max() <= 2 and off.mean() < 0.01, (prompt, off.max(), off.mean())
-    assert sum(file.stat().st_size for file in built.iterdir()) < 12e6
+    loaded = sum(file.stat().st_size for file in built.iterdir() if file.name != "disk.js")
+    print(f"{loaded:,} bytes are loaded")
+    assert loaded < 12e6
 
 
 PIXELS = (
@@ -155,6 +157,18 @@ def drawn(page, times):
         timeout=120_000,
     )
     assert page.evaluate("document.body.dataset.state") == "drawn", page.inner_text("#status")
+
+
+def test_it_draws_the_same_from_the_disk(page, site, built):
+    """Where browsers load neither modules nor files: all comes from the script disk.js."""
+    pictures = []
+    for address in (site, (built / "index.html").as_uri()):
+        page.goto(address + "?embed")
+        page.locator("#steps").fill("3")
+        page.get_by_role("button", name="rocket").click()
+        drawn(page, 1)
+        pictures.append(page.evaluate(PIXELS))
+    assert pictures[0] == pictures[1]
 
 
 def test_by_keys_the_parts_light_up_in_turn(page, site):
@@ -240,6 +254,6 @@ def test_without_npm_the_page_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_settings_are_the_systems(built, sd):
-    told = json.loads((built / "settings.json").read_text())
-    assert (told["steps"], told["guidance"]) == (sd.config.steps, sd.config.guidance)
-    assert told["latent"] == [8, 8, 8] and told["length"] == 24
+    written = json.loads((built / "settings.json").read_text())
+    assert (written["steps"], written["guidance"]) == (sd.config.steps, sd.config.guidance)
+    assert written["latent"] == [8, 8, 8] and written["length"] == 24

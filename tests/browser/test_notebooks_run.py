@@ -296,8 +296,28 @@ def move_playground(page, root, where: str) -> None:
     )
 
 
+def move_oral(page, root, where: str) -> None:
+    """By keyboard to the end: show, rate, and the next one; then one step back."""
+    root.get_by_role("button", name="Show the answer").focus()
+    asked, n = [], 0
+    while root.locator(".ddpm-keys").inner_text() != "all asked":
+        asked.append(root.locator(".ddpm-question").inner_text())
+        assert root.get_attribute("data-shown") == "false", f"{where}: the answer shows at once"
+        page.keyboard.press("Enter")
+        assert len(root.locator(".ddpm-verdict").inner_text()) > 40, f"{where}: no answer"
+        page.keyboard.press("Tab")  # to "half of it"
+        page.keyboard.press("Enter")
+        n += 1
+        assert n < 40
+    assert len(set(asked)) == n and f"knew 0 of {n}" in root.locator(".ddpm-question").inner_text()
+    assert "Read again" in root.locator(".ddpm-verdict").inner_text()
+    page.keyboard.press("Enter")  # back
+    assert root.locator(".ddpm-keys").inner_text() == f"question {n} of {n}"
+
+
 MOVES = {
     "playground": move_playground,
+    "oral": move_oral,
     "pad": move_pad,
     "compare": move_compare,
     "turner": move_turner,

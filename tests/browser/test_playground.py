@@ -167,10 +167,16 @@ def test_by_keys_alone(page, site):
     slider.press("End")
     assert slider.get_attribute("aria-valuetext") == "t = 0: the finished points"
     for layer in ("density", "points", "paths", "score arrows"):
-        before = page.screenshot()
-        page.get_by_role("checkbox", name=layer).focus()
+        box = page.get_by_role("checkbox", name=layer)
+        assert box.evaluate(TOGGLED), layer
+        was = box.is_checked()
+        box.focus()
         page.keyboard.press("Space")
-        assert page.screenshot() != before, layer
+        assert box.is_checked() != was
+
+
+TOGGLED = """box => { const view = document.querySelectorAll('canvas')[1], before = view.toDataURL();
+    box.click(); return view.toDataURL() !== before; }"""  # at once: the training goes on meanwhile
 
 
 def test_it_fits_a_phone(page, site):

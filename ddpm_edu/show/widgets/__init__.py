@@ -7,6 +7,7 @@
     Playground(points, alt="Points to draw", caption="Draw, and watch a network learn.")
     Compare(old, new, names=("before", "after"), alt="Two digits", caption="Move the handle.")
     Turner(picture, view, names=("six", "nine"), alt="A six or a nine", caption="Turn it.")
+    oral([("Why?", "Because.", ["01"])], n=1, seed=0)
     predict("Which is brighter?", ["left", "right"], answer, why="...", picture=picture)
 
 Each widget, shown in a notebook, also leaves a still picture with alt text in the saved file:
@@ -20,6 +21,7 @@ from .compare import Compare
 from .controls import Choice, Slider, Text, Toggle
 from .drag import DragPoint
 from .film import Film, PointFilm
+from .oral import Oral, oral
 from .pad import Pad
 from .panel import SliderImage, SliderPicture
 from .playground import Playground
@@ -44,6 +46,8 @@ __all__ = [
     "Turner",
     "predict",
     "predictions",
+    "Oral",
+    "oral",
     "UNetView",
     "Widget",
     "freeze",

@@ -139,7 +139,7 @@ export class Network {
 
 // ---------------------------------------------------------------- training and sampling
 
-export const UPDATES = 900, BATCH = 192, RATE = 0.012;
+export const UPDATES = 700, BATCH = 192, RATE = 0.012;
 
 /** x_t, t and v of a batch of the data x_0 (N, 2): Algorithm 1 of DDPM, the times spread evenly. */
 export function batch(x_0, { uniform, normal }, size = BATCH) {
@@ -208,7 +208,9 @@ export const SHAPES = {
 // ---------------------------------------------------------------- the page
 
 const SIDE = 400, LIMIT = 3, CELLS = 50, SHOWN = 500; // screen pixels; the plane is [-3, 3]^2; of the density; points sampled
-const LAYERS = { density: true, points: true, paths: false, "score arrows": false };
+const LAYERS = { // what can be shown: at first, colour
+  "density of the noisy data": [true, "#56B4E9"], "points from noise": [true, "#1A1A1A"], paths: [false, "#9A5B7F"], "score arrows": [false, "#B34700"],
+};
 
 function render({ model, el }) {
   const source = random(Math.floor(1e6 * Math.random())), x_T = Float32Array.from({ length: 2 * SHOWN }, random(7).normal);
@@ -227,13 +229,14 @@ function render({ model, el }) {
   const keys = make("div", { id, class: "ddpm-keys", text: "Draw with mouse or finger. Keys: arrows move (Shift: further), Space adds points, U undoes, C clears, T trains." });
   const slider = make("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": "time, from noise to points", oninput: () => { stop(); show(+slider.value); } });
   const time = make("output", { text: `t = ${T}` }), play = button("▶ Play", () => playing ? stop() : run(), { class: "ddpm-play" });
-  const layers = Object.entries(LAYERS).map(([name, on]) => {
+  const layers = Object.entries(LAYERS).map(([name, [on]]) => {
     const box = make("input", { type: "checkbox", onchange: draw, name });
     box.checked = on;
     return [name, box];
   });
-  const choice = make("div", { class: "ddpm-palette", role: "group", "aria-label": "what is shown" }, ...layers.map(([name, box]) => make("label", {}, box, ` ${name}`)));
-  const on = name => layers.find(([own]) => own === name)[1].checked;
+  const choice = make("div", { class: "ddpm-palette", role: "group", "aria-label": "what is shown" }, ...layers.map(([name, box]) =>
+    make("label", {}, box, make("span", { class: "ddpm-swatch", style: `background:${LAYERS[name][1]}` }), name)));
+  const on = name => layers.find(([own]) => own.startsWith(name))[1].checked;
   const head = text => make("div", { class: "ddpm-head", text });
   const root = frame(model, el, "playground", shapes, make("div", { class: "ddpm-board" },
     make("div", {}, head("Draw here"), pad, tools, keys),
@@ -300,7 +303,7 @@ function render({ model, el }) {
     const end = performance.now() + 24;
     do loss += 0.03 * (update(network, x_0, source) - loss); while (network.updates < UPDATES && performance.now() < end);
     if (network.updates >= UPDATES) return finish();
-    if (performance.now() > preview + 600) { resample(); preview = performance.now(); }
+    if (performance.now() > preview + 800) { resample(); preview = performance.now(); }
     count();
     timer = setTimeout(slice);
   }
@@ -397,8 +400,9 @@ function render({ model, el }) {
   return () => { halt(); stop(); root.undo(); };
 }
 
-/** On a page of its own, without a kernel. */
+/** On a page without a kernel, in the place of what is there. */
 export function alone(el) {
+  el.replaceChildren();
   const traits = { points: [], caption: "", error: "", note: "" };
   return render({ el, model: { get: name => traits[name], set: (name, value) => { traits[name] = value; }, on() {}, off() {}, save_changes() {} } });
 }

@@ -1,7 +1,7 @@
-"""JavaScript libraries from npm, pinned, none of them committed: `package(name, version, sha512)`.
+"""JavaScript libraries from npm, pinned, none committed, for book and slides. All notebooks.
 
-Kept beside the environment, so each is fetched once. Run as a program it fetches what a book
-needs (`make install` does, so that `make book` needs no network).
+Kept beside the environment, so each is fetched once. Run as a program it fetches them all
+(`make install` does, so that `make book` and `ddpm-edu slides` need no network).
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ PINS = {
     "onnxruntime-web": (
         "1.30.0",
         "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
+    ),
+    "reveal.js": (
+        "5.2.1",
+        "r7//6mIM5p34hFiDMvYfXgyjXqGRta+/psd9YtytsgRlrpRzFv4RbH76TXd2qD+7ZPZEbpBDhdRhJaFgfQ7zNQ==",
     ),
     "axe-core": (
         "4.14.1",

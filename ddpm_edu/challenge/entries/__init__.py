@@ -1,0 +1,1 @@
+"""Three entries of ours: plain.py, quick.py, few.py. Notebook 18."""

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from ddpm_edu import load
 from ddpm_edu.cli import main
 from ddpm_edu.datasets.buckets import buckets
+from ddpm_edu.datasets.images import folder
 from ddpm_edu.datasets.own import own_pictures, spoken
 from ddpm_edu.errors import CheckpointError, DataError, OptionError
 from ddpm_edu.training import own as own_room
@@ -147,6 +148,27 @@ def test_refused(tmp_path):
     (tmp_path / "a cat.png").unlink()
     with refuses(DataError, "1 of 1", "broken.jpg"):
         own_pictures(tmp_path)
+
+
+def test_pictures_of_any_kind_are_read_as_folder_reads_them(tmp_path):
+    """Every mode, transparent, animated, one pixel, a long one, turned by EXIF, in odd files."""
+    base = picture(tmp_path / "a.png")
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"):
+        suffix = "tif" if mode in ("CMYK", "F") else "png"
+        image = base.convert("L").convert("F") if mode == "F" else base.convert(mode)
+        image.save(tmp_path / f"mode {mode[0]}{len(mode)}.{suffix}")
+    glass = base.convert("RGBA")
+    glass.putalpha(100)
+    glass.save(tmp_path / "glass.webp", lossless=True)
+    base.save(tmp_path / "film.gif", save_all=True, append_images=[base.rotate(90)])
+    picture(tmp_path / "dot.bmp", 1, (1, 1))
+    picture(tmp_path / "long.png", 1, (900, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    base.save(tmp_path / "turned.JPG", exif=exif)
+    own, plain = own_pictures(tmp_path, 16, skip=False), folder(tmp_path, 16)
+    assert len(own) == 14 and torch.equal(own[:][0], plain[:][0])
+    assert own.sizes[own.files.index("turned.JPG")].tolist() == [20, 16]
 
 
 def test_each_picture_in_its_bucket_upright_and_cut_around_the_middle(tmp_path):

@@ -78,8 +78,8 @@ def test_captions_in_ten_scripts_three_ways(tmp_path):
         picture(tmp_path / "rows" / "below" / f"{k:02}.png", k)
     rows = ({"file_name": f"below/{k:02}.png", "text": t} for k, t in enumerate(SCRIPTS))
     metadata(tmp_path / "rows", *rows)
-    for folder, source in (("names", "names"), ("txt", "txt"), ("rows", "metadata")):
-        own = own_pictures(tmp_path / folder, 8)
+    for place, source in (("names", "names"), ("txt", "txt"), ("rows", "metadata")):
+        own = own_pictures(tmp_path / place, 8)
         assert own.source == source and sorted(own.captions) == sorted(SCRIPTS)
         k = own.captions.index("红色杯子")
         x_0, captions = own[[k]]

@@ -255,7 +255,7 @@ FILES = {
 def markdown(number: int) -> str:
     """Question 1 to 30 as a text cell: its answer is folded, with links to the notebooks."""
     question = QUESTIONS[number - 1]
-    links = ", ".join(f"[{n}]({FILES[n]}.ipynb)" if n != "17" else n for n in question.notebooks)
+    links = ", ".join(f"[{n}]({FILES[n]}.ipynb)" for n in question.notebooks)
     return (
         f"#### {number}. {question.text}\n\n<details><summary>The answer</summary>\n\n"
         f"{question.answer}\n\nTaught in notebook{'s' * (len(question.notebooks) > 1)} {links}."

@@ -217,7 +217,7 @@ def captioned(tmp_path):
 
 @pytest.mark.parametrize(
     ("pace", "channels", "updates"),
-    [(1e-3, 128, 4687), (4e-3, 48, 3125), (5e-3, 32, 3750), (1e-1, 32, 187), (1e3, 32, 1)],
+    [(1e-3, 96, 6250), (2e-3, 48, 6250), (5e-3, 32, 3750), (1e-1, 32, 187), (1e3, 32, 1)],
 )
 def test_the_network_is_the_largest_that_gets_enough_updates(
     monkeypatch, classes, pace, channels, updates

@@ -52,7 +52,7 @@ from .whole_system import (
 BY = ("nothing", "class", "caption")  # what a picture is asked for by
 GUIDANCE = {"nothing": 1.0, "class": 1.5, "caption": 2.0}
 SECONDS = 600.0
-ENOUGH = 2000  # updates; where a network gets fewer in the time, a smaller one learns more
+ENOUGH = 4000  # updates; where a network gets fewer in the time, a smaller one learns more
 PIXELS = {32: (0, 0), 48: (0, 1), 64: (0, 1), 96: (1, 1), 128: (1, 1)}  # channels: depth
 LATENTS = (32, 48, 64)  # channels
 SHARES = {"vae": 0.25, "clip": 0.15, "unet": 0.6}  # of the time, with captions

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+PAPER = {"width": 686, "height": 970}  # what the margins leave of A4, in pixels of the screen
 FOOT = (
     '<div style="width:100%;text-align:center;font:8px sans-serif;color:#555">'
     '<span class="pageNumber"></span></div>'
@@ -22,10 +23,14 @@ OPENED = """() => {
         .then(all => all.filter(Boolean)); }"""
 LOOKS = """<style>
 @page { size: A4; margin: 16mm 14mm 18mm; }
-body { font-size: 10.5pt; } article { break-after: page; }
+body { font-size: 10.5pt; margin: 0; } .bd-content { padding: 0; } article { break-after: page; }
 details.hide, details.numbers, .on-this-page { display: none !important; }
 .bd-content pre { font-size: 7.6pt; } figure.shown img { max-height: 210mm; width: auto; }
 mjx-container[display="true"] { overflow: visible !important; }
+mjx-container[display="true"] > svg { max-width: 100%; height: auto; }
+mjx-container path, mjx-container use { stroke-width: 0 !important; }
+div.highlight, div.cell_input, table { break-inside: avoid; }
+pre, h1, h2, h3 { break-inside: auto !important; }
 </style>"""
 
 
@@ -41,13 +46,13 @@ def print_book(out: Path) -> Path:
     try:
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page()
+            page = browser.new_page(viewport=PAPER)
             page.set_default_timeout(900_000)
             page.goto(whole.resolve().as_uri())
             page.evaluate("() => window.MathJax?.startup?.promise.then(() => true) ?? true")
+            page.emulate_media(media="print")
             if missing := page.evaluate(OPENED):
                 raise RuntimeError(f"pictures that do not load: {missing[:3]}")
-            page.emulate_media(media="print")
             page.pdf(
                 path=out / "book.pdf",
                 outline=True,
@@ -67,7 +72,7 @@ def joined(folder: Path) -> str:
     """The head of the cover and the articles of all pages; links between pages stay within."""
     cover = (folder / "index.html").read_text(encoding="utf-8")
     names = ["index", *re.findall(r'<li class="toctree-l1"><a[^>]*href="(\w+)\.html"', cover)]
-    names = list(dict.fromkeys(names))
+    names = [name for name in dict.fromkeys(names) if (folder / f"{name}.html").is_file()]
     formulas = (folder / "read.html").read_text(encoding="utf-8")  # a page that loads MathJax
     head = formulas.partition("<body")[0].replace("</head>", LOOKS + "</head>")
     parts = (article(folder / f"{name}.html", set(names)) for name in names)

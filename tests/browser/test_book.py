@@ -7,6 +7,8 @@ import html
 import json
 import os
 import re
+import shutil
+import sys
 import urllib.parse
 import zipfile
 from pathlib import Path
@@ -262,3 +264,26 @@ def test_slides_fit_their_screen(page, tmp_path, axe):
     assert page.evaluate("() => Reveal.getTotalSlides()") == count > 20
     assert page.evaluate(TOO_LARGE) == []
     assert page.locator("mjx-container").count() > 50
+
+
+# ---- the PDF
+
+
+def test_pages_are_printed_as_one_pdf(book_folder, tmp_path, axe):
+    """Three pages of the book; the whole takes minutes."""
+    sys.path.insert(0, str(ROOT / "book"))
+    from pdf import joined, print_book
+
+    small = tmp_path / "html"
+    small.mkdir()
+    os.symlink(book_folder / "_static", small / "_static")
+    for name in "index", "read", "12_sdxl":
+        shutil.copy(book_folder / f"{name}.html", small)
+    text = joined(small)
+    ids = re.findall(r'\bid="([^"]+)"', text.partition("<body")[2])
+    assert len(ids) == len(set(ids)) and "<iframe" not in text
+    targets = set(re.findall(r'\bhref="#([^"]+)"', text.partition("<body")[2]))
+    assert targets <= set(ids) and "read--" in targets
+    data = print_book(tmp_path).read_bytes()
+    assert data.startswith(b"%PDF") and 15 < len(re.findall(rb"/Type /Page\b", data)) < 60
+    assert not (small / "_whole.html").exists()

@@ -41,31 +41,36 @@ def print_book(out: Path) -> Path:
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if chromium is None:
         raise RuntimeError("no chromium here: install it (Debian: apt-get install chromium)")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        print_from(browser.new_page(), out)
+        browser.close()
+    return out / "book.pdf"
+
+
+def print_from(page, out: Path) -> None:
+    """The same, from an open page of a browser."""
     whole = out / "html/_whole.html"
     whole.write_text(joined(out / "html"), encoding="utf-8")
     try:
-        with sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport=PAPER)
-            page.set_default_timeout(900_000)
-            page.goto(whole.resolve().as_uri())
-            page.evaluate("() => window.MathJax?.startup?.promise.then(() => true) ?? true")
-            page.emulate_media(media="print")
-            if missing := page.evaluate(OPENED):
-                raise RuntimeError(f"pictures that do not load: {missing[:3]}")
-            page.pdf(
-                path=out / "book.pdf",
-                outline=True,
-                tagged=True,
-                prefer_css_page_size=True,
-                display_header_footer=True,
-                header_template="<span></span>",
-                footer_template=FOOT,
-            )
-            browser.close()
+        page.set_default_timeout(900_000)
+        page.set_viewport_size(PAPER)
+        page.goto(whole.resolve().as_uri())
+        page.evaluate("() => window.MathJax?.startup?.promise.then(() => true) ?? true")
+        page.emulate_media(media="print")
+        if missing := page.evaluate(OPENED):
+            raise RuntimeError(f"pictures that do not load: {missing[:3]}")
+        page.pdf(
+            path=out / "book.pdf",
+            outline=True,
+            tagged=True,
+            prefer_css_page_size=True,
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template=FOOT,
+        )
     finally:
         whole.unlink()
-    return out / "book.pdf"
 
 
 def joined(folder: Path) -> str:

@@ -269,10 +269,10 @@ def test_slides_fit_their_screen(page, tmp_path, axe):
 # ---- the PDF
 
 
-def test_pages_are_printed_as_one_pdf(book_folder, tmp_path, axe):
+def test_pages_are_printed_as_one_pdf(book_folder, page, tmp_path):
     """Three pages of the book; the whole takes minutes."""
     sys.path.insert(0, str(ROOT / "book"))
-    from pdf import joined, print_book
+    from pdf import joined, print_from
 
     small = tmp_path / "html"
     small.mkdir()
@@ -284,6 +284,7 @@ def test_pages_are_printed_as_one_pdf(book_folder, tmp_path, axe):
     assert len(ids) == len(set(ids)) and "<iframe" not in text
     targets = set(re.findall(r'\bhref="#([^"]+)"', text.partition("<body")[2]))
     assert targets <= set(ids) and "read--" in targets
-    data = print_book(tmp_path).read_bytes()
+    print_from(page, tmp_path)
+    data = (tmp_path / "book.pdf").read_bytes()
     assert data.startswith(b"%PDF") and 15 < len(re.findall(rb"/Type /Page\b", data)) < 60
     assert not (small / "_whole.html").exists()

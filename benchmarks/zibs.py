@@ -225,7 +225,8 @@ def record(args) -> dict:
     for file in sorted(args.out.glob("*.json")):
         way = file.stem
         cards[way] = json.loads(file.read_text())
-        cards[way]["losses"] = [round(x, 3) for x in cards[way].pop("losses", [])]
+        losses = cards[way].pop("losses", [])  # all are drawn of one way: the files must be small
+        cards[way]["losses"] = [round(x, 3) for x in losses[0 if way == "rank-4" else -1 :]]
         found = load_file(args.out / f"{way}.pictures")
         x = torch.cat([found["new"][[0, 1, 3, 6]], found["others"][:2]]).float() / 127.5 - 1
         arrays[f"sheet_{way}"] = webp(x)

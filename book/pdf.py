@@ -80,6 +80,8 @@ def joined(folder: Path) -> str:
     names = [name for name in dict.fromkeys(names) if (folder / f"{name}.html").is_file()]
     formulas = (folder / "read.html").read_text(encoding="utf-8")  # a page that loads MathJax
     head = formulas.partition("<body")[0].replace("</head>", LOOKS + "</head>")
+    # The theme's own script looks for parts of a page that are not printed.
+    head = re.sub(r"<script[^>]*sphinx-book-theme\.js[^>]*></script>", "", head)
     parts = (article(folder / f"{name}.html", set(names)) for name in names)
     return f"{head}<body><main class='bd-content'>{''.join(parts)}</main></body></html>"
 

@@ -13,7 +13,6 @@ python benchmarks/beyond.py broken --run imagen_no_noise      trained with a mis
 """
 
 import argparse
-import json
 import time
 from dataclasses import asdict, replace
 from functools import cache
@@ -22,7 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from figures import provenance, report
+from figures import keep, provenance, report
 
 from ddpm_edu import generators, last, load, meanflow
 from ddpm_edu.consistency import Consistency, endpoint, objective
@@ -39,7 +38,6 @@ from ddpm_edu.discrete import (
 )
 from ddpm_edu.metrics.frechet import frechet
 from ddpm_edu.metrics.obedience import fidelity
-from ddpm_edu.paths import data_folder
 from ddpm_edu.show.few_steps import MODELS as FEW_MODELS
 from ddpm_edu.show.few_steps import calls
 from ddpm_edu.show.few_steps import drawn as in_few
@@ -194,7 +192,7 @@ def few(args) -> dict:
             }
         found[sd.config.name] = own
     if not args.model:
-        keep("few_steps", f"few --n {args.n}", started, found, {}, n=args.n)
+        written("few_steps", f"few --n {args.n}", started, found, {}, n=args.n)
     return {"n": args.n, **found}
 
 
@@ -353,16 +351,16 @@ def codes_few_unknown(log) -> tuple[dict, dict]:
     """The same short run twice, from painted-dalle's GPT as painted-maskgit: unknown are
     ceil(64 cos(pi u / 2)) codes, or always 15 %, as of BERT's sentences; drawing starts at all."""
 
-    def many(gpt, codes, text, generator):
-        count = cosine_counts(*codes.shape, generator)
-        return masked_loss(gpt, codes, text, count=count, generator=generator)
+    def run(counts, log):
+        def loss(gpt, codes, text, generator):
+            count = counts(*codes.shape, generator)
+            return masked_loss(gpt, codes, text, count=count, generator=generator)
 
-    def few(gpt, codes, text, generator):
-        count = torch.full((len(codes),), round(0.15 * codes.shape[1]))
-        return masked_loss(gpt, codes, text, count=count, generator=generator)
+        return further(ship, FROM_ORDER, loss, log)
 
+    few = lambda batch, places, _: torch.full((batch,), round(0.15 * places))
     ship = load("painted-dalle")
-    good, broken = (further(ship, FROM_ORDER, *run) for run in ((many, iter), (few, log)))
+    good, broken = run(cosine_counts, iter), run(few, log)
     return drawn_codes(ship, {"good": (masked, good, {}), "broken": (masked, broken, {})})
 
 
@@ -476,11 +474,11 @@ def broken(args) -> dict:
     figures, shown = run(logged(args.run, config, record))
     shown["losses"] = np.float32(record.pop("loss"))
     command = f"broken --run {args.run}"
-    size = keep(args.run, command, started, figures, shown, train=asdict(config) | record)
+    size = written(args.run, command, started, figures, shown, train=asdict(config) | record)
     return {"run": args.run, "bytes": size, **figures}
 
 
-def keep(name, command, started, figures, arrays, **more) -> int:
+def written(name, command, started, figures, arrays, **more) -> int:
     """data/recorded/NAME.npz, with a card; its bytes."""
     card = {
         "command": f"python benchmarks/beyond.py {command}",
@@ -489,9 +487,7 @@ def keep(name, command, started, figures, arrays, **more) -> int:
         **more,
         "figures": figures,
     }
-    path = data_folder() / "recorded" / f"{name}.npz"
-    np.savez_compressed(path, card=json.dumps(card), **arrays)
-    return path.stat().st_size
+    return keep(name, card, arrays)
 
 
 FIGURES = (codes, rerank, masked_steps, cascade, latent, few, thresholds, augmentation, prior)

@@ -1,10 +1,14 @@
-"""What the scripts share: when and on what something was measured; one figure by its name, as JSON."""
+"""What the scripts share: when and on what something was measured; one figure by its name, as
+JSON; a recorded run, with its card."""
 
 import datetime
 import json
 import platform
 
+import numpy as np
 import torch
+
+from ddpm_edu.paths import data_folder
 
 
 def provenance() -> dict[str, str]:
@@ -15,6 +19,13 @@ def provenance() -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
+
+
+def keep(name: str, card: dict, arrays: dict) -> int:
+    """data/recorded/NAME.npz of a card and arrays; its bytes."""
+    path = data_folder() / "recorded" / f"{name}.npz"
+    np.savez_compressed(path, card=json.dumps(card), **arrays)
+    return path.stat().st_size
 
 
 def report(ways: dict, args, script: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures import provenance
+from figures import keep, provenance
 
 from ddpm_edu import SAMPLERS, Schedule, guided, last, load, noise, save
 from ddpm_edu.datasets.images import to_uint8
@@ -35,7 +35,6 @@ from ddpm_edu.metrics.frechet import features, frechet
 from ddpm_edu.metrics.obedience import fidelity
 from ddpm_edu.networks.mlp import MLP
 from ddpm_edu.networks.unet import UNetConfig
-from ddpm_edu.paths import data_folder
 from ddpm_edu.systems.pipeline import decode
 from ddpm_edu.training.denoisers import PAINTED_DIT, DenoiserRecipe
 from ddpm_edu.training.follow import FEWER
@@ -133,9 +132,7 @@ def written(args, rows: list | dict, arrays: dict, **more) -> dict:
         **more,
         "rows": rows,
     }
-    path = data_folder() / "recorded" / f"flow_{args.what}.npz"
-    np.savez_compressed(path, card=json.dumps(card), **arrays)
-    return {**card, "bytes": path.stat().st_size}
+    return {**card, "bytes": keep(f"flow_{args.what}", card, arrays)}
 
 
 def as_bytes(x: torch.Tensor, n: int = 4) -> np.ndarray:

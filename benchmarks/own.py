@@ -19,6 +19,7 @@ from ddpm_edu import load
 from ddpm_edu.datasets.images import to_uint8
 from ddpm_edu.datasets.painted import DIGITS, painted_digits, parse
 from ddpm_edu.metrics.obedience import read
+from ddpm_edu.show.png import grid
 from ddpm_edu.training.own import OwnPlan, draw_pixels, fitted, suited, train_own
 
 
@@ -46,8 +47,7 @@ def folder(args) -> dict:
     model, _, _, meta = load(file)
     x, captions = draw_pixels(model, own, plan, n=200, seed=1000)
     real, names = own[:]
-    grid = to_uint8(x[:100]).view(10, 10, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(640, 640, 3)
-    Image.fromarray(grid.numpy()).save(place / "drawn.png")
+    Image.fromarray(grid(to_uint8(x[:100]), columns=10, zoom=1)).save(place / "drawn.png")
     return {
         "pictures": len(own),
         "channels": plan.channels,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures import provenance
+from figures import keep, provenance
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -34,7 +34,6 @@ from ddpm_edu.files.lora import load_lora, save_lora
 from ddpm_edu.metrics.probe import emoji_order, zib_probe
 from ddpm_edu.networks.clip import retrieval
 from ddpm_edu.networks.lora import attach
-from ddpm_edu.paths import data_folder
 from ddpm_edu.show.plot import tile
 from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.training.dreambooth import with_prior
@@ -249,11 +248,8 @@ def slider(args) -> dict:
 
 
 def write_npz(name: str, card: dict, arrays: dict) -> int:
-    path = data_folder() / "recorded" / f"{name}.npz"
     task = "record" if name == "zibs" else "slider"
-    card = about(f"{task} --out FOLDER") | card
-    np.savez_compressed(path, card=json.dumps(card), **arrays)
-    return path.stat().st_size
+    return keep(name, about(f"{task} --out FOLDER") | card, arrays)
 
 
 def webp(x, quality: int = 65):

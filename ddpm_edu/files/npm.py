@@ -37,14 +37,13 @@ PINS = {
 }
 
 
-def package(name: str, version: str = "", sha512: str = "") -> Path | None:
-    """The folder with npm's `name`; None, and a line on standard error, where it cannot be had.
+def package(name: str) -> Path | None:
+    """The folder with one of PINS; None, and a line on standard error, where it cannot be had.
 
-    Version and sha512 (base64) may be left out for those of PINS. A tarball with another checksum
-    is thrown away.
+    A tarball with another checksum is thrown away.
     """
-    version, sha512 = (version, sha512) if version else PINS[name]
-    folder = SHELF / f"{name.replace('/', '-')}-{version}"
+    version, sha512 = PINS[name]
+    folder = SHELF / f"{name}-{version}"
     if folder.is_dir():
         return folder
     try:

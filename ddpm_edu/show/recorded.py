@@ -248,6 +248,12 @@ def from_nothing(file=FIVE_MINUTES) -> Report:
 # ---------------------------------------------------------------- trainings
 
 
+def _by_its_card(self) -> str:
+    """Where it comes from, for a caption."""
+    card = self.card
+    return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
+
+
 class Run(NamedTuple):
     """One recorded training."""
 
@@ -268,10 +274,7 @@ class Run(NamedTuple):
         """(share classified right, Frechet distance) at each snapshot."""
         return [(shot[kind]["right"], shot[kind]["frechet"]) for shot in self.card["snapshots"]]
 
-    def source(self) -> str:
-        """Where it comes from, for a caption."""
-        card = self.card
-        return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
+    source = _by_its_card
 
 
 def run(name: str, folder=None) -> Run:
@@ -391,10 +394,7 @@ class Flow(NamedTuple):
     arrays: dict  # losses (numbers of their own), "paths, ..." and "one step, ..." of points
     pictures: dict  # {name: (4 or 8, 3, H, W) in [-1, 1]}
 
-    def source(self) -> str:
-        """Where it comes from, for a caption."""
-        card = self.card
-        return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
+    source = _by_its_card
 
 
 def flow(what: str, folder=None) -> Flow:
@@ -432,10 +432,7 @@ class Taught(NamedTuple):
         parts = np.stack([sheet[y : y + 64, x : x + 64] for y, x in corners])
         return parts.transpose(0, 3, 1, 2) / np.float32(127.5) - 1
 
-    def source(self) -> str:
-        """Where it comes from, for a caption."""
-        card = self.card
-        return f"`{card['command']}`, {card['device']}, {card['date']}, {card['versions']}"
+    source = _by_its_card
 
 
 def taught(folder=None) -> Taught:

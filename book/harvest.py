@@ -1,8 +1,10 @@
-"""What films, sliders and charts hold: python book/harvest.py [00 ...] [--out FOLDER]
+"""What films, sliders and charts hold: python book/harvest.py [00 ...] [--save] [--out FOLDER]
 
 Runs the notebooks (minutes each, in copies) and records, beside each stored still picture, the
 frames of its film, the pictures of a slider at some of its positions, the numbers of a chart. The
-book shows them without a kernel. One zip a notebook: index.json and a film in AVIF each.
+book shows them without a kernel, and finds them by the pictures' alt texts: --save stores the same
+run's outputs in the notebooks, as tests/run_notebooks.py does, so that these texts agree. One zip a
+notebook: index.json and a film in AVIF each.
 """
 
 from __future__ import annotations
@@ -12,9 +14,7 @@ import base64
 import io
 import itertools
 import json
-import shutil
 import sys
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -239,25 +239,29 @@ def avif(frames: np.ndarray, *, quality: int = 55) -> bytes:
 
 def main() -> int:
     import nbformat
-    from nbclient import NotebookClient
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    from run_notebooks import copy_of, execute, line, longest, save
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wanted", nargs="*", default=[""], help="beginnings of names")
+    parser.add_argument("--save", action="store_true", help="store the new outputs")
+    parser.add_argument("--cells", action="store_true", help="name the cells that took longest")
     parser.add_argument("--out", type=Path, default=BOOK / "_alive", help="folder (book/_alive)")
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        if not path.name.startswith(tuple(args.wanted or [""])):
-            continue
-        target = args.out.resolve() / f"{path.name[:2]}.zip"
-        notebook = nbformat.read(path, as_version=4)
-        cell = nbformat.v4.new_code_cell
-        notebook.cells = [cell(FIRST), *notebook.cells, cell(LAST.format(str(target)))]
-        with tempfile.TemporaryDirectory() as scratch:
-            copy = shutil.copytree(ROOT / "notebooks", Path(scratch, "notebooks"))
-            where = {"metadata": {"path": str(copy)}}
-            NotebookClient(notebook, timeout=900, resources=where).execute()
-        print(f"{target.name}: {target.stat().st_size / 1024:.0f} KB", flush=True)
+    with copy_of(ROOT / "notebooks") as copy:
+        for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+            if not path.name.startswith(tuple(args.wanted or [""])):
+                continue
+            target = args.out.resolve() / f"{path.name[:2]}.zip"
+            notebook = nbformat.read(path, as_version=4)
+            cost = execute(notebook, copy, FIRST, LAST.format(str(target)))
+            lines = [line(path.name, *cost), *(longest(notebook) if args.cells else [])]
+            print("\n".join(lines), flush=True)
+            print(f"{target.name}: {target.stat().st_size / 1024:.0f} KB", flush=True)
+            if args.save:
+                save(path, notebook)
     return 0
 
 

@@ -3,8 +3,10 @@
 They run in a copy, so nothing in notebooks/ changes, and their kernels see an empty IPython profile.
 A cell that fails, a cell tagged nbval-check-output that prints something else than what is stored, or a
 notebook that takes more memory than a learner may be asked for: the exit status is 1. With --save the
-new outputs take the place of the stored ones; --cells names the cells that took longest. `make test` runs the same notebooks in a real browser
-(tests/browser/test_notebooks_run.py), where there is one.
+new outputs take the place of the stored ones (book/harvest.py NN --save records films besides, in the
+same run); --cells names the cells that took longest. Processor seconds count the kernel's own work, so
+they tell more than the clock where other programs run. `make test` runs the same notebooks in a real
+browser (tests/browser/test_notebooks_run.py), where there is one.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import numpy as np
@@ -50,19 +53,54 @@ def peak_mb(pid: int) -> float:
         return getattr(memory, "peak_wset", memory.rss) / 2**20
 
 
-def execute(notebook, folder: Path) -> tuple[float, float]:
-    """Run a notebook's cells in `folder`, in place; (seconds, peak MB). Raises CellExecutionError."""
+class Cost(NamedTuple):
+    """What a run took: seconds by the clock, peak MB, processor seconds of the kernel."""
+
+    seconds: float
+    mb: float
+    processor: float
+
+
+def processor_seconds(pid: int) -> float:
+    """What process `pid` has used so far, with its children, the ended ones and those that run."""
+    used = 0.0
+    process = psutil.Process(pid)
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            times = one.cpu_times()
+            used += times.user + times.system
+            if one == process:
+                used += times.children_user + times.children_system
+    return used
+
+
+def execute(notebook, folder: Path, before: str = "", after: str = "") -> Cost:
+    """Run a notebook's cells in `folder`, in place. Raises CellExecutionError.
+
+    The code `before` and `after` runs in the same kernel, leaves no trace and is not counted.
+    """
     client = NotebookClient(
         notebook,
         timeout=CELL_SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
     )
-    started = time.perf_counter()
+    cells, cell = notebook.cells, nbformat.v4.new_code_cell
+    notebook.cells = [cell(before), *cells, cell(after)]
     with client.setup_kernel():
-        for index, cell in enumerate(notebook.cells):
+        pid = client.km.provisioner.pid
+        client.execute_cell(notebook.cells[0], 0, store_history=False)
+        started, first = time.perf_counter(), processor_seconds(pid)
+        for index, cell in enumerate(cells, start=1):
+            began = processor_seconds(pid)
             client.execute_cell(cell, index)
-        return time.perf_counter() - started, peak_mb(client.km.provisioner.pid)
+            if "execution" in cell.metadata:
+                cell.metadata.execution["processor"] = processor_seconds(pid) - began
+        seconds, used = time.perf_counter() - started, processor_seconds(pid) - first
+        cost = Cost(seconds, peak_mb(pid), used)
+        client.execute_cell(notebook.cells[-1], len(cells) + 1, store_history=False)
+    notebook.cells = cells
+    return cost
 
 
 def printed(cell) -> str:
@@ -89,23 +127,25 @@ def differences(stored: list, ran: list) -> list[str]:
     return found
 
 
-def line(name: str, seconds: float, mb: float) -> str:
+def line(name: str, seconds: float, mb: float, processor: float | None = None) -> str:
     """One notebook's cost, with a word where it misses the goals."""
+    used = "" if processor is None else f"  ({processor:.1f} s of the processor)"
     slow = f"  (the goal is {GOAL_SECONDS} s)" if seconds > GOAL_SECONDS else ""
     big = f"  FAILED: the limit is {LIMIT_MB} MB" if mb > LIMIT_MB else ""
-    return f"{seconds:8.1f} s {mb:7.0f} MB  {name}{slow}{big}"
+    return f"{seconds:8.1f} s {mb:7.0f} MB  {name}{used}{slow}{big}"
 
 
 def longest(notebook, most: int = 8) -> list[str]:
-    """A line for each of the cells that took longest."""
+    """A line for each of the cells that took longest: seconds by the clock, of the processor."""
     spent = []
     for index, cell in enumerate(notebook.cells):
         if times := cell.metadata.get("execution"):
             names = "iopub.execute_input", "shell.execute_reply"
             start, end = (datetime.fromisoformat(times[name]) for name in names)
-            spent.append(((end - start).total_seconds(), index))
+            spent.append(((end - start).total_seconds(), times["processor"], index))
+    spent.sort(key=lambda row: -max(row[:2]))
     first = lambda index: notebook.cells[index].source.replace("\n", " ")[:60]
-    return [f"{s:8.1f} s  cell {k}: {first(k)}" for s, k in sorted(spent, reverse=True)[:most]]
+    return [f"{s:8.1f} s  cell {k} ({cpu:.1f}): {first(k)}" for s, cpu, k in spent[:most]]
 
 
 def save(path: Path, notebook) -> None:
@@ -162,6 +202,15 @@ def fewer_colours(picture: Image.Image, raw: bytes) -> bytes:
     return raw
 
 
+@contextlib.contextmanager
+def copy_of(folder: Path):
+    """A copy of the folder to run notebooks in, with an empty IPython profile."""
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["IPYTHONDIR"] = str(Path(scratch, "ipython"))
+        os.environ.setdefault("GOMP_SPINCOUNT", "500")  # as `make lab` has it
+        yield shutil.copytree(folder, Path(scratch, "notebooks"), dirs_exist_ok=True)
+
+
 def main(wanted, folder: Path = ROOT / "notebooks", store=False, cells=False) -> int:
     """Run those that start with one of `wanted` (none: all); the exit status."""
     names = sorted(p for p in folder.glob("*.ipynb") if p.name.startswith(tuple(wanted or [""])))
@@ -169,22 +218,19 @@ def main(wanted, folder: Path = ROOT / "notebooks", store=False, cells=False) ->
         print(f"no notebook in {folder} starts with {' or '.join(wanted) or 'anything'}")
         return 2
     failed = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["IPYTHONDIR"] = str(Path(scratch, "ipython"))
-        os.environ.setdefault("GOMP_SPINCOUNT", "500")  # as `make lab` has it
-        copy = shutil.copytree(folder, Path(scratch, "notebooks"), dirs_exist_ok=True)
+    with copy_of(folder) as copy:
         for path in names:
             stored, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
             try:
-                seconds, mb = execute(notebook, copy)
+                cost = execute(notebook, copy)
             except CellExecutionError as error:
                 failed += 1
                 print(f"{path.name}: FAILED\n{error}")
                 continue
             problems = [] if store else differences(stored.cells, notebook.cells)
-            failed += bool(problems) or mb > LIMIT_MB
+            failed += bool(problems) or cost.mb > LIMIT_MB
             problems += longest(notebook) if cells else []
-            print("\n".join([line(path.name, seconds, mb), *problems]), flush=True)
+            print("\n".join([line(path.name, *cost), *problems]), flush=True)
             if store:
                 save(path, notebook)
     return int(failed > 0)

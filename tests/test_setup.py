@@ -392,6 +392,26 @@ def test_the_longest_cells_are_named(run_one):
     assert code == 0 and first[1] == "1" and second[1] == "0" and float(first[0]) >= 0.3
 
 
+def test_processor_seconds_count_work_and_children_but_no_waiting(run_one):
+    work = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"
+    code, text = run_one("import time; time.sleep(0.5)", work, child, cells=True)
+    used = {k: float(s) for k, s in re.findall(r"cell (\d) \(([\d.]+)\)", text)}
+    (total,) = re.findall(r"\(([\d.]+) s of the processor\)", text)
+    assert code == 0 and used["0"] < 0.2 and 0.4 <= used["1"] < 0.6 <= used["2"] + 0.2
+    assert sum(used.values()) - 0.2 <= float(total) < 3
+
+
+def test_what_runs_around_a_notebook_leaves_no_trace_in_it(tmp_path):
+    import run_notebooks
+
+    (cell,) = cells = [nbformat.v4.new_code_cell("x")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    run_notebooks.execute(notebook, tmp_path, "x = 7", "open('done', 'w').write(str(x))")
+    assert (tmp_path / "done").read_text() == "7" and len(notebook.cells) == 1
+    assert cell.execution_count == 1 and cell.outputs[0].data["text/plain"] == "7"
+
+
 def test_no_notebook_at_all_fails_the_run(run_one):
     code, text = run_one(name="elsewhere.ipynb")
     assert code != 0 and "no notebook" in text

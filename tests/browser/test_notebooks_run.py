@@ -43,7 +43,7 @@ def test_notebook(notebook, request, tmp_path, record_property):
             behaved(page)
     else:
         ran = nbformat.read(notebook, as_version=4)
-        seconds, mb = execute(ran, tmp_path)
+        seconds, mb, _ = execute(ran, tmp_path)
         problems = differences(stored.cells, ran.cells)
     record_property("notebook", [notebook.name, seconds, mb])
     assert not problems, "\n".join(problems)

@@ -48,15 +48,16 @@ def hero(notebook) -> list[str]:
 
 
 def setup(notebook) -> list[str]:
-    """The first code cell is the folded Setup; it holds every import."""
-    first = code(notebook)[0]
+    """The first code cell is the folded Setup; all imports stand there or in a section's Setup."""
+    first, *rest = code(notebook)
     imports = [
         c.source[:60]
-        for c in code(notebook)[1:]
-        if re.search(r"^(import|from) ", c.source, re.M) and not tags(c) & EXERCISES
+        for c in rest
+        if re.search(r"^(import|from) ", c.source, re.M) and not tags(c) & {*EXERCISES, "setup"}
     ]
-    named = first.source.startswith("# Setup") and folded(first)
-    return [*([] if named else ["the first code cell is no folded Setup"]), *imports]
+    setups = [first, *(c for c in rest if "setup" in tags(c))]
+    open_ones = [c for c in setups if not (c.source.startswith("# Setup") and folded(c))]
+    return [*imports, *(f"no folded Setup: {c.source[:60]}" for c in open_ones)]
 
 
 def columns(notebook) -> list[str]:

@@ -27,6 +27,12 @@ KEEP = {
     "08": {"Similarity matrix of 16": (99, 0, 40), "Probabilities of eight": (99, 0, 40)},
     "09": {"Step 4: the guess": (99, 0, 45)},
     "10": {"Upper row: an original digit": (99, 0, 40)},
+    "12": {
+        "Bars of four models": (99, 0, 40),
+        "Sixteen pictures": (99, 0, 35),
+        "Pictures above, the": (99, 0, 35),
+    },
+    "13": {"Histogram of shorter": (99, 0, 40), "Left the resized": (99, 0, 40)},
     "16": {"120 points from noise to data": (28, 120, 0), "The shares of noise": (99, 0, 40)},
 }
 

@@ -33,6 +33,12 @@ KEEP = {
         "Pictures above, the": (99, 0, 35),
     },
     "13": {"Histogram of shorter": (99, 0, 40), "Left the resized": (99, 0, 40)},
+    "14": {"Five noisy pictures": (15, 0, 35), "Ten coloured digits": (99, 0, 35)},
+    "15": {
+        "Ten pictures drawn": (99, 0, 35),
+        "Three damaged": (99, 0, 35),
+        "Eight small digits": (99, 0, 35),
+    },
     "16": {"120 points from noise to data": (28, 120, 0), "The shares of noise": (99, 0, 40)},
 }
 

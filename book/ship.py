@@ -24,7 +24,7 @@ KEEP = {
     "01": {"The digit 5 fades": (99, 0, 45), "A Swiss roll turns into noise": (24, 120, 0)},
     "02": {"Noise turns into a Swiss roll": (28, 150, 0), "Three pairs of bells": (99, 0, 50)},
     "07": {"A curve of FLOPs": (99, 0, 50), "Eight decoded digits": (99, 0, 45)},
-    "08": {"Similarity matrix of 16": (99, 0, 40), "Probabilities of eight": (99, 0, 40)},
+    "08": {"Similarity matrix of 16": (99, 0, 30), "Probabilities of eight": (99, 0, 25)},
     "09": {"Step 4: the guess": (99, 0, 45)},
     "10": {"Upper row: an original digit": (99, 0, 40)},
     "12": {

@@ -3,10 +3,12 @@
     collect(Path("Assignment 1.zip"), Path("submissions")) -> submissions/STUDENT/NOTEBOOK
 
 Names in the zip are only read, never used as paths. A zip that tries to leave its folder, to be
-absolute, or to fill the disk is refused whole; a student's own zip inside it is only left out.
+absolute, or to fill the disk is refused whole; a student's own zip inside it, or a single file that
+would become too large, is only left out.
 """
 
 import io
+import itertools
 import os
 import re
 import secrets
@@ -20,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import DataError, OptionError
 
 MAX_FILE, MAX_ALL, MAX_FILES = 256 * 2**20, 8 * 2**30, 20_000
-MAX_RATIO = 200  # packed text is 10 times smaller, a bomb 1,000 times
+MAX_RATIO, SURE = 200, 2**24  # a bomb is packed 1,000-fold; below 16 MiB it may be one line, often
 WANTED = (".ipynb", ".py")
 
 # How platforms name a file: (name of the platform, pattern of its path in the zip).
@@ -59,14 +61,14 @@ def _unpacked(archive: Path, part: Path) -> list[str]:
         entries = checked(zipped, archive.name)
         paths = _below_common_folder([entry.filename for entry in entries])
         platform, pattern = _platform([p for p in paths if p.lower().endswith((*WANTED, ".zip"))])
-        room, left, ids = Room(), [], {}
+        room, left = Room(), []
         for entry, path in zip(entries, paths):
             match = re.fullmatch(pattern, path, re.S)
             if not match:
                 left.append(f"{path}: no student can be told from its name")
                 continue
             found = match.groupdict()
-            student = _student(found, ids)
+            student = room.folder(found["student"], found.get("id"))
             left += _kept(zipped, entry, found["file"], part / student, student, room)
     students = sorted(p.name for p in part.iterdir())
     if not students:
@@ -76,13 +78,30 @@ def _unpacked(archive: Path, part: Path) -> list[str]:
 
 
 class Room:
-    """Bytes and files written so far."""
+    """Bytes and files written so far, and the folders of the students."""
 
     def __init__(self):
         self.bytes = self.files = 0
+        self.folders, self.taken = {}, set()
+
+    def folder(self, student: str, number: str | None = None) -> str:
+        """A student's: the name; of the second of two whose names are alike, or become so, with the
+        platform's number, or a count, behind it."""
+        student = unicodedata.normalize("NFC", student)
+        if (student, number) not in self.folders:
+            name = clean(student)
+            numbered = (f"{name}_{clean(number, 40)}",) if number else ()
+            counted = (f"{name} ({n})" for n in itertools.count(2))
+            free = (f for f in (name, *numbered) if f.casefold() not in self.taken)
+            made = next(free, None) or next(f for f in counted if f.casefold() not in self.taken)
+            self.folders[student, number] = made
+            self.taken.add(made.casefold())
+        return self.folders[student, number]
 
 
 def _opened(source, name: str) -> zipfile.ZipFile:
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise DataError(f"{name} is a folder or a pipe: pass the zip of a learning platform")
     try:
         return zipfile.ZipFile(source)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
@@ -103,15 +122,17 @@ def checked(zipped: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
             cause = "has a name with a zero byte"
         elif stat.S_ISLNK(entry.external_attr >> 16):
             cause = "is a link"
-        elif entry.file_size > 2**20 and entry.file_size > MAX_RATIO * max(1, entry.compress_size):
-            cause = f"is a bomb: {entry.compress_size:,} bytes become {entry.file_size:,}"
         elif entry.flag_bits & 1:
             cause = "is encrypted"
         if cause:
             raise DataError(f"{name} is refused: {entry.orig_filename!r:.80} {cause}")
-    if sum(entry.file_size for entry in entries) > MAX_ALL:
+    if sum(entry.file_size for entry in entries if not _is_bomb(entry)) > MAX_ALL:
         raise DataError(f"{name} is refused: unpacked it has more than {MAX_ALL // 2**30} GiB")
     return [e for e in entries if not _litter(e.filename)]
+
+
+def _is_bomb(entry) -> bool:
+    return entry.file_size > max(SURE, MAX_RATIO * entry.compress_size)
 
 
 def _litter(path: str) -> bool:
@@ -135,29 +156,26 @@ def _platform(paths: list[str]) -> tuple[str, str]:
         fits = [p for p in paths if re.fullmatch(pattern, p, re.S)]
         if fits and len(fits) >= 0.8 * len(paths):
             return name, pattern
-    return "nobody we know", r"(?P<student>[^/]+?)(?=\.\w+$)(?P<file>.+)"
+    return "nobody we know", r"(?=(?P<file>[^/]+$))(?P<student>.+)\.\w+"
 
 
-def clean(name: str, longest: int = 80) -> str:
-    """A name that is one part of a path on every system, with letters of any language."""
+def clean(name: str, longest: int = 160) -> str:
+    """A name that is one part of a path on every system, with letters of any language; at most
+    `longest` bytes of it."""
     name = unicodedata.normalize("NFC", name).strip()
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]+', "_", name)
     name = re.sub(r"^(?i:con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", "_", name)
-    return name.strip(". ")[:longest].rstrip(". ") or "unnamed"
-
-
-def _student(found: dict, ids: dict) -> str:
-    """A student's folder: the name, with the platform's number behind it for the second of two
-    students of one name."""
-    name, number = clean(found["student"]), found.get("id") or ""
-    known = ids.setdefault(name.casefold(), {})
-    known.setdefault(number, name if not known else clean(f"{name}_{number}"))
-    return known[number]
+    name = name.strip(". ").encode(errors="replace")[:longest].decode(errors="ignore")
+    return name.rstrip(". ") or "unnamed"
 
 
 def _kept(zipped, entry, file: str, folder: Path, student: str, room: Room, depth=0) -> list[str]:
     """Write one file, or what a student's zip holds; lines about what was left out."""
-    name = clean(PurePosixPath(file).name, 120)
+    stem, dot, suffix = PurePosixPath(file).name.rpartition(".")
+    name = f"{clean(stem)}.{clean(suffix, 10)}" if dot else clean(suffix)
+    if _is_bomb(entry):
+        packed = f"{entry.compress_size:,} bytes become {entry.file_size:,}"
+        return [f"{student}: {name} is a bomb: {packed}"]
     if name.lower().endswith(".zip") and depth == 0:
         try:
             inner = _opened(io.BytesIO(_bytes(zipped, entry, room)), name)

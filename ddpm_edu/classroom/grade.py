@@ -41,8 +41,7 @@ def grade(
         raise OptionError("grading needs limits that this system has not: use Linux, macOS or WSL")
     todo = submissions(Path(folder))
     exercises = lists.expressions(_list_of(Path(folder), handed_out))
-    room = Path(csv).with_suffix("")
-    room.mkdir(parents=True, exist_ok=True)
+    room = _room(Path(csv), Path(folder))
     seed = _seed(room / "seed.txt") if seed is None else seed
     asked = {n: prepared(check.find(n), fresh.cases(n, seed)) for n in exercises}
     key = _key(seed, exercises)
@@ -52,7 +51,8 @@ def grade(
         digest = _digest(files, key, limits)
         if results.get(student, {}).get("digest") != digest:
             batch.put((student, files, digest))
-    results = {student: results[student] for student in todo if student in results}
+    again = {student for student, *_ in batch.queue}
+    results = {student: results[student] for student in todo if student not in again}
     say(f"{len(todo)} submissions, {batch.qsize()} to grade, {len(exercises)} exercises")
     try:
         _work(batch, exercises, asked, limits, jobs, room, results, say)
@@ -72,7 +72,7 @@ def submissions(folder: Path) -> dict[str, list[Path]]:
             continue
         if entry.is_dir():
             found[entry.name] = sorted(_notebooks(entry))
-        elif entry.suffix in SUFFIXES:
+        elif _is_notebook(entry):
             found[entry.stem] = [entry, *found.get(entry.stem, [])]
     if not found:
         raise OptionError(f"{folder} holds no submissions: a folder or a notebook a student")
@@ -84,8 +84,23 @@ def _notebooks(folder: Path):
         folders[:] = [f for f in folders if not f.startswith(SKIPPED)]
         for name in files:
             path = Path(root, name)
-            if path.suffix in SUFFIXES and not name.startswith(SKIPPED) and not path.is_symlink():
+            if _is_notebook(path) and not name.startswith(SKIPPED) and not path.is_symlink():
                 yield path
+
+
+def _is_notebook(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()  # no pipe: one waits for it for ever
+
+
+def _room(csv: Path, folder: Path) -> Path:
+    """The folder beside the table, made. Among the submissions it would be one of them."""
+    room = csv.with_suffix("")
+    if not csv.suffix:
+        raise OptionError(f"--csv {csv}: pass a name with an ending, such as {csv}.csv")
+    if Path(folder).resolve() in (room.resolve(), *room.resolve().parents):
+        raise OptionError(f"--csv {csv}: its pages would lie among the submissions: name another")
+    room.mkdir(parents=True, exist_ok=True)
+    return room
 
 
 def _list_of(folder: Path, handed_out):
@@ -134,11 +149,11 @@ def _digest(files, key: str, limits: Limits) -> str:
 def _resumed(path: Path) -> dict:
     """{student: result} of an earlier run; a line that was cut short is left out."""
     found = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             result = json.loads(line)
             found[result["student"]] = result
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             pass
     return found
 
@@ -278,5 +293,5 @@ def _safe(cell):
     """A text that no spreadsheet takes for a formula."""
     if isinstance(cell, str):
         cell = cell.encode(errors="replace").decode()
-        return "'" + cell if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+        return "'" + cell if re.match(r"\s*[=+@＝＋＠－-]|[\t\r\n]", cell) else cell
     return cell

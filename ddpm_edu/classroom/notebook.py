@@ -49,7 +49,7 @@ class Script:
 def read(path: Path) -> Script:
     """Raises Unreadable, with a reason that a teacher can act on."""
     path = Path(path)
-    cells = [(1, _text(path))] if path.suffix == ".py" else _cells(_json(path))
+    cells = [(1, _text(path))] if path.suffix.lower() == ".py" else _cells(_json(path))
     return _script(path.name, cells)
 
 

@@ -117,7 +117,7 @@ def checked(exercise: Exercise, answer) -> Result:
             hint = exercise.test(answer)
         except _Blank:
             return Result("not attempted yet", "Your function returns nothing yet.")
-        except Exception as error:  # a learner's code may raise anything
+        except (Exception, SystemExit) as error:  # a learner's code may raise anything
             hint = where(error)
         return Result("wrong", hint) if hint else Result("right", exercise.right)
     if exercise.cases is not None and not callable(answer):
@@ -133,7 +133,7 @@ def checked(exercise: Exercise, answer) -> Result:
         given = copy.deepcopy(case)
         try:
             got = answer(*given) if exercise.cases is not None else answer
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Result("wrong", where(error))
         if blank(got):
             return Result("not attempted yet", "Your function returns nothing yet.")
@@ -171,7 +171,7 @@ def blank(answer) -> bool:
     return answer is None or answer is ...
 
 
-def where(error: Exception) -> str:
+def where(error: BaseException) -> str:
     """Error, message and the learner's line."""
     lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     place = (

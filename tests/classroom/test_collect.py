@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import stat
 import struct
 import zipfile
@@ -75,6 +76,25 @@ def test_two_students_of_one_name_and_files_of_one_name(tmp_path):
         f"Bo/{N}",
     }
     assert any("notes.pdf" in line for line in lines[1:])
+
+
+def test_no_two_students_share_a_folder(tmp_path):
+    """Names that are alike but for their letters' case, or become so when they are cut or cleaned."""
+    long, wide = "N" * 200, "字" * 100
+    names = ("Ann", "ann", "ann (2)", "a?", "a*", f"{long}1", f"{long}2", f"{wide}1", f"{wide}2")
+    tree, lines = unpacked(tmp_path, {f"{name}/{wide}.IPYNB": name for name in names})
+    assert "students: 9, notebooks: 9" in lines[0]
+    texts = [(tmp_path / "out" / path).read_text() for path in tree]
+    assert sorted(texts) == sorted(names) and all(path.endswith(".IPYNB") for path in tree)
+
+
+def test_a_notebook_a_student_and_one_that_prints_a_line_for_ever(tmp_path):
+    """The line becomes 10 MB, which is much and no bomb; what is one is left out, the rest is not."""
+    line = b'"Epoch 1, loss 0.1234",' * 400_000
+    files = {"ann.ipynb": NB, "bo b.ipynb": line, "cy.ipynb": b"0" * 2**25}
+    tree, lines = unpacked(tmp_path, files)
+    assert tree == {"ann/ann.ipynb", "bo b/bo b.ipynb"}
+    assert [line for line in lines if "bomb" in line] == lines[1:] and "cy" in lines[1]
 
 
 def bomb(size):
@@ -151,6 +171,9 @@ def test_the_command(tmp_path, capsys):
     assert "no.zip" in capsys.readouterr().err and not (tmp_path / "b").exists()
     with pytest.raises(OptionError):
         collect(tmp_path / "x.zip", tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(DataError, match="pipe"):
+        collect(tmp_path / "pipe.zip", tmp_path / "b")
 
 
 @pytest.mark.parametrize(

@@ -212,14 +212,47 @@ def test_links_are_not_followed(tmp_path):
     (folder / "a").mkdir(parents=True)
     (folder / "a" / "x.ipynb").symlink_to(secret)
     (folder / "b.ipynb").symlink_to(secret)
-    (folder / "c.ipynb").write_text("{}")
-    assert submissions(folder) == {"a": [], "c": [folder / "c.ipynb"]}
+    (folder / "c.IPYNB").write_text("{}")
+    os.mkfifo(folder / "a" / "pipe.ipynb")
+    os.mkfifo(folder / "pipe.py")
+    assert submissions(folder) == {"a": [], "c": [folder / "c.IPYNB"]}
+
+
+def test_a_table_among_the_submissions_is_refused(tmp_path):
+    """Its pages, and the seed, would be a student's; so would a table without an ending be its own folder."""
+    (tmp_path / "week1").mkdir()
+    (tmp_path / "week1" / "ann.ipynb").write_text("{}")
+    for csv, words in (
+        (tmp_path / "week1.csv", "among the submissions"),
+        (tmp_path / "week1" / "marks.csv", "among the submissions"),
+        (tmp_path / "marks", "marks.csv"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            grade(tmp_path / "week1", csv, say=quiet)
+    assert len(list(tmp_path.rglob("*"))) == 2
+
+
+def test_an_interrupted_run_leaves_the_old_marks_of_what_has_changed_out(tmp_path, monkeypatch):
+    """Also those that are none: a list, bytes that are no text, a result of other exercises."""
+    from ddpm_edu.classroom import grade as room
+
+    for name in ("ann", "bo"):
+        (tmp_path / "s" / name).mkdir(parents=True)
+    (tmp_path / "m").mkdir()
+    old = json.dumps({"student": "ann", "digest": "another", "findings": {}})
+    (tmp_path / "m" / "results.jsonl").write_bytes(b"[1]\n\xff\n" + f"{old}\n".encode())
+    monkeypatch.setattr(room, "_work", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        grade(tmp_path / "s", tmp_path / "m.csv", say=quiet)
+    assert (tmp_path / "m.csv").read_text().count("\n") == 1
 
 
 def test_formulas_do_not_reach_a_spreadsheet():
     from ddpm_edu.classroom.grade import _safe
 
     assert [_safe(c) for c in ("=1+1", "@a", "-b", "Ann", 3)] == ["'=1+1", "'@a", "'-b", "Ann", 3]
+    for text in ("\n=cmd()", "  +1", "＝1", "\tx"):
+        assert _safe(text) == f"'{text}"
 
 
 # ---------------------------------------------------------------- what an answer needs

@@ -30,7 +30,11 @@ def crashes(alpha_bar):
     raise RuntimeError("not finished")
 
 
-@pytest.mark.parametrize("answer", [stub, wrong, crashes, None, ..., 3])
+def leaves(alpha_bar):
+    raise SystemExit
+
+
+@pytest.mark.parametrize("answer", [stub, wrong, crashes, leaves, None, ..., 3])
 def test_use_returns_the_reference_until_then(answer, capsys):
     used = use("01.3", answer)
     assert used is find("01.3").reference

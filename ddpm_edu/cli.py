@@ -29,12 +29,17 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (DdpmEduError, OSError) as error:  # OSError: folders that one may not enter
-        print(f"ddpm-edu: {error}", file=sys.stderr)
+        print(f"ddpm-edu: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(": ".join(filter(None, ("ddpm-edu: stopped", str(stop)))), file=sys.stderr)
         return 130
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    """Its message; what would move a terminal's cursor, in a name of a file say, is written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
 
 
 SAMPLERS = "ddpm, ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, ipndm"
@@ -334,8 +339,10 @@ def _weighted(text: str) -> tuple[str, float]:
         return text, 1.0
     try:
         weight = float(weight)
-    except ValueError:  # a colon of the name's own
-        return text, 1.0
+    except ValueError:
+        if os.path.exists(file):
+            raise OptionError(f"--lora {text}: {weight} is no number: pass FILE:0.7") from None
+        return text, 1.0  # a colon of the name's own
     return file, in_range(f"--lora {text}: the weight", weight, -100, 100, "1 is all of it")
 
 

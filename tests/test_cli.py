@@ -374,6 +374,8 @@ def test_txt2img_with_loras_and_a_word(system, tmp_path):
         (["--lora", "gone.safetensors"], ("gone.safetensors: no such file",)),
         (["--lora", "gone.safetensors:0.5"], ("gone.safetensors: no such file",)),
         (["--lora", "x.safetensors:nan"], ("x.safetensors:nan", "weight")),
+        (["--lora", "x.safetensors:abc"], ("abc is no number", "FILE:0.7")),
+        (["--lora", "C:\\gone\n\x1b[31m.safetensors"], ("C:\\gone\\n\\x1b[31m", "no such file")),
         (["--lora", "x.safetensors:500"], ("weight", "100")),
         (["--lora", "x.safetensors"], ("SDXL base", "SD 1.5", "do not fit")),
         (["--embedding", "x.safetensors"], ("no embedding", "LoRA")),

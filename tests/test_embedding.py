@@ -202,6 +202,12 @@ def test_refused_files(tiny_sd, tmp_path, kind):
     assert (tiny_sd.config, tiny_sd.text.tokenizer) == before
 
 
+def test_a_word_that_a_small_vocabulary_knows_only_as_a_whole(tmp_path):
+    """That of the emoji has "cat" at the end of a word and nowhere else: it keeps its meaning."""
+    with refuses(OptionError, "cat is a token already"):
+        load("emoji").text.tokenizer.with_word("cat")
+
+
 def test_damaged_files(tiny_sd, tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({"<a>": torch.ones(2, 32)}, file)

@@ -18,7 +18,7 @@ from ddpm_edu.files.load import load, save
 from ddpm_edu.files.lora import kohya_names, load_lora, our_names, save_lora
 from ddpm_edu.gpu.fast import speed_up
 from ddpm_edu.networks.controlnet import control_net
-from ddpm_edu.networks.lora import attach, detach, layers, low_rank, merge
+from ddpm_edu.networks.lora import LoRA, attach, detach, layers, low_rank, merge
 from ddpm_edu.systems.system import REFINER, SD15, SD21, SDXL, build
 
 peft = pytest.importorskip("peft")
@@ -414,6 +414,7 @@ REFUSED = {
     "differences": ({f"{ATTENTION}.diff": torch.ones(2, 2)}, "differences"),
     "an embedding": ({"emb_params": torch.ones(2, 32)}, "no LoRA", "textual inversion"),
     "nothing": ({}, "no LoRA", "empty"),
+    "endless names": (half(f"lora_unet_{'a' * 9999}"), r"a{100,111}\)"),
 }
 
 
@@ -452,6 +453,17 @@ def test_damaged_files(tiny_sd, tmp_path):
         load_lora(peft_file, tiny_sd)
 
 
+def test_a_file_of_comfy_and_one_that_changes_nothing(tiny_sd, tmp_path):
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k"
+    (name,) = load_lora(written(tmp_path / "a.safetensors", half(key)), tiny_sd).names
+    with pytest.warns(UserWarning, match="alpha is 0"):
+        lora = load_lora(
+            written(tmp_path / "b.safetensors", half() | {f"{ATTENTION}.alpha": torch.zeros(())}),
+            tiny_sd,
+        )
+    assert lora.names == (name,) and lora.changes[0].alpha == 0
+
+
 def test_refused_arguments(tiny_sd, tmp_path):
     file = written(tmp_path / "a.safetensors", half())
     for other in (None, tiny_sd.unet, speed_up(tiny_sd), load("painted_clip")):
@@ -460,8 +472,14 @@ def test_refused_arguments(tiny_sd, tmp_path):
     for rank in (0, -1, 2.5, True):
         with refuses(OptionError, "rank"):
             low_rank(tiny_sd, rank)
-    with refuses(OptionError, "where", "no name"):
-        low_rank(tiny_sd, 2, where="attn9")
+    for where in ("attn9", "(", None):
+        with refuses(OptionError, "where", "no name|no regular"):
+            low_rank(tiny_sd, 2, where=where)
+    for other in (None, {"a": 1}):
+        with refuses(OptionError, "pass a LoRA"):
+            attach(tiny_sd, other)
+    with refuses(OptionError, "at least one"):
+        LoRA({})
     lora = low_rank(tiny_sd, 2)
     for scale in (float("nan"), float("inf"), "1"):
         with refuses(OptionError, "scale"):
@@ -479,6 +497,8 @@ def test_refused_arguments(tiny_sd, tmp_path):
     with refuses(OptionError, "another model", "not there|is \\("):
         attach(tiny_sd, wide)
     detach(tiny_sd, wide)  # which is not attached: nothing happens
+    with refuses(OptionError, "torch.int8"):
+        save_lora(tmp_path / "x.safetensors", lora, tiny_sd, dtype=torch.int8)
     lora.changes[0].up.weight.data.fill_(torch.nan)
     with refuses(CheckpointError, "NaN"):
         save_lora(tmp_path / "x.safetensors", lora, tiny_sd)

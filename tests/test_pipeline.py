@@ -943,6 +943,10 @@ def test_emoji_are_read_as_their_names(fresh, prompt, drawn):
     for unknown in ("a qwertyuiop", "red ⌀ apple"):
         with pytest.warns(UserWarning, match="never saw"):
             text_to_image(fresh, unknown, steps=1)
+    for endless in ("❤" * 9999, "x" * 9999, " ".join(f"y{k}" for k in range(9999))):
+        with pytest.warns(UserWarning, match="(is read|never saw)") as caught:
+            text_to_image(fresh, endless, steps=1)
+        assert all(len(str(warning.message)) < 1000 for warning in caught)
 
 
 def test_too_many_or_few_seeds(one):

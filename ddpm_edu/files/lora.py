@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, OptionError, in_range
+from ..errors import CheckpointError, OptionError, in_range, warn
 from ..networks.lora import LoRA, LowRank, layers
 from ..networks.unet import UNet
 from ..systems.system import StableDiffusion
@@ -58,6 +58,7 @@ BEGINNINGS = {  # of a name: the part that the layer is in
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "unet.": "unet",
+    "diffusion_model.": "unet",  # what ComfyUI saves
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
 }
@@ -115,6 +116,8 @@ def load_lora(path, sd: StableDiffusion) -> LoRA:
         found = "; ".join(count(names, kind) for kind, names in kinds.items() if names)
         cause = f"a LoRA {_made_for(views)}and {sd.config.name} do not fit: {found}"
         raise CheckpointError(f"{path}: {cause}: use one that was trained on {sd.config.name}")
+    if not any(alphas.values()):
+        warn(f"{path}: alpha is 0 in every layer, so this LoRA changes nothing")
     lora = LoRA(changes).eval().requires_grad_(False)
     lora.meta = {k: text for k, text in said.items() if k != "ddpm_edu"} | meta
     return lora
@@ -263,6 +266,8 @@ def save_lora(path, lora: LoRA, sd: StableDiffusion, meta: dict | None = None, d
     In kohya's notation with diffusers' names, the one that most programs read, since alpha is in
     it. lora.scale is not. dtype: of the matrices; None: as they are. CheckpointError for NaN.
     """
+    if dtype is not None and not dtype.is_floating_point:
+        raise OptionError(f"dtype = {dtype}: the matrices are floats, pass torch.float16, say")
     names, tensors = kohya_names(sd), {}
     # In SD 1, whose text encoder is OpenAI's CLIP alone, other programs project around the
     # transformers by 1x1 convolutions.

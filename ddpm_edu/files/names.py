@@ -324,7 +324,7 @@ def signed(names, signs: dict):
 
 def count(names, kind="") -> str:
     """How many, of which kind, and the first five: "6 missing (a, b, c, d, e, ...)"."""
-    first = ", ".join(sorted(names)[:5]) + ", ..." * (len(names) > 5)
+    first = ", ".join(f"{name:.120}" for name in sorted(names)[:5]) + ", ..." * (len(names) > 5)
     return " ".join(filter(None, (str(len(names)), kind, f"({first})")))
 
 

@@ -69,6 +69,8 @@ class LoRA(nn.Module):
 
     def __init__(self, changes: dict[str, LowRank]):
         super().__init__()
+        if not changes:
+            raise OptionError("a LoRA of no layers changes nothing: pass at least one")
         self.names, self.changes = tuple(changes), nn.ModuleList(changes.values())
         self.meta: dict = {}  # what its file says beside
 
@@ -111,7 +113,10 @@ def low_rank(model: nn.Module, rank: int, alpha: float | None = None, where=ATTE
 
     It is on the model's device, in float32, and its A and B take gradients.
     """
-    found = {name: layer for name, layer in layers(model) if re.search(where, name)}
+    try:
+        found = {name: layer for name, layer in layers(model) if re.search(where, name)}
+    except (re.error, TypeError) as e:
+        raise OptionError(f"where = {where!r:.80} is no regular expression ({e})") from None
     if not found:
         some = ", ".join(name for name, _ in list(layers(model))[:3])
         raise OptionError(f"where = {where!r:.80} is found in no name of a layer (such as {some})")
@@ -124,6 +129,8 @@ def attach(model: nn.Module, lora: LoRA, scale: float = 1.0) -> None:
 
     OptionError, before anything is changed, if it is attached already or does not fit.
     """
+    if not isinstance(lora, LoRA):
+        raise OptionError(f"lora is a {type(lora).__name__}: pass a LoRA, of load_lora or low_rank")
     own = dict(layers(model))
     for name, change in lora.items():
         wanted = tuple(own[name].weight.shape) if name in own else "not there"

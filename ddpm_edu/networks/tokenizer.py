@@ -83,7 +83,9 @@ class Tokenizer:
         if not plain or " " in plain:
             raise OptionError(f"word = {word!r:.80}: pass one without spaces, such as '<my-cat>'")
         names = [plain, *(f"{plain}_{k}" for k in range(1, tokens))]
-        if known := [name for name in names if self.bpe.token_to_id(name) is not None]:
+        ends = [f"{name}</w>" for name in names]  # as it is at the end of a word
+        ids = {name: self.bpe.token_to_id(name) for name in (*names, *ends)}
+        if known := [name.removesuffix("</w>") for name, k in ids.items() if k is not None]:
             raise OptionError(f"word = {word!r:.80}: {known[0]} is a token already: take another")
         bpe = read_bpe(self.bpe.to_str())
         bpe.add_tokens(names)

@@ -57,14 +57,13 @@ def spelt_out(sd: StableDiffusion, prompt: str) -> str:
         longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
         prompt = re.sub(longest_first, lambda match: f" {names[match[0]]} ", plain).strip()
         if prompt != plain:
-            warn(f"{sd.config.name} saw words in training, no emoji: {plain!r} is read {prompt!r}")
+            read = f"{plain!r:.200} is read {prompt!r:.200}"
+            warn(f"{sd.config.name} saw words in training, no emoji: {read}")
     means = lambda word: unicodedata.category(word[0]).startswith(("L", "N", "So"))
     new = [word for word in unseen(prompt, frozenset(words)) if means(word)]
     if new:
-        warn(
-            f"{sd.config.name} never saw {', '.join(map(repr, new))} in training: what it draws "
-            "for it is a guess"
-        )
+        some = ", ".join(f"{word!r:.80}" for word in new[:10])
+        warn(f"{sd.config.name} never saw {some} in training: what it draws for it is a guess")
     return prompt
 
 

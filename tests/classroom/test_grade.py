@@ -222,13 +222,13 @@ def test_a_table_among_the_submissions_is_refused(tmp_path):
     """Its pages, and the seed, would be a student's; so would a table without an ending be its own folder."""
     (tmp_path / "week1").mkdir()
     (tmp_path / "week1" / "ann.ipynb").write_text("{}")
-    for csv, words in (
+    for table, words in (
         (tmp_path / "week1.csv", "among the submissions"),
         (tmp_path / "week1" / "marks.csv", "among the submissions"),
         (tmp_path / "marks", "marks.csv"),
     ):
         with pytest.raises(OptionError, match=words):
-            grade(tmp_path / "week1", csv, say=quiet)
+            grade(tmp_path / "week1", table, say=quiet)
     assert len(list(tmp_path.rglob("*"))) == 2
 
 

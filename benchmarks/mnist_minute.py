@@ -25,7 +25,7 @@ from ddpm_edu.training.recipes import MINUTE
 from ddpm_edu.training.train import progress, train
 
 
-def draw(model, schedule, predict, labels, guidance, steps, sampler, clip):
+def draw(model, schedule, predict, labels, guidance, interval, steps, sampler, clip):
     """One digit a label, seed i for picture i; 250 at a time."""
     parts = []
     for some in torch.arange(len(labels)).split(250):
@@ -33,7 +33,7 @@ def draw(model, schedule, predict, labels, guidance, steps, sampler, clip):
         parts.append(
             last(
                 SAMPLERS[sampler](
-                    guided(model, guidance),
+                    guided(model, guidance, interval=interval),
                     schedule,
                     x_T,
                     steps,
@@ -67,19 +67,15 @@ if __name__ == "__main__":
     if args.seconds:
         started = time.perf_counter()
         model, schedule = MINUTE.model(dataset), MINUTE.schedule()
-        new_optimizer(
-            model, MINUTE.train_unet
-        )  # PyTorch's first optimizer takes a second to import, which is part of the time, too
+        # PyTorch's first optimizer takes a second to import, which is part of the time, too
+        new_optimizer(model, MINUTE.train_unet)
         left = args.seconds - (time.perf_counter() - started)
         config = dataclasses.replace(MINUTE.train_unet, seconds=left)
         for step in progress(train(model, schedule, dataset, config)):
             pass
         trained = time.perf_counter() - started
-        model, predict, meta = (
-            step.ema,
-            config.predict,
-            {"guidance": MINUTE.guidance, "sampler": MINUTE.sampler, "clip": 1.0},
-        )
+        model, predict, meta = step.ema, config.predict, {"clip": 1.0}
+        meta |= {k: getattr(MINUTE, k) for k in ("guidance", "interval", "sampler")}
         result |= {
             "trained_s": round(trained, 2),
             "updates": step.step,
@@ -88,15 +84,17 @@ if __name__ == "__main__":
     else:
         model, schedule, predict, meta = load("mnist")
     guidance = meta["guidance"] if args.guidance is None else args.guidance
-    sampler = args.sampler or meta["sampler"]
+    sampler, interval = args.sampler or meta["sampler"], meta.get("interval")
 
     labels = torch.arange(10).repeat_interleave(100)
     started = time.perf_counter()
-    x = draw(model.eval(), schedule, predict, labels, guidance, args.steps, sampler, meta["clip"])
+    how = guidance, interval, args.steps, sampler, meta["clip"]
+    x = draw(model.eval(), schedule, predict, labels, *how)
     result |= {
         "sampling_s": round(time.perf_counter() - started, 1),
         "steps": args.steps,
         "guidance": guidance,
+        "interval": interval,
         "sampler": sampler,
     }
     images = to_uint8(x)[:, 0].numpy()

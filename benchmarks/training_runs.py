@@ -3,7 +3,7 @@
     python benchmarks/training_runs.py                    all of them, about half an hour of one core
     python benchmarks/training_runs.py plain blind        some of them
 
-Every run of digits has the network and the batch of recipes.MINUTE. Time is processor time of one
+Every run of digits has the network and the batch of recipes.SMALL. Time is processor time of one
 thread, drawing not counted: a busy neighbour changes nothing. Each run is written to
 data/recorded/NAME.npz, read back by ddpm_edu.show.recorded.run; the last line printed is one JSON object.
 """
@@ -25,7 +25,7 @@ from ddpm_edu import SAMPLERS, class_cond, generators, guided, last, load, noise
 from ddpm_edu.datasets.images import ImageDataset, cifar10, mnist, to_uint8
 from ddpm_edu.metrics.frechet import accuracy, features, frechet, frechet_to_real
 from ddpm_edu.paths import data_folder
-from ddpm_edu.training.recipes import CIFAR10, MINUTE, Recipe
+from ddpm_edu.training.recipes import CIFAR10, SMALL, Recipe
 from ddpm_edu.training.train import TrainConfig, train
 from ddpm_edu.training.whole_system import thin
 
@@ -42,8 +42,8 @@ class Plan:
     config: TrainConfig
     marks: tuple  # where pictures are drawn: updates
     seconds: tuple = ()  # or seconds of processor time; the last mark of all ends the run
-    recipe: Recipe = MINUTE
-    guidance: float = MINUTE.guidance
+    recipe: Recipe = SMALL
+    guidance: float = SMALL.guidance
     steps: int = 20  # evaluations of a picture
     half: bool = False  # digits of 14 x 14: a short run gets far
     raw: bool = False  # draw with the raw weights as well
@@ -61,7 +61,7 @@ def constant(config: TrainConfig) -> TrainConfig:
     return replace(config, steps=10**6)
 
 
-BEST = replace(MINUTE.train_unet, steps=SHORT, seconds=0, predict="v")
+BEST = replace(SMALL.train_unet, steps=SHORT, seconds=0, predict="v")
 IDEAS = Plan(replace(PLAIN, steps=SHORT), (SHORT,), half=True)
 EMA = Plan(BEST, (SHORT // 4, SHORT // 2, SHORT), half=True, raw=True)
 HEALTHY = Plan(replace(BEST, predict="x_0"), (SHORT,), half=True)

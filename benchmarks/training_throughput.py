@@ -6,7 +6,7 @@
 
 Rivals: diffusers' UNet2DModel with the settings of the Hugging Face course's class-conditional MNIST (unit 2: 1.7 M
 parameters, class as four extra channels), and lucidrains' denoising-diffusion-pytorch Unet(dim=32), one channel, no class.
-All train on the same batches with their usual optimizer (AdamW; ours as in recipes.MINUTE), forward, backward and update.
+All train on the same batches with their usual optimizer (AdamW; ours as in recipes.SMALL), forward, backward and update.
 Each is tried with its numbers in both orders in memory (`train` uses channels_last) and counts with its quicker one. Rounds
 alternate, so that a slow moment of the machine hits all alike. The last line printed is one JSON object.
 """
@@ -27,7 +27,7 @@ from ddpm_edu.datasets.images import mnist
 from ddpm_edu.diffusion import loss
 from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.training.optim import new_optimizer
-from ddpm_edu.training.recipes import MINUTE
+from ddpm_edu.training.recipes import SMALL
 from ddpm_edu.training.train import train
 
 ORDERS = ("contiguous_format", "channels_last")
@@ -72,8 +72,8 @@ class Lucidrains(nn.Module):
 
 def contenders(dataset):
     torch.manual_seed(0)
-    ours = MINUTE.model(dataset)
-    yield "ddpm_edu", ours, new_optimizer(ours, MINUTE.train_unet), MINUTE.train_unet.predict
+    ours = SMALL.model(dataset)
+    yield "ddpm_edu", ours, new_optimizer(ours, SMALL.train_unet), SMALL.train_unet.predict
     for name, rival in (("hf_course_unet2d", HFCourse), ("lucidrains_unet_dim32", Lucidrains)):
         model = rival()
         yield name, model, torch.optim.AdamW(model.parameters(), lr=1e-3), "eps"
@@ -102,7 +102,7 @@ def quality(name, model, schedule, dataset, seconds):
         lr=1e-3, predict="eps", optimizer="adamw", t_distribution="uniform", batch_size=128
     )
     config = dataclasses.replace(
-        MINUTE.train_unet, seconds=seconds, **({} if name == "ddpm_edu" else rival)
+        SMALL.train_unet, seconds=seconds, **({} if name == "ddpm_edu" else rival)
     )
     for step in train(model, schedule, dataset, config):
         pass
@@ -138,7 +138,7 @@ if __name__ == "__main__":
     )
     args = parser.parse_args()
     torch.set_num_threads(2)
-    dataset, schedule = mnist("train"), MINUTE.schedule()
+    dataset, schedule = mnist("train"), SMALL.schedule()
     result = {
         "benchmark": "training_throughput",
         "batch": args.batch,

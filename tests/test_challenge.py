@@ -24,7 +24,7 @@ from ddpm_edu.classroom.learner import told
 from ddpm_edu.cli import main
 from ddpm_edu.errors import DataError, OptionError
 from ddpm_edu.show.widgets import oral
-from ddpm_edu.training.recipes import MINUTE
+from ddpm_edu.training.recipes import SMALL
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs the limits of Unix")
 ENTRIES = Path(challenge.__file__).parent / "entries"
@@ -266,7 +266,7 @@ def test_network_and_labels():
         net(torch.zeros(2, 1, 28, 28), torch.zeros(2), Cond(vector=torch.zeros(2, 10))).eq(0).all()
     )
     assert labels_of(1000).bincount().tolist() == [100] * 10
-    assert MINUTE.patch == 2
+    assert SMALL.patch == 2
 
 
 def test_the_clock_counts_processor_time():

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import in_range, sizes, whole
 from ..networks.unet import SpaceToDepth, UNet
-from ..training.recipes import MINUTE, start_at_zero
+from ..training.recipes import SMALL, start_at_zero
 
 BUDGETS = (1, 2, 4, 8)  # evaluations a picture
 SHAPE = (1, 28, 28)
@@ -58,11 +58,11 @@ class Rules:
 
 
 def network() -> nn.Module:
-    """The network of every entry: notebook 04's UNet for the minute, 73,364 parameters.
+    """The network of every entry: notebook 04's UNet, 73,364 parameters.
 
     (x_t (B, 1, 28, 28), t (B,), Cond(vector (B, 10))) -> (B, 1, 28, 28); its answer is 0 at first.
     """
-    return SpaceToDepth(start_at_zero(UNet(MINUTE.unet)), MINUTE.patch)
+    return SpaceToDepth(start_at_zero(UNet(SMALL.unet)), SMALL.patch)
 
 
 class Clock:

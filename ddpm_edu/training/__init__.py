@@ -26,7 +26,7 @@ __getattr__, __dir__ = lazily(
         "cascade": "CASCADE_RECIPES PAINTED_IMAGEN CascadeRecipe train_cascade",
         "prior": "PRIOR_RECIPES PAINTED_PRIOR PriorRecipe train_prior",
         "cuts": "Cuts CutLatents cuts encode_cuts",
-        "recipes": "RECIPES Recipe MINUTE MNIST CIFAR10 PAINTED EMOJI FIVE_MINUTES",
+        "recipes": "RECIPES Recipe SMALL MINUTE MNIST CIFAR10 PAINTED EMOJI FIVE_MINUTES",
         "whole_system": "assemble train_clip train_system train_unet train_vae",
         "few_steps": "FEW_RECIPES FewRecipe MeanFlowRecipe train_few train_mean_flow",
         "sdxl": "SDXL_RECIPE SDXLRecipe Stage train_sdxl",

@@ -27,6 +27,7 @@ KEEP = {
     "08": {"Similarity matrix of 16": (99, 0, 30), "Probabilities of eight": (99, 0, 25)},
     "09": {"Step 4: the guess": (99, 0, 45)},
     "10": {"Upper row: an original digit": (99, 0, 40)},
+    "11": {"Bars of parameters and": (99, 0, 40), "Six latents on their way": (8, 0, 30)},
     "12": {
         "Bars of four models": (99, 0, 40),
         "Sixteen pictures": (99, 0, 35),

@@ -357,8 +357,9 @@ def test_a_changed_entry_is_noticed(tmp_path):
         {"scores": {str(n): {"accuracy": 1} for n in BUDGETS}}, {"scores": [1]},
         {"picture": "no base64!"}, {"picture": "aGVsbG8="}, {"sha256": "0"}, {"challenge": 2},
         {"cause": "error"}, {"unknown": 1}, {"entry": "../ada"}, {"entry": None},
+        {"entry": ""}, {"entry": "a\ud800"}, {"entry": "a" * 99}, {"entry": "a\x1b"}, {"walls": 1},
     ],
-    ids=lambda change: "-".join(change),
+    ids=lambda change: f"{[*change][0]}-{[*change.values()][0]!a:.9}",
 )  # fmt: skip
 def test_broken_results_are_refused(change, tmp_path):
     good = json.loads(write(a_result(), tmp_path / "good.json").read_text())
@@ -376,6 +377,14 @@ def test_files_that_are_no_results(text, tmp_path):
     (tmp_path / "bad.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with refuses(DataError, "bad.json"):
         read(tmp_path / "bad.json")
+
+
+def test_pipes_and_characters_that_are_none_do_not_stop_the_board(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    odd = dataclasses.replace(a_result("bo"), device="x86 \ud800")
+    write(odd, tmp_path / "bo.json")
+    page, broken = board(tmp_path, tmp_path / "b.html")
+    assert "x86 ?" in page.read_text() and "pipe.json: no result" in broken[0]
 
 
 def test_command(tmp_path, capsys):

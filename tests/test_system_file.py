@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import tokenizers as tk
@@ -171,6 +172,7 @@ def test_known_by_its_name(sd, file, tmp_path, monkeypatch, capsys):
     shipped = file.rename(tmp_path / "weights" / "tiny.safetensors")
     monkeypatch.setenv("DDPM_EDU_DATA", str(tmp_path))
     assert find("tiny") == shipped and where("tiny") == [shipped] and config_of("tiny") == sd.config
+    assert find(".") == Path(".") and find("/") == Path("/")
     assert load("tiny").meta["accuracy"] == 0.5
     with refuses(CheckpointError, "nothing", "Shipped with the course: tiny"):
         load("nothing")

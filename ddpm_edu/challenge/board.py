@@ -64,7 +64,8 @@ def board(folder, out, *, rerun: bool = False) -> tuple[Path, list[str]]:
     results, broken = collected(folder)
     try:
         with replacing(out) as part:
-            Path(part).write_text(page(results, broken, folder, rerun), encoding="utf-8")
+            text = page(results, broken, folder, rerun)
+            Path(part).write_text(text, encoding="utf-8", errors="replace")
     except (OSError, ValueError) as error:
         raise OptionError(f"--out {out}: could not be written ({error})") from error
     return Path(out), broken

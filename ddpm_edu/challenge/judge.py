@@ -96,7 +96,7 @@ def processes() -> Iterator[Nursery]:
 def about(file: Path, source: bytes, rules: Rules, seed: int, command: str) -> dict:
     """Where and how a result came about."""
     return {
-        "entry": file.stem[:60],
+        "entry": clean(file.stem)[:60].replace("\n", " "),
         "sha256": hashlib.sha256(source).hexdigest(),
         "seconds": float(rules.seconds),
         "pictures": rules.pictures,

@@ -79,6 +79,8 @@ def read(path) -> Result:
     """A result, each field of the kind and in the range that the judge writes; else DataError."""
     path = Path(path)
     try:
+        if not path.is_file():  # one waits for a pipe for ever
+            raise ValueError("no file")
         if path.stat().st_size > LARGEST:
             raise ValueError(f"more than {LARGEST:,} bytes")
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -102,8 +104,10 @@ def checked(result: Result) -> Result:
             raise ValueError(f"{one.name} is {value!r:.40}")
         if isinstance(value, (int, float)) and not 0 <= value < math.inf:
             raise ValueError(f"{one.name} = {value!r:.40}")
-    if not re.fullmatch("[0-9a-f]{64}", result.sha256) or re.search(r"[/\\\0]", result.entry):
-        raise ValueError("sha256 or entry is none")
+    if not re.fullmatch("[0-9a-f]{64}", result.sha256):
+        raise ValueError("sha256 is none")
+    if not (re.fullmatch(r"[^/\\]{1,60}", result.entry) and result.entry.isprintable()):
+        raise ValueError("entry is no name")
     if result.picture and not base64.b64decode(result.picture, validate=True).startswith(PNG):
         raise ValueError("picture is no PNG")
     judged = result.cause == "judged"

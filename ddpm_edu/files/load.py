@@ -189,7 +189,7 @@ def find(source, dtype=torch.float32, ema: bool = True) -> Path:
         here = [place for place in places if os.path.exists(place) and place.name[:8] != "models--"]
         return here[0] if here else hub.snapshot(PUBLISHED[name].hub, dtype, ema, places)
     path = Path(os.path.expanduser(source))
-    for place in (path, path.with_name(f"{path.name}.xz")):  # packed, too
+    for place in (path, Path(f"{path}.xz")):  # packed, too
         if os.path.exists(place):
             return place
     if hub.is_name(name):

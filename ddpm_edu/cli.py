@@ -511,6 +511,9 @@ def train(args) -> None:
     _check_own(args, own)
     if own:
         return _train_own(args, check_writable(out), options)
+    if args.name not in known():
+        choices = ", ".join(known())
+        raise OptionError(f"{args.name}: no folder of pictures is there; the recipes are {choices}")
     written = follow(args.name, out, **options, dtype=args.dtype or "float32")
     print(f"{', '.join(map(str, written))}: written")
 
@@ -523,7 +526,7 @@ def _check_own(args, own: bool) -> None:
     """Options that do not go together, and numbers: before a picture is read."""
     given = [name for name in OF_A_FOLDER if getattr(args, name) is not None]
     if given and not own:
-        raise OptionError(f"--{given[0]} is for a folder of pictures: {args.name} is none")
+        raise OptionError(f"--{given[0]} is for a folder of pictures: {args.name} is no folder")
     for name in given:
         if name in NEEDS and NEEDS[name] not in given:
             raise OptionError(f"--{name} belongs to --{NEEDS[name]} NAME: pass that, too")
@@ -595,7 +598,8 @@ def slides(args) -> None:
     """Its pictures, formulas and headings; code is folded."""
     from .classroom.slides import write
 
-    found = sorted(Path("notebooks").glob(f"{args.notebook}_*.ipynb"))
+    all_of = sorted(Path("notebooks").glob("*.ipynb"))
+    found = [file for file in all_of if file.name.startswith(f"{args.notebook}_")]
     notebook = found[0] if len(found) == 1 else Path(args.notebook)
     out = args.out or Path(f"{notebook.stem}.slides.html")
     check_writable(out)

@@ -58,10 +58,17 @@ Reveal.initialize({ width: 1280, height: 720, margin: 0.02, hash: true, slideNum
 def write(notebook: Path, out: Path) -> int:
     """Write the slides of a notebook; how many there are. OptionError: no notebook, or no npm."""
     if not notebook.is_file():
-        raise OptionError(f"{notebook}: no such notebook. Name its file, or its number, such as 03")
+        where = "in the folder of the course, its number, such as 03"
+        raise OptionError(f"{notebook}: no such notebook. Name its file, or, {where}")
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        columns = [list(column) for column in deck(cells)]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        remedy = "save it in JupyterLab"
+        raise OptionError(
+            f"{notebook} is no notebook that can be read ({error}): {remedy}"
+        ) from None
     libraries = {name: library(name, parts) for name, parts in LIBRARIES.items()}
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    columns = [list(column) for column in deck(cells)]
     body = "\n".join(f"<section>{''.join(map(framed, column))}</section>" for column in columns)
     css, script = libraries["reveal.js"]
     text = (

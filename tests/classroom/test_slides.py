@@ -73,6 +73,18 @@ def test_the_command_writes_one_file(tmp_path, monkeypatch, capsys):
 def test_it_refuses_before_it_writes(tmp_path, monkeypatch, capsys):
     assert main(["slides", "77", "--out", str(tmp_path / "s.html")]) == 2
     assert "77: no such notebook" in capsys.readouterr().err
+    assert main(["slides", "/none.ipynb", "--out", str(tmp_path / "s.html")]) == 2
+    assert "/none.ipynb: no such notebook" in capsys.readouterr().err
+    for text in (
+        "<html>",
+        "[]",
+        '{"cells": [1]}',
+        '{"cells": [{"source": 5, "cell_type": "code"}]}',
+    ):
+        (tmp_path / "x.ipynb").write_text(text)
+        with pytest.raises(OptionError, match="no notebook that can be read"):
+            slides.write(tmp_path / "x.ipynb", tmp_path / "s.html")
+    (tmp_path / "x.ipynb").unlink()
     monkeypatch.setattr(slides.npm, "package", lambda name: None)
     with pytest.raises(OptionError, match="reveal.js"):
         slides.write(all_notebooks()[0], tmp_path / "s.html")

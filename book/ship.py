@@ -23,6 +23,18 @@ KEEP = {
     "00": {"ten digits appear out of noise": (20, 0, 45), "The digit 7 from seed 3": (99, 0, 50)},
     "01": {"The digit 5 fades": (99, 0, 45), "A Swiss roll turns into noise": (24, 120, 0)},
     "02": {"Noise turns into a Swiss roll": (28, 150, 0), "Three pairs of bells": (99, 0, 50)},
+    "03": {"Six clock hands": (99, 0, 45), "Three rows of digits at t": (99, 0, 45)},
+    "04": {"A line that rises for": (99, 0, 45), "Loss against time": (99, 0, 45)},
+    "05": {
+        "The digits 0 to 9, drawn": (99, 0, 45),
+        "Densities for guidance": (99, 0, 45),
+        "Thirty digits, three of each": (99, 0, 40),
+    },
+    "06": {
+        "Six digits above their copies": (99, 0, 45),
+        "Eight digits above the same digits decoded; latent": (99, 0, 45),
+        "Four rows of eight": (99, 0, 40),
+    },
     "07": {"A curve of FLOPs": (99, 0, 50), "Eight decoded digits": (99, 0, 45)},
     "08": {"Similarity matrix of 16": (99, 0, 30), "Probabilities of eight": (99, 0, 25)},
     "09": {"Step 4: the guess": (99, 0, 45)},

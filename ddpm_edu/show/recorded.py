@@ -198,6 +198,7 @@ def loss_curves(curves: dict, updates: dict, *, caption: str) -> plot.Picture:
         at = np.linspace(0, updates[part], len(curve) + 1)[1:]
         ax.plot(at, curve, color=plot.OKABE_ITO["blue"], linewidth=1.4)
         ax.set(title=PARTS[part], xlabel="update", yscale="log")
+        ax.locator_params(axis="x", nbins=3)  # four panels have no room for more numbers
     axes[0].set(ylabel="loss")
     names = ", ".join(PARTS[part] for part in curves)
     return plot.figure(fig, alt=f"Loss curves of {names}.", caption=caption)

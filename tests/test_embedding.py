@@ -215,6 +215,8 @@ def test_damaged_files(tiny_sd, tmp_path):
     with refuses(CheckpointError, "cut short"):
         read_embedding(file)
     state = {"<a>": torch.full((1, 32), 2.0, requires_grad=True)}
+    save_file({"<a>": torch.ones(2, 32)}, tmp_path / "learned_embeds.safetensors")
+    assert read_embedding(tmp_path)[0] == "<a>"
     for x in state, {"string_to_token": {"*": 265}, "string_to_param": state, "name": "a"}:
         torch.save(x, tmp_path / "x.pt")
         with refuses(CheckpointError, "pickle", "convert"):

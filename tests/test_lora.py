@@ -453,6 +453,14 @@ def test_damaged_files(tiny_sd, tmp_path):
         load_lora(peft_file, tiny_sd)
 
 
+@pytest.mark.parametrize("name", ["pytorch_lora_weights", "adapter_model"])
+def test_the_folder_that_diffusers_or_peft_saved(tiny_sd, tmp_path, name):
+    with refuses(CheckpointError, "no such file", "a folder"):
+        load_lora(tmp_path, tiny_sd)
+    written(tmp_path / f"{name}.safetensors", half())
+    assert len(load_lora(tmp_path, tiny_sd).names) == 1
+
+
 def test_a_file_of_comfy_and_one_that_changes_nothing(tiny_sd, tmp_path):
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k"
     (name,) = load_lora(written(tmp_path / "a.safetensors", half(key)), tiny_sd).names

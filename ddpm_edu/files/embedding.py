@@ -18,7 +18,7 @@ from ..systems.system import StableDiffusion
 from ..systems.words import add_word, vectors_of
 from .load import check_finite
 from .names import TEXTS, looks_like
-from .tensors import load_tensors, save_tensors
+from .tensors import inside, load_tensors, save_tensors
 
 UNNAMED = ("emb_params", "clip_l", "clip_g")  # names of tensors that are no words
 CONVERT = (  # a .pt of AUTOMATIC1111, or a .bin of diffusers
@@ -31,7 +31,8 @@ PAIRS = ("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")  # for the 
 
 
 def load_embedding(path, sd: StableDiffusion, word: str | None = None) -> str:
-    """Add the word of a .safetensors file to sd, and return it: prompts may use it now.
+    """Add the word of a .safetensors file, or of the folder that diffusers saved it in, to sd, and
+    return it: prompts may use it now.
 
     word: what to call it; else as the file says, or as the file is called. CheckpointError for a
     damaged file and for vectors that are not as wide as sd's text encoders; then sd is as it was.
@@ -60,6 +61,7 @@ def read_embedding(path) -> tuple[str, list[Tensor]]:
         cause = "a pickle, which can run any code when it is read, and is refused"
         remedy = f"use the .safetensors of the same word, or convert one that you trust: {CONVERT}"
         raise CheckpointError(f"{path}: {cause}; {remedy}")
+    path = inside(path, "learned_embeds.safetensors")
     views, meta = load_tensors(path)
     keys = next((pair for pair in PAIRS if set(pair) == views.keys()), tuple(views))
     rows = [w[None] if w.ndim == 1 else w for w in map(views.get, keys)]

@@ -36,7 +36,7 @@ from .names import (
     size,
     table,
 )
-from .tensors import header, load_tensors, save_tensors
+from .tensors import header, inside, load_tensors, save_tensors
 
 KEY = re.compile(  # a layer's name, and what of its change
     r"(.+?)(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(down|up|mid|A|B)(?:\.\w+)?\.weight"
@@ -52,6 +52,7 @@ OTHERS = {  # changes of another form: a name in their files
     "a LoRA with biases": r"\.lora_(B|up)(\.\w+)?\.bias$",
     "whole differences of weights, no LoRA": r"\.diff(_b)?$|\.[wb]_norm$",
 }
+SAVED = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # by diffusers, by peft
 BEGINNINGS = {  # of a name: the part that the layer is in
     "lora_unet_": "unet",
     "lora_te_": "text_encoder",
@@ -82,10 +83,13 @@ OLD_TEXT = table("""
 def load_lora(path, sd: StableDiffusion) -> LoRA:
     """The LoRA of a .safetensors file for `sd`, not attached yet; its metadata is `lora.meta`.
 
+    path: the file, or the folder that diffusers or peft saved it in.
+
     Names of kohya's scripts (for SDXL also with the original names), of diffusers and of peft; a
     missing alpha is the rank. sd may be on the meta device, see `build`. CheckpointError for a
     damaged file, a LoRA of another system, rank 0, or a change of another form such as DoRA.
     """
+    path = inside(path, *SAVED)
     views, meta = load_tensors(path)
     if kind := signed(views, OTHERS):
         remedy = "only (alpha / r) B A is read here: use a plain LoRA of the same thing"

@@ -228,6 +228,12 @@ SIGNATURES = [  # how a file begins, what it then looks like, what to do
 ]
 
 
+def inside(path, *names) -> Path:
+    """The first file of these names in a folder; a path that is no such folder as it is."""
+    files = [Path(path) / name for name in names]
+    return next((file for file in files if file.is_file()), Path(path))
+
+
 _UNSOUND = SafetensorError, OSError, EOFError, ValueError, RecursionError, AttributeError, TypeError
 if lzma:
     _UNSOUND += (lzma.LZMAError,)

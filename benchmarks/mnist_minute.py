@@ -25,7 +25,7 @@ from ddpm_edu.training.recipes import MINUTE
 from ddpm_edu.training.train import progress, train
 
 
-def draw(model, schedule, predict, labels, guidance, interval, steps, sampler, clip):
+def draw(model, schedule, predict, labels, guidance, steps, sampler, clip):
     """One digit a label, seed i for picture i; 250 at a time."""
     parts = []
     for some in torch.arange(len(labels)).split(250):
@@ -33,7 +33,7 @@ def draw(model, schedule, predict, labels, guidance, interval, steps, sampler, c
         parts.append(
             last(
                 SAMPLERS[sampler](
-                    guided(model, guidance, interval=interval),
+                    guided(model, guidance),
                     schedule,
                     x_T,
                     steps,
@@ -75,7 +75,7 @@ if __name__ == "__main__":
             pass
         trained = time.perf_counter() - started
         model, predict, meta = step.ema, config.predict, {"clip": 1.0}
-        meta |= {k: getattr(MINUTE, k) for k in ("guidance", "interval", "sampler")}
+        meta |= {k: getattr(MINUTE, k) for k in ("guidance", "sampler")}
         result |= {
             "trained_s": round(trained, 2),
             "updates": step.step,
@@ -84,17 +84,15 @@ if __name__ == "__main__":
     else:
         model, schedule, predict, meta = load("mnist")
     guidance = meta["guidance"] if args.guidance is None else args.guidance
-    sampler, interval = args.sampler or meta["sampler"], meta.get("interval")
+    sampler = args.sampler or meta["sampler"]
 
     labels = torch.arange(10).repeat_interleave(100)
     started = time.perf_counter()
-    how = guidance, interval, args.steps, sampler, meta["clip"]
-    x = draw(model.eval(), schedule, predict, labels, *how)
+    x = draw(model.eval(), schedule, predict, labels, guidance, args.steps, sampler, meta["clip"])
     result |= {
         "sampling_s": round(time.perf_counter() - started, 1),
         "steps": args.steps,
         "guidance": guidance,
-        "interval": interval,
         "sampler": sampler,
     }
     images = to_uint8(x)[:, 0].numpy()

@@ -234,7 +234,7 @@ def sample(args) -> None:
     sampler = one_of("--sampler", args.sampler or meta.get("sampler", "dpmpp_2m"), SAMPLERS)
     guidance = meta.get("guidance", 1.0) if args.guidance is None else args.guidance
     steps = SAMPLERS[sampler](
-        guided(model, guidance, interval=meta.get("interval")),
+        guided(model, guidance),
         schedule,
         noise(meta["shape"], range(args.seed, args.seed + n)),
         args.steps,

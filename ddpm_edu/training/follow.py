@@ -98,7 +98,6 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
     meta = {
         "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),
         "guidance": recipe.guidance,
-        "interval": recipe.interval,
         "sampler": recipe.sampler,
         "clip": 1.0,
         "train": dataclasses.asdict(config),

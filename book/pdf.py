@@ -29,8 +29,9 @@ details.hide, details.numbers, .on-this-page { display: none !important; }
 mjx-container[display="true"] { overflow: visible !important; }
 mjx-container[display="true"] > svg { max-width: 100%; height: auto; }
 mjx-container path, mjx-container use { stroke-width: 0 !important; }
-div.highlight, div.cell_input, table { break-inside: avoid; }
-pre, h1, h2, h3 { break-inside: auto !important; }
+div.highlight, div.cell_input, table, tr { break-inside: avoid; }
+pre, h1, h2, h3, table:has(tr:nth-child(20)) { break-inside: auto !important; }
+h1, h2, h3, h4 { break-after: avoid; } section > p:last-child { break-before: avoid; }
 </style>"""
 
 

@@ -30,8 +30,9 @@ mjx-container[display="true"] { overflow: visible !important; }
 mjx-container[display="true"] > svg { max-width: 100%; height: auto; }
 mjx-container path, mjx-container use { stroke-width: 0 !important; }
 div.highlight, div.cell_input, table, tr { break-inside: avoid; }
-pre, h1, h2, h3, table:has(tr:nth-child(20)) { break-inside: auto !important; }
-h1, h2, h3, h4 { break-after: avoid; } section > p:last-child { break-before: avoid; }
+pre, table:has(tr:nth-child(20)) { break-inside: auto !important; }
+h1, h2, h3, h4, summary { break-inside: avoid !important; break-after: avoid !important; }
+section > p:last-child { break-before: avoid; }
 </style>"""
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -280,7 +281,8 @@ def test_the_time_is_estimated_from_the_pace():
 def test_the_estimate_is_said_once(monkeypatch, capsys):
     monkeypatch.setattr(module, "LISTEN", 0.0)
     train_vae(TINY, log=module.logged("VAE", TINY.train_vae, {}, share=0.5))
-    assert capsys.readouterr().err.count("VAE: 6 updates, about 0 s here; all parts") == 1
+    said = r"VAE: 6 updates, about \d+ s here; all parts"  # a busy machine needs more than 0
+    assert len(re.findall(said, capsys.readouterr().err)) == 1
 
 
 # ---------------------------------------------------------------- the second process

@@ -1,19 +1,20 @@
-"""A creature that the emoji model has never seen, taught in ten ways; the last line is one JSON.
+"""A creature that the emoji model has never seen, taught in several ways; the last line is one JSON.
 
     python benchmarks/zibs.py train --way rank-4 --out FOLDER     one way, trained
     python benchmarks/zibs.py measure --way rank-4 --out FOLDER   what it draws
     python benchmarks/zibs.py record --out FOLDER      all of FOLDER to data/recorded/zibs.npz
     python benchmarks/zibs.py slider --out FOLDER      rank-4 at several scales
 
-Ways: full (fine-tuning of the whole UNet), rank-1 ... rank-16 (LoRA), word (textual inversion),
-full-prior and rank-4-prior (with old emoji in each batch), rank-4-one (one caption for all
-pictures). About 20 to 100 CPU seconds each, on one thread.
+Ways: rank-1 ... rank-16 (LoRA that keeps what is predicted of old emoji), rank-4-prior (old emoji
+in each batch), rank-4-alone and full-alone (nothing but zibs; the whole UNet), word (textual
+inversion). About 5 to 100 CPU seconds each, on one thread.
 """
 
 import argparse
 import copy
 import io
 import json
+import re
 import time
 import warnings
 from dataclasses import replace
@@ -28,10 +29,11 @@ from safetensors.torch import load_file, save_file
 from ddpm_edu import Cond, load, loss
 from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.datasets.images import to_uint8
+from ddpm_edu.datasets.reworded import reworded
 from ddpm_edu.datasets.zibs import read_colours, zibs
 from ddpm_edu.files.embedding import load_embedding, save_embedding
 from ddpm_edu.files.lora import load_lora, save_lora
-from ddpm_edu.metrics.probe import emoji_order, zib_probe
+from ddpm_edu.metrics.prototypes import emoji_order, zib_among
 from ddpm_edu.networks.clip import retrieval
 from ddpm_edu.networks.lora import attach
 from ddpm_edu.show.plot import tile
@@ -39,19 +41,17 @@ from ddpm_edu.systems.pipeline import draw
 from ddpm_edu.training.dreambooth import with_prior
 from ddpm_edu.training.latents import encode
 from ddpm_edu.training.lora import train_lora
-from ddpm_edu.training.train import TrainConfig, train
+from ddpm_edu.training.own_lora import SMALL
+from ddpm_edu.training.train import train
 from ddpm_edu.training.words import train_word
 
-WHERE = r"\battn[12]\.(q|k|v|out)$|\.ff\.|\.proj_(in|out)$"  # of a LoRA of these benchmarks
-RUN = TrainConfig(steps=420, batch_size=8, lr=2e-2, warmup=10, ema=0.98, t_mean=0.7, predict="v")
-FULL = replace(RUN, lr=1e-3)
+RUN = SMALL.lora  # what `ddpm-edu train FOLDER --lora emoji` does
+ALONE = replace(RUN, steps=200)
 RANKS = (1, 2, 4, 8, 16)
-WAYS = {"full": FULL, "word": replace(RUN, lr=3e-2, steps=60)}
-WAYS |= {f"rank-{r}": RUN for r in RANKS} | {"rank-4-one": RUN}
-WAYS |= {
-    "rank-4-prior": replace(RUN, lr=1e-2, batch_size=12),
-    "full-prior": replace(FULL, batch_size=12),
-}
+WAYS = {f"rank-{r}": RUN for r in RANKS} | {"rank-4-alone": ALONE}
+WAYS |= {"full-alone": replace(ALONE, lr=1e-3), "word": replace(RUN, lr=3e-2, steps=60)}
+WAYS |= {"rank-4-prior": replace(RUN, batch_size=16, steps=250)}  # 8 own, 8 old
+OTHERS = 200  # names of emoji that are drawn afterwards, none of them kept by the training
 CHECKS = 5  # times on the way at which the losses are measured
 
 
@@ -76,9 +76,7 @@ def train_way(args) -> dict:
     """One way: trained, with its losses on the way; files WAY.* in --out."""
     sd, way = load("emoji"), args.way
     config = replace(WAYS[way], **({"steps": args.steps} if args.steps else {}))
-    own = zibs(16)
-    if way == "rank-4-one":
-        own = Renamed(own, lambda text: "zib")
+    own = reworded(zibs(16))
     started, curves, losses = time.process_time(), [], []
     watch = Watch(sd) if way != "word" else None
     if way == "word":
@@ -86,14 +84,15 @@ def train_way(args) -> dict:
         steps = train_word(sd, data, "<zib>", config, start="monster")
     else:
         data = encode(sd, own)
-        if way.endswith("prior"):  # its own drawings of these names would be copies of them
-            data = with_prior(data, encode(sd, emoji().subset(torch.arange(0, 1911, 4))))
+        old = None if way.endswith("alone") else encode(sd, emoji().subset(emoji_order()[300:1100]))
+        if way.endswith("prior"):
+            data, old = with_prior(data, old), None
         if way.startswith("full"):
             unet = copy.deepcopy(sd.unet).requires_grad_(True)
             steps = train(unet, sd.schedule, data, config)
         else:
             rank = int(way.split("-")[1])
-            steps = train_lora(sd, data, config, rank, where=WHERE)
+            steps = train_lora(sd, data, config, rank, where=SMALL.where, keep=old)
     before, watched = time.process_time() - started, 0.0
     for step in steps:
         losses.append(step.loss)
@@ -166,27 +165,28 @@ class Watch:
 def measure(args) -> dict:
     warnings.simplefilter("ignore")
     sd, clip, way = taught(args.out, args.way), load("emoji_clip"), args.way
-    is_zib = zib_probe(clip)
+    among = zib_among(clip)
     card = json.loads((args.out / f"{way}.json").read_text()) if way != "none" else {}
     word = "<zib>" if way == "word" else "zib"
     figures, pictures = {}, {}
     for kind, known, n in (("known", True, 16), ("new", False, args.n)):
         made = zibs(n, known=known).zibs
-        texts = [z.caption.replace("zib", word) for z in made]
-        x = drawn(sd, texts)
-        figures[f"found_{kind}"] = share(is_zib(x))
+        x = drawn(sd, [z.caption.replace("zib", word) for z in made])
+        figures[f"found_{kind}"] = share(among(x) == 0)
         right = [a == z.colour for a, z in zip(read_colours(x), made)]
         figures[f"colour_{kind}"] = sum(right) / len(right)
         pictures[kind] = x[:8]
-    names = emoji().captions(emoji_order()[:100])
+    names = emoji().captions(emoji_order()[:OTHERS])
     x = drawn(sd, names)
-    figures["others"] = retrieval(clip, x, names)
-    figures["false_alarms"] = share(is_zib(x))
+    hundreds = [slice(k, k + 100) for k in range(0, OTHERS, 100)]
+    figures["others"] = sum(retrieval(clip, x[k], names[k]) for k in hundreds) / len(hundreds)
+    figures["others_by_picture"] = share(among(x[:99]) == torch.arange(1, 100))
+    figures["false_alarms"] = share(among(x) == 0)
     pictures["others"] = x[[3, 8, 11, 17, 25, 34, 47, 60]]
     save_file(
         {k: to_uint8(v).contiguous() for k, v in pictures.items()}, args.out / f"{way}.pictures"
     )
-    figures["prompts"] = args.n
+    figures |= {"prompts": args.n, "names": OTHERS}
     card |= {"figures": figures, **about(f"train --way {way}")}
     (args.out / f"{way}.json").write_text(json.dumps(card))
     return {"way": way, **{k: v for k, v in card.items() if k not in ("losses", "curves", "train")}}
@@ -213,8 +213,8 @@ def about(command: str) -> dict:
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SCALED = (
-    "smiling red zib", "sleepy blue zib", "astonished yellow zib", "smiling green zib",
-    "red apple", "cat face",
+    "zib, smiling, red hat", "zib, sleepy, blue hat", "zib, astonished, yellow hat",
+    "zib, smiling, green hat", "red apple", "cat face",
 )  # fmt: skip
 
 
@@ -229,6 +229,7 @@ def record(args) -> dict:
         found = load_file(args.out / f"{way}.pictures")
         x = torch.cat([found["new"][[0, 1, 3, 6]], found["others"][:2]]).float() / 127.5 - 1
         arrays[f"sheet_{way}"] = webp(x)
+    cards["rank-4"]["moved"] = moved(args)
     arrays |= singular_values(args)
     shown = [*(zib.caption for k, zib in enumerate(zibs(8, known=False).zibs) if k in (0, 1, 3, 6))]
     card = {"ways": cards, "shown": shown + emoji().captions(emoji_order()[:100][[3, 8]])}
@@ -259,10 +260,29 @@ def webp(x, quality: int = 65):
     return np.frombuffer(out.getvalue(), np.uint8)
 
 
+KINDS = {
+    "self-attention": r"attn1",
+    "queries of the picture": r"attn2\.q",
+    "keys and values of the text": r"attn2\.(k|v)",
+    "out of cross-attention": r"attn2\.out",
+    "feed-forward": r"\.ff\.",
+    "in and out of a block": r"proj_",
+}
+
+
+def moved(args) -> dict:
+    """By kinds of layers, how far the LoRA of rank 4 moved them: the mean of |B A| / |W|."""
+    sd = load("emoji")
+    layers, lora = dict(sd.named_modules()), load_lora(args.out / "rank-4.safetensors", sd)
+    far = {k: c.matrix().norm() / layers[k].weight.norm() for k, c in lora.items()}
+    of = lambda names: [share for name, share in far.items() if re.search(names, name)]
+    return {kind: round(torch.stack(of(names)).mean().item(), 3) for kind, names in KINDS.items()}
+
+
 def singular_values(args) -> dict:
     """Of what full fine-tuning added to each attention layer: the 32 largest singular values, and
     the sum of all squares."""
-    file = args.out / "full.safetensors"
+    file = args.out / "full-alone.safetensors"
     if not file.exists():
         return {}
     before, after, found = load("emoji").unet.state_dict(), load_file(file), []
@@ -283,7 +303,7 @@ def main():
     parser.add_argument("what", choices=TASKS)
     parser.add_argument("--way", choices=(*WAYS, "none"), default="rank-4")
     parser.add_argument("--out", type=Path, required=True, help="folder of what was learned")
-    parser.add_argument("--n", type=int, default=40, help="new prompts (40)")
+    parser.add_argument("--n", type=int, default=120, help="new prompts (120)")
     parser.add_argument("--steps", type=int, help="updates, not the way's own")
     args = parser.parse_args()
     torch.set_num_threads(1)

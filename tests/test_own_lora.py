@@ -12,6 +12,7 @@ from test_train_lora import SMALL
 
 from ddpm_edu.cli import main
 from ddpm_edu.datasets.buckets import buckets
+from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.datasets.own import own_pictures
 from ddpm_edu.errors import CheckpointError, DataError, OptionError
 from ddpm_edu.files.embedding import load_embedding
@@ -95,6 +96,19 @@ def test_lora_in_the_time_that_there_is_and_from_a_checkpoint(tiny, cats, tmp_pa
     assert all(torch.equal(v, w) for v, w in zip(b.parameters(), c.parameters(), strict=True))
     with refuses(CheckpointError, "run.safetensors"):
         train_own_lora(cats, tiny, tmp_path / "d.safetensors", **{**how, "rank": 3})
+
+
+def test_a_system_that_ships_keeps_its_own_pictures(cats, tiny, tmp_path, monkeypatch):
+    """Of the emoji system, emoji with their names; of one that a learner made, nothing is known."""
+    monkeypatch.setattr(own_lora, "KEPT", 5)
+    monkeypatch.setattr(own_lora, "encode", lambda sd, pictures: pictures)
+    sd, every = load(tiny), emoji()
+    assert own_lora._known(sd) is None
+    sd.config = replace(sd.config, name="emoji")
+    kept = own_lora._known(sd)
+    x_0, names = kept[torch.arange(5)]
+    assert len(kept) == len(set(names)) == 5
+    assert torch.equal(x_0, every[[every.find(name) for name in names]][0])
 
 
 def test_dreambooth_by_the_command(tiny, cats, tmp_path, monkeypatch):

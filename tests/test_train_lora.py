@@ -7,14 +7,14 @@ import torch
 from helpers import refuses
 from test_stable_diffusion import TINY
 
-from ddpm_edu import Cond
-from ddpm_edu.errors import CheckpointError
+from ddpm_edu import Cond, loss
+from ddpm_edu.errors import CheckpointError, DataError
 from ddpm_edu.files.lora import load_lora, save_lora
-from ddpm_edu.networks.lora import attach, detach
+from ddpm_edu.networks.lora import attach, detach, low_rank
 from ddpm_edu.networks.unet import UNetConfig
 from ddpm_edu.systems.system import build
 from ddpm_edu.training.latents import encode
-from ddpm_edu.training.lora import train_lora
+from ddpm_edu.training.lora import Learning, keeping, train_lora
 from ddpm_edu.training.train import TrainConfig
 
 LEVELS = dict(channels=16, mult=(1, 2), depth=(0, 1), middle=1, heads=(2, 2), blocks=1, groups=8)
@@ -105,3 +105,82 @@ def test_a_picture_is_learned(sd, data):
     losses = [step.loss for step in train_lora(sd, data, config, 8, where=r"attn|ff|conv")]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10]), losses
     assert isinstance(data.uncond, Cond)
+
+
+class Others(Pictures):
+    """Other pictures, of another text."""
+
+    def __getitem__(self, index):
+        return -super().__getitem__(index)[0], ["a dog"] * len(index)
+
+
+def change(sd, lora, data) -> float:
+    """The mean square of what it changes in predictions of these pictures."""
+    g = torch.Generator().manual_seed(5)
+    z_0, cond = data[torch.arange(6)]
+    x_t, t = z_0 + torch.randn(z_0.shape, generator=g), torch.tensor([5, 100, 300, 500, 700, 900])
+    with torch.no_grad():
+        before = sd.unet(x_t, t, cond)
+        attach(sd, lora)
+        after = sd.unet(x_t, t, cond)
+        detach(sd)
+    return (after - before).square().mean().item()
+
+
+def test_what_is_kept_changes_less(sd, data):
+    config, others = replace(CONFIG, steps=30, batch_size=6, p_uncond=0), encode(sd, Others())
+    learn = dict(rank=4, where=r"attn|ff|conv")
+    *_, alone = train_lora(sd, data, config, **learn)
+    *_, kept = train_lora(sd, data, config, keep=others, **learn)
+    moved, held = (change(sd, step.ema.lora, others) for step in (alone, kept))
+    assert held < moved / 2, (held, moved)
+
+
+def test_the_loss_that_keeps(sd, data):
+    """By hand, with the same noise: L alone while B is 0; then (L + 3 K) / 4. p_uncond = 1:
+    the kept ones have no text."""
+    others, config = encode(sd, Others()), replace(CONFIG, p_uncond=1.0)
+    lora = low_rank(sd, 2)
+    attach(sd, lora)
+    try:
+        model, batch = Learning(sd.unet, lora), data[torch.arange(4)]
+        for learned in (False, True):
+            if learned:
+                for one in lora.changes:
+                    torch.nn.init.normal_(one.up.weight, std=0.3)
+            got = keeping(sd, others, config)(model, batch, torch.Generator().manual_seed(2))
+            g = torch.Generator().manual_seed(2)
+            t, eps = torch.randint(1000, (4,), generator=g), torch.randn(4, 4, 4, 4, generator=g)
+            ask = dict(t=t, eps=eps, predict=sd.predict)
+            expected = loss(sd.unet, sd.schedule, *batch, **ask)
+            z_0, _ = others[torch.randint(6, (2,), generator=g)]
+            torch.rand(2, generator=g)
+            t, eps = torch.randint(1000, (2,), generator=g), torch.randn(2, 4, 4, 4, generator=g)
+            x_t = sd.schedule.q_sample(z_0, t, eps)
+            empty = others.uncond.map(lambda part: part.expand(2, *part.shape[1:]))
+            after = sd.unet(x_t, t, empty)
+            lora.scale = 0.0
+            K = (after - sd.unet(x_t, t, empty)).square().mean()
+            lora.scale = 1.0
+            torch.testing.assert_close(got, (expected + 3 * K) / 4)
+            assert (K > 1e-6) == learned
+        got.backward()
+        assert all(w.grad is not None for w in lora.parameters())
+    finally:
+        detach(sd, lora)
+    with refuses(DataError, "keep"):
+        list(train_lora(sd, data, config, 2, keep=replace(others, z_0=others.z_0[:0])))
+
+
+def test_what_keeps_goes_on_from_a_checkpoint(sd, data, tmp_path):
+    how = dict(rank=2, keep=encode(sd, Others()))
+    *_, whole = train_lora(sd, data, CONFIG, **how)
+    file = tmp_path / "run.safetensors"
+    run = train_lora(sd, data, CONFIG, checkpoint=file, **how)
+    for step in run:
+        if step.step == 3:
+            run.close()
+            break
+    *_, later = train_lora(sd, data, CONFIG, checkpoint=file, **how)
+    pairs = zip(whole.ema.lora.parameters(), later.ema.lora.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

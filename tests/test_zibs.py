@@ -1,15 +1,14 @@
-"""The creature of notebook 17: what its captions say is painted, and the probe and the colour reader find it."""
+"""The creature of notebook 17: what its captions say is painted; CLIP's pictures and the colour reader find it."""
 
 import numpy as np
-import pytest
 import torch
 from helpers import refuses
 
 from ddpm_edu import load
 from ddpm_edu.datasets.emoji import emoji
 from ddpm_edu.datasets.zibs import COLOURS, MOODS, Zib, paint_zib, pairs, read_colours, zibs
-from ddpm_edu.errors import OptionError, ShapeError
-from ddpm_edu.metrics.probe import emoji_order, features, probe, zib_probe
+from ddpm_edu.errors import DataError, OptionError
+from ddpm_edu.metrics.prototypes import emoji_order, nearest, prototypes, zib_among
 
 
 def test_pictures_and_captions():
@@ -48,23 +47,25 @@ def test_colours_are_read():
     assert set(read_colours(zibs(16)[:][0])) == set(COLOURS)
 
 
-def test_the_probe_knows_zibs_from_emoji():
-    """On zibs and emoji that it was not fitted to."""
-    is_zib = zib_probe(load("emoji_clip"))
-    assert is_zib(zibs(24, seed=70)[:][0]).double().mean() > 0.9
-    assert is_zib(emoji()[emoji_order()[:100]][0]).double().mean() < 0.06
+def test_zibs_are_found_among_a_hundred():
+    """Zibs of other seeds and of new captions; of the emoji that are choices each is its own."""
+    among = zib_among(load("emoji_clip"))
+    fresh = torch.cat([zibs(40, seed=70)[:][0], zibs(16, seed=71, known=False)[:][0]])
+    assert (among(fresh) == 0).double().mean() > 0.95
+    order = emoji_order()
+    assert torch.equal(among(emoji()[order[:99]][0]), torch.arange(1, 100))
+    assert (among(emoji()[order[100:300]][0]) == 0).double().mean() < 0.02
 
 
-def test_a_probe_is_least_squares():
-    generator = torch.Generator().manual_seed(0)
-    yes, no = torch.randn(50, 3, generator=generator) + 4, torch.randn(400, 3, generator=generator)
-    found = probe(yes, no, alarms=0.05)
-    assert found(yes).double().mean() > 0.95
-    assert found(no).double().mean() == pytest.approx(0.05, abs=0.01)
-    with refuses(ShapeError, "yes"):
-        probe(yes, no[:, :2])
-
-
-def test_features_do_not_depend_on_the_batch():
+def test_a_prototype_is_the_mean_of_unit_vectors():
     clip, x = load("emoji_clip"), zibs(5)[:][0]
-    assert torch.allclose(features(clip, x), features(clip, x, batch=2), atol=1e-5)
+    classes = prototypes(clip, [x[:3], x[3:4]])
+    with torch.no_grad():
+        features = clip.image(x)
+    mean = features[:3].mean(0)
+    torch.testing.assert_close(classes[0], mean / mean.norm())
+    torch.testing.assert_close(classes[1], features[3])
+    assert nearest(clip, x[3:4], classes).item() == 1
+    for classes in ([], [x, x[:0]]):
+        with refuses(DataError, "classes"):
+            prototypes(clip, classes)

@@ -1,7 +1,8 @@
 """Zibs: a creature that no emoji shows, painted from a few shapes. Notebook 17.
 
-One large eye, two feelers, two feet, a light belly; its colour and its mood are in its caption.
-It stands for what a learner photographs or draws: a class that a shipped model has never seen.
+A violet body with one large eye and a pale belly, which all zibs have; a hat and feet of one
+colour; a mood. Colour and mood are in the caption. It stands for what a learner photographs or
+draws: a class that a shipped model has never seen.
 """
 
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ COLOURS = {
     "yellow": (248, 206, 60),
     "green": (98, 176, 70),
     "blue": (66, 133, 230),
-    "purple": (150, 86, 190),
-    "pink": (240, 130, 170),
+    "pink": (245, 140, 180),
     "brown": (140, 96, 70),
+    "black": (45, 45, 50),
 }
+VIOLET, NAVY, CREAM = (112, 72, 170), (38, 44, 84), (255, 244, 214)  # of every zib
 MOODS = ("smiling", "sleepy", "astonished")
 KNOWN = 16  # of the 24 pairs of colour and mood: the others are for new prompts
 
@@ -32,58 +34,54 @@ KNOWN = 16  # of the 24 pairs of colour and mood: the others are for new prompts
 class Zib(NamedTuple):
     """What a picture shows."""
 
-    colour: str
+    colour: str  # of hat and feet
     mood: str
     lean: float = 0.0  # of the body to the right, -1 to 1
-    high: float = 0.0  # above the ground: 0 stands, 1 jumps
+    high: float = 0.0  # of the hands: 0 hang, 1 are up
     look: float = 0.0  # where the eye looks, -1 to 1
 
     @property
     def caption(self) -> str:
-        return f"{self.mood} {self.colour} zib"
+        return f"zib, {self.mood}, {self.colour} hat"
 
 
 def paint_zib(zib: Zib) -> np.ndarray:
     """The picture, (64, 64, 3) uint8, on white. OptionError for an unknown colour or mood."""
     from PIL import Image, ImageDraw  # here, so that importing this module stays quick
 
-    skin = COLOURS[one_of("colour", zib.colour, tuple(COLOURS))]
+    cloth = COLOURS[one_of("colour", zib.colour, tuple(COLOURS))]
     one_of("mood", zib.mood, MOODS)
-    dark = tuple(int(0.7 * c) for c in skin)
-    light = tuple(int(c + 0.55 * (255 - c)) for c in skin)
     page = Image.new("RGB", (LARGE, LARGE), "white")
     draw = ImageDraw.Draw(page)
-    x, y = 128 + 14 * zib.lean, 154 - 18 * zib.high  # the middle of the body
+    x, y = 128 + 10 * zib.lean, 158 - 8 * zib.high  # the middle of the body
 
     def disc(cx, cy, rx, ry, fill):
         draw.ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=fill)
 
     for side in (-1, 1):
-        disc(128 + 40 * side + 6 * zib.lean, y + 78 - 4 * zib.high, 32, 17, dark)  # a foot
-        tip = x + side * 56 + 20 * zib.lean, y - 116
-        draw.line([(x + side * 26, y - 60), tip], fill=dark, width=14)
-        disc(*tip, 20, 20, (250, 190, 40))  # of a feeler
-        disc(x + side * 86, y + 10 - 40 * zib.high, 24, 16, skin)  # a hand, up in a jump
-    disc(x, y, 82, 80, skin)
-    disc(x, y + 40, 54, 36, light)
-    _face(draw, disc, zib, x, y - 20, dark)
+        disc(128 + 48 * side + 4 * zib.lean, y + 78, 36, 19, cloth)  # a foot
+        disc(x + 94 * side, y + 12 - 40 * zib.high, 27, 20, VIOLET)  # a hand
+    disc(x, y, 95, 85, VIOLET)
+    disc(x, y + 38, 62, 42, CREAM)
+    draw.polygon([(x - 66, y - 56), (x + 66, y - 56), (x + 8 * zib.lean, y - 148)], fill=cloth)
+    _face(draw, disc, zib, x, y - 18)
     return np.asarray(page.resize((PIXELS, PIXELS), Image.LANCZOS))
 
 
-def _face(draw, disc, zib: Zib, x: float, y: float, dark: tuple) -> None:
+def _face(draw, disc, zib: Zib, x: float, y: float) -> None:
     """One eye and a mouth, by mood."""
-    black = (40, 40, 45)
+    disc(x, y, 46, 46, NAVY)
+    disc(x, y, 38, 38, CREAM if zib.mood == "sleepy" else "white")
     if zib.mood == "sleepy":
-        draw.arc((x - 44, y - 40, x + 44, y + 24), 10, 170, fill=black, width=14)
+        draw.arc((x - 30, y - 26, x + 30, y + 22), 10, 170, fill=NAVY, width=14)
+        draw.line((x - 18, y + 70, x + 18, y + 70), fill=NAVY, width=10)
         return
-    disc(x, y, 48, 46, dark)
-    disc(x, y, 42, 40, "white")
-    wide = 16 if zib.mood == "astonished" else 24
-    disc(x + 14 * zib.look, y, wide, wide, black)
+    wide = 17 if zib.mood == "astonished" else 24
+    disc(x + 10 * zib.look, y, wide, wide, NAVY)
     if zib.mood == "smiling":
-        draw.chord((x - 36, y + 26, x + 36, y + 82), 0, 180, fill=(150, 30, 40))
+        draw.chord((x - 34, y + 36, x + 34, y + 88), 0, 180, fill=NAVY)
     else:
-        disc(x, y + 66, 17, 17, black)
+        disc(x, y + 68, 15, 16, NAVY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +108,7 @@ def pairs(known: bool) -> list[tuple[str, str]]:
 
 def zibs(n: int = 16, seed: int = 0, known: bool = True) -> Zibs:
     """n pictures that go through the known pairs of colour and mood, or through the others; how
-    each zib leans, jumps and looks comes from the seed."""
+    each zib leans, lifts its hands and looks comes from the seed."""
     whole("n", n, 1, 10_000, "pictures")
     random, kinds = np.random.default_rng(seed), pairs(known)
     chosen = []
@@ -123,10 +121,10 @@ def zibs(n: int = 16, seed: int = 0, known: bool = True) -> Zibs:
 
 
 def read_colours(x: Tensor) -> list[str]:
-    """Of pictures (B, 3, 64, 64) in [-1, 1], the colour of COLOURS that most of the body's pixels
-    come near to."""
-    body = (x[:, :, 24:56, 16:48].flatten(2).mT + 1) * 127.5  # (B, pixels, 3)
+    """Of pictures (B, 3, 64, 64) in [-1, 1], the colour of COLOURS that most pixels of the hat come
+    near to."""
+    hat = (x[:, :, 2:18, 20:44].flatten(2).mT + 1) * 127.5  # (B, pixels, 3)
     known = torch.tensor(list(COLOURS.values()), dtype=x.dtype, device=x.device)
-    near = torch.cdist(body, known.expand(len(x), -1, -1)) < 60
+    near = torch.cdist(hat, known.expand(len(x), -1, -1)) < 60
     names = list(COLOURS)
     return [names[k] for k in near.sum(1).argmax(1).tolist()]

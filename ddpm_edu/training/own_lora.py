@@ -3,6 +3,7 @@
     train_own_lora("my-pictures", "emoji", "mine.safetensors")            a minute or two on a CPU
     train_own_lora("my-pictures", "sdxl", "mine.safetensors", rank=16, device="cuda")
 
+The LoRA of a small system that ships keeps what the system predicts of its own training pictures.
 Latents and texts are worked out once; then VAE and text encoders leave the GPU. Large systems are
 in bfloat16 there, and their blocks are run again on the way back (gradient checkpointing).
 """
@@ -16,9 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.utils.data import Subset
 
 from ..datasets.buckets import buckets
 from ..datasets.own import Own, own_pictures
+from ..datasets.reworded import reworded
 from ..errors import DataError, OptionError, ResourceError, check_writable, multiple, warn, whole
 from ..files.embedding import save_embedding
 from ..files.load import config_of, load
@@ -30,14 +33,18 @@ from ..systems.memory import lora_memory, memory_needed
 from ..systems.system import StableDiffusion, SystemConfig
 from .cuts import encode_cuts
 from .dreambooth import prior_pictures, with_prior
+from .latents import encode
 from .lora import train_lora
 from .own import draw_captions, some, timed, watched
+from .recipes import RECIPES
 from .train import TrainConfig
 from .whole_system import last_step, logged, machine
 from .words import train_word
 
 LARGE = 256  # pixels a side, from which a system is SD, and wants a GPU
 PRIOR = 100  # pictures of the class
+WORDINGS = 256  # captions of a small system's own pictures, all together, see `reworded`
+KEPT = 800  # training pictures of a small system, which it goes on drawing as before
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,9 @@ class Tuning:
     sheet: int  # pictures that are drawn now and then
 
 
-# Measured on the emoji system, 20 drawings of one creature: 200 updates draw it, in half a minute
-# of a core. At lr 2e-2 they do too, but then a red apple has its horns.
+# Measured on the emoji system, sixteen pictures of one creature: benchmarks/zibs.py.
 SMALL = Tuning(
-    TrainConfig(steps=300, batch_size=8, lr=1e-2, warmup=10, ema=0.98, save_every=50),
+    TrainConfig(steps=350, batch_size=8, lr=1e-2, warmup=10, ema=0.98, save_every=50),
     TrainConfig(steps=60, batch_size=8, lr=3e-2, warmup=10, ema=0.95, save_every=50),
     rank=4,
     where=r"\battn[12]\.(q|k|v|out)$|\.ff\.|\.proj_(in|out)$",
@@ -185,7 +191,8 @@ def train_own_lora(
     say_memory(name, config, rank, size, batch, device, dtype)
     sd, started, record = load(name, device=device, dtype=dtype), time.perf_counter(), {}
     data = _data(sd, own.repeated(batch), prior, size)
-    learn = dict(rank=rank, where=how.where, recompute=size >= LARGE)
+    keep = None if prior or size >= LARGE else _known(sd)
+    learn = dict(rank=rank, where=how.where, keep=keep, recompute=size >= LARGE)
     again = lambda run, **more: train_lora(sd, data, run, **learn, **more)
     with _only_unet(sd, device):
         run = _steps(how.lora, steps, seconds, lambda run, log: last_step(log(again(run))))
@@ -215,11 +222,23 @@ def _refuse(out, checkpoint, seconds) -> None:
 def _data(sd: StableDiffusion, own: Own, prior: str | None, size: int):
     """Latents and texts, worked out once."""
     batch = max(1, 250 * 64**2 // size**2)
+    if prior is None and size < LARGE and not sd.config.vector:
+        return encode(sd, reworded(own, max(1, WORDINGS // len(own))), batch=batch)
     if prior is None:
         return encode_cuts(sd, own, batch=batch)
     how = dict(batch=max(1, batch // 10), size=size)
     drawn = prior_pictures(sd, prior, PRIOR, seed=10**6, **how)
     return with_prior(*(encode_cuts(sd, pictures, batch=batch) for pictures in (own, drawn)))
+
+
+def _known(sd: StableDiffusion):
+    """KEPT of the pictures that sd was trained on; None where they do not ship."""
+    recipe = RECIPES.get(sd.config.name)
+    if recipe is None:
+        return None
+    pictures = recipe.dataset()
+    some = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:KEPT]
+    return encode(sd, Subset(pictures, some))
 
 
 def _steps(run: TrainConfig, steps, seconds, measure: Callable) -> TrainConfig:

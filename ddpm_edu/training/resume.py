@@ -124,13 +124,8 @@ class Run:
         return torch.randperm(len(self.dataset), generator=generator)
 
     def times(self, T: int) -> Tensor:
-        """t, (B,) on the CPU: uniform, or most often in the middle; the first t_share of T only."""
-        n, c = self.config.batch_size, self.config
-        T = max(1, round(c.t_share * T))
-        if c.t_distribution == "uniform":
-            return torch.randint(T, (n,), generator=self.generator)[self.share]
-        normal = c.t_mean + torch.randn(n, generator=self.generator)
-        return (T * normal.sigmoid()).long().clamp(max=T - 1)[self.share]
+        """t, (B,) on the CPU, see `times`."""
+        return times(self.config, T, self.config.batch_size, self.generator)[self.share]
 
     def noise(self, x_0: Tensor) -> Tensor:
         """eps ~ N(0, I), shaped like x_0; with offset noise a channel's pixels share a part."""
@@ -348,6 +343,15 @@ def _held_back(number: int) -> Iterator[list]:
         yield asked
     finally:
         signal.signal(number, usual)
+
+
+def times(config, T: int, n: int, generator: torch.Generator) -> Tensor:
+    """t, (n,): uniform, or most often in the middle; the first t_share of T only."""
+    T = max(1, round(config.t_share * T))
+    if config.t_distribution == "uniform":
+        return torch.randint(T, (n,), generator=generator)
+    normal = config.t_mean + torch.randn(n, generator=generator)
+    return (T * normal.sigmoid()).long().clamp(max=T - 1)
 
 
 def to(device, batch):

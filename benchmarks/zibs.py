@@ -49,7 +49,8 @@ RUN = SMALL.lora  # what `ddpm-edu train FOLDER --lora emoji` does
 ALONE = replace(RUN, steps=200)
 RANKS = (1, 2, 4, 8, 16)
 WAYS = {f"rank-{r}": RUN for r in RANKS} | {"rank-4-alone": ALONE}
-WAYS |= {"full-alone": replace(ALONE, lr=1e-3, steps=120), "word": replace(RUN, lr=3e-2, steps=60)}
+WAYS |= {"full-alone": replace(ALONE, lr=1e-3, steps=120, predict="v")}
+WAYS |= {"word": replace(RUN, lr=3e-2, steps=60)}
 WAYS |= {"rank-4-prior": replace(RUN, batch_size=16, steps=250)}  # 8 own, 8 old
 OTHERS = 200  # names of emoji that are drawn afterwards, none of them kept by the training
 CHECKS = 5  # times on the way at which the losses are measured
@@ -76,7 +77,7 @@ def train_way(args) -> dict:
     """One way: trained, with its losses on the way; files WAY.* in --out."""
     sd, way = load("emoji"), args.way
     config = replace(WAYS[way], **({"steps": args.steps} if args.steps else {}))
-    own = zibs(16) if way.startswith("full") else reworded(zibs(16))
+    own = reworded(zibs(16))
     started, curves, losses = time.process_time(), [], []
     watch = Watch(sd) if way != "word" else None
     if way == "word":

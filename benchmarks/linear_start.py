@@ -37,7 +37,7 @@ PLAN = dataclasses.replace(
     train_vae=dataclasses.replace(FIVE_MINUTES.train_vae, steps=800),
     train_clip=dataclasses.replace(FIVE_MINUTES.train_clip, steps=800),
     train_unet=dataclasses.replace(FIVE_MINUTES.train_unet, steps=2300),
-    train_decoder=dataclasses.replace(FIVE_MINUTES.train_vae, steps=4000, lr=5e-3, ema=0.99),
+    train_decoder=dataclasses.replace(FIVE_MINUTES.train_decoder, steps=4000),
 )
 
 

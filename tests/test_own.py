@@ -101,6 +101,29 @@ def test_sub_folders_are_classes_and_their_captions(tmp_path):
     assert own_pictures(tmp_path, 8, captions="names", default="a pet").labels is None
 
 
+def test_classes_that_sound_alike_keep_the_names_of_their_folders(tmp_path):
+    for k, name in enumerate(("cat_1", "cat_2", "dog_1")):
+        picture(tmp_path / name / f"{k}.png", k)
+    assert own_pictures(tmp_path, 8).names == ("cat_1", "cat_2", "dog")
+
+
+def test_captions_hold_no_control_characters_and_no_broken_rows(tmp_path):
+    for k in range(3):
+        picture(tmp_path / f"{k}.png", k)
+    texts = ("a\u2028b", "\x1b[31mred\x07 cup", "half \ud800 a pair")
+    rows = ('{"file_name": "%d.png", "text": "%s"}' % (k, t) for k, t in enumerate(texts))
+    written = "\n".join(rows).replace("\x1b", "\\u001b").replace("\x07", "\\u0007")
+    (tmp_path / "metadata.jsonl").write_bytes(written.replace("\ud800", "\\ud800").encode())
+    assert own_pictures(tmp_path, 8).captions == ("a b", "[31mred cup", "half a pair")
+
+
+def test_a_text_in_utf_16_without_its_mark_is_named(tmp_path):
+    picture(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_bytes("a red cup".encode("utf-16-le"))
+    with refuses(DataError, "0.txt", "zero bytes", "UTF-8"):
+        own_pictures(tmp_path, 8)
+
+
 def test_names_that_say_nothing_are_no_captions(tmp_path):
     for k in range(3):
         picture(tmp_path / f"IMG_{k}.png", k)

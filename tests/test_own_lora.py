@@ -61,7 +61,7 @@ def test_lora_of_a_small_system_by_the_command(tiny, cats, tmp_path, capsys):
     train = ["train", str(cats), "--lora", str(tiny), "--steps", "2", "--out", str(out)]
     assert main([*train, "--rank", "3"]) == 0
     said = capsys.readouterr()
-    assert "GiB of memory in float32 to train a LoRA of rank 3" in said.err
+    assert "MiB of memory in float32 to train a LoRA of rank 3" in said.err
     assert f"txt2img PROMPT --model {tiny} --lora {out}" in said.out
     assert {p.name for p in tmp_path.iterdir()} == {
         "cats",

@@ -194,7 +194,9 @@ def _classes(path, files, captions) -> tuple[Tensor | None, tuple[str, ...]]:
     if len(folders) < 2 and captions != "folders" or not folders:
         return None, ()
     labels = [folders.index(f.relative_to(path).parts[0]) for f in files]
-    return torch.tensor(labels), tuple(spoken(name) or name for name in folders)
+    names = [spoken(name) or name for name in folders]
+    told_apart = [n if names.count(n) == 1 else folder for n, folder in zip(names, folders)]
+    return torch.tensor(labels), tuple(told_apart)
 
 
 def _flat(index) -> Tensor:
@@ -215,13 +217,19 @@ def spoken(name: str) -> str:
 
     "" for a number, and for names that cameras and computers give: IMG_2041, screenshot.
     """
-    text = " ".join(re.sub(r"[_+.~]", " ", unicodedata.normalize("NFC", name)).split())
+    text = one_line(re.sub(r"[_+.~]", " ", unicodedata.normalize("NFC", name)))
     if CAMERA.match(text):
         return ""
     text = text if " " in text else text.replace("-", " ")
     text = re.sub(r"(?i)[\s-]+copy[\s(]*\d*\)?$", "", text)
     text = re.sub(r"[\s(\[#-]*\d*[)\]\s]*$", "", re.sub(r"^(0\d*|\d{3,})[\s-]+", "", text))
     return text if any(map(str.isalpha, text)) else ""
+
+
+def one_line(text: str) -> str:
+    """With single blanks, and without control characters and halves of surrogate pairs."""
+    kept = (c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
+    return " ".join("".join(kept).split())
 
 
 def _captions(path, files, asked, labels, names) -> tuple[str, list[str]]:
@@ -260,7 +268,7 @@ def _some_without(path, files, texts, source) -> None:
 
 def _beside(path: Path, picture: Path) -> str:
     file = picture.with_suffix(".txt")
-    return " ".join(_text(file, path).split()) if file.is_file() else ""
+    return one_line(_text(file, path)) if file.is_file() else ""
 
 
 def _text(file: Path, path: Path) -> str:
@@ -268,7 +276,10 @@ def _text(file: Path, path: Path) -> str:
     raw = file.read_bytes()
     code = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return raw.decode(code)
+        text = raw.decode(code)
+        if "\0" in text:  # UTF-16 without its mark
+            raise UnicodeDecodeError(code, raw, raw.index(0), raw.index(0) + 1, "zero bytes")
+        return text
     except UnicodeDecodeError as e:
         name = file.relative_to(path)
         raise DataError(f"{path}: {name} is no text in UTF-8 ({e.reason}): save it as UTF-8") from e
@@ -289,7 +300,7 @@ def _metadata(path: Path, files: list[Path]) -> list[str]:
 
 def _rows(file: Path, path: Path) -> dict[str, str]:
     found = {}
-    for number, line in enumerate(_text(file, path).splitlines(), 1):
+    for number, line in enumerate(_text(file, path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -302,5 +313,5 @@ def _rows(file: Path, path: Path) -> dict[str, str]:
             raise DataError(
                 f"{file}, line {number} is no row such as {wanted} ({e!s:.80}): correct it"
             ) from None
-        found[os.path.normpath(file.parent / name)] = " ".join(text.split())
+        found[os.path.normpath(file.parent / name)] = one_line(text)
     return found

@@ -102,8 +102,8 @@ def say_memory(name, config: SystemConfig, rank: int, size, batch: int, device, 
     )
     kind = str(dtype).removeprefix("torch.")
     print(
-        f"{name}: about {train / 2**30:.1f} GiB of memory in {kind} to train a LoRA of rank {rank} "
-        f"at {size}x{size}, {drawing / 2**30:.1f} GiB to draw with it",
+        f"{name}: about {_bytes(train)} of memory in {kind} to train a LoRA of rank {rank} "
+        f"at {size}x{size}, {_bytes(drawing)} to draw with it",
         file=sys.stderr,
     )
     if str(device).startswith("cuda"):
@@ -113,6 +113,10 @@ def say_memory(name, config: SystemConfig, rank: int, size, batch: int, device, 
                 f"{name} needs {train / 2**30:.1f} GiB to train, and {device} has "
                 f"{there / 2**30:.1f}: pass a smaller --size or --rank, or a smaller system"
             )
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
 def tuning_pictures(

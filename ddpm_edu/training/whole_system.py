@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,9 +157,9 @@ def train_system(
     device: str = "cpu",
     watch: Callable = lambda sd, step: None,
 ) -> Trained:
-    """All parts: CLIP beside the VAE, the decoder (if it goes on) beside the UNet, each a process.
+    """All parts: CLIP beside the VAE, the decoder beside the UNet, each a process on one core.
 
-    On two cores each has one thread and waits for nobody: a neighbour that wants a core costs it a
+    Two processes of one thread each wait for nobody: a neighbour that wants a core costs them its
     fair share, where two threads of one process would wait for each other after every layer.
     seconds: wall time for everything, shared out as the recipe says; then the number of updates is
     what the measured speed allows, and every learning rate falls to 0 in time. None: the recipe's
@@ -194,7 +194,7 @@ def train_system(
     decoder = recipe.train_decoder and Beside(
         _train_decoder, recipe, vae, files["decoder"], device, time.time()
     )
-    with decoder or one_thread_less():
+    with decoder or nullcontext():
         each = lambda step: (decoder and decoder.attend(), watch(sd, step))
         log = logged("UNet", recipe.train_unet, record["unet"], each)
         sd = train_unet(sd, latents, recipe.train_unet, files["unet"], log).cpu()
@@ -327,17 +327,6 @@ def _plan(recipe: Recipe) -> dict:
 
 
 # ---------------------------------------------------------------- a second process
-
-
-@contextmanager
-def one_thread_less():
-    """A core is left to whatever else runs here; the last thread stays."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads - 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Beside:

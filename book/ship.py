@@ -52,9 +52,9 @@ KEEP = {
         "Three damaged": (99, 0, 35),
         "Eight small digits": (99, 0, 35),
     },
+    "16": {"120 points from noise to data": (28, 120, 0), "The shares of noise": (99, 0, 40)},
     "17": {"Six pictures drawn with": (99, 0, 40), "An emoji and the same with": (99, 0, 50)},
     "18": {"Ten digits from each": (99, 0, 28)},
-    "16": {"120 points from noise to data": (28, 120, 0), "The shares of noise": (99, 0, 40)},
 }
 
 

@@ -23,7 +23,7 @@ from ..networks.recompute import recomputing
 from ..networks.unet import UNet
 from ..systems.system import StableDiffusion
 from .latents import Latents
-from .resume import times
+from .resume import dropped, times
 from .train import TrainConfig, TrainStep, fit, train
 
 
@@ -116,8 +116,8 @@ def keeping(sd: StableDiffusion, keep: Latents, config: TrainConfig) -> Callable
         value = loss(model, sd.schedule, x_0, cond, t=t, eps=eps.to(x_0), predict=config.predict)
         n = max(1, n // 2)
         z_0, cond = keep[torch.randint(len(keep), (n,), generator=generator)]
-        dropped = torch.rand(n, generator=generator) < config.p_uncond
-        cond = Cond(*(_put(*parts, dropped) for parts in zip(cond[:2], keep.uncond)))
+        kept = torch.rand(n, generator=generator) >= config.p_uncond
+        cond = dropped(cond, keep.uncond, kept.to(z_0.device))
         t, eps = times(config, T, n, generator), torch.randn(z_0.shape, generator=generator)
         x_t, t = sd.schedule.q_sample(z_0, t, eps.to(z_0)).to(x_0), t.to(x_0.device)
         cond = cond.map(lambda part: part.to(x_0.device))
@@ -125,11 +125,3 @@ def keeping(sd: StableDiffusion, keep: Latents, config: TrainConfig) -> Callable
         return (value + 3 * change.square().mean()) / 4
 
     return objective
-
-
-def _put(part: Tensor | None, other: Tensor | None, where: Tensor) -> Tensor | None:
-    """`part` (B, ...), and `other` (1, ...) in its place where it says so."""
-    if part is None:
-        return None
-    where = where.to(part.device).view(-1, *[1] * (part.ndim - 1))
-    return torch.where(where, other.to(part), part)

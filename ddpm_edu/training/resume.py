@@ -144,15 +144,7 @@ class Run:
         uncond = uncond(self.index) if callable(uncond) else uncond
         drawn = torch.rand(self.config.batch_size, generator=self.generator)[self.share]
         keep = (drawn >= self.config.p_uncond).to(self.device)
-
-        def part(own, other):
-            if own is None:
-                return None
-            kept = keep.view(-1, *[1] * (own.ndim - 1))
-            return own * kept if other is None else torch.where(kept, own, other.to(own))
-
-        cond, uncond = cond or Cond(), uncond or Cond()
-        return Cond(*map(part, cond[:2], uncond[:2]), cond.picture)
+        return dropped(cond or Cond(), uncond or Cond(), keep)
 
     # ------------------------------------------------------------ one update
 
@@ -352,6 +344,18 @@ def times(config, T: int, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(T, (n,), generator=generator)
     normal = config.t_mean + torch.randn(n, generator=generator)
     return (T * normal.sigmoid()).long().clamp(max=T - 1)
+
+
+def dropped(cond: Cond, uncond: Cond, keep: Tensor) -> Cond:
+    """cond where `keep` (B,) says so, else `uncond`, of 1 or B, or zeros; its picture stays."""
+
+    def part(own, other):
+        if own is None:
+            return None
+        kept = keep.view(-1, *[1] * (own.ndim - 1))
+        return own * kept if other is None else torch.where(kept, own, other.to(own))
+
+    return Cond(*map(part, cond[:2], uncond[:2]), cond.picture)
 
 
 def to(device, batch):

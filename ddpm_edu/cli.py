@@ -563,8 +563,7 @@ def _train_own(args, out: Path, options: dict) -> None:
         own_lora.train_own_word(args.name, name, out, args.word, start=args.start, **options)
         how = f'txt2img "... {args.word}" --model {name} --embedding {out}'
     else:
-        plan = own.follow_own(args.name, out, dtype=args.dtype or "float32", **options)
-        how = f"txt2img PROMPT --model {out}" if plan.by == "caption" else f"sample --model {out}"
+        how = own.follow_own(args.name, out, dtype=args.dtype or "float32", **options)
     print(f"{out}: written, with {sheet.samples} and {sheet.curve}; now: ddpm-edu {how}")
 
 

@@ -1,13 +1,13 @@
 """A folder of yours: captions, classes and shapes of its pictures, and models trained on it."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import refuses
 from PIL import Image, ImageOps
+from torch.nn import functional as F
 
 from ddpm_edu import load
 from ddpm_edu.cli import main
@@ -15,8 +15,9 @@ from ddpm_edu.datasets.buckets import buckets
 from ddpm_edu.datasets.images import folder
 from ddpm_edu.datasets.own import own_pictures, spoken
 from ddpm_edu.errors import CheckpointError, DataError, OptionError
+from ddpm_edu.systems.pipeline import condition
 from ddpm_edu.training import own as own_room
-from ddpm_edu.training.own import OwnPlan, begun, fitted, suited, train_own
+from ddpm_edu.training.own import begun, fitted, latents, suited, train_own, train_parts
 
 SCRIPTS = (  # a red cup, or the like
     "a red cup",
@@ -93,8 +94,11 @@ def test_sub_folders_are_classes_and_their_captions(tmp_path):
     own = own_pictures(tmp_path, 8)
     assert own.source == "folders" and own.names == ("2 dogs", "cats")
     assert own.captions == ("2 dogs", "cats", "cats", "cats")
-    x_0, cond = own.classes()[torch.tensor([1, 0])]
-    assert cond.vector.tolist() == [[0, 1], [1, 0]] and torch.equal(x_0, own[[1, 0]][0])
+    assert own.labels.tolist() == [0, 1, 1, 1] and own.at(torch.tensor([3, 0, 3])).captions == (
+        "cats",
+        "2 dogs",
+        "cats",
+    )
     picture(tmp_path / "loose.png")
     with refuses(DataError, "loose.png", "sub-folders"):
         own_pictures(tmp_path, 8)
@@ -218,6 +222,12 @@ def test_each_picture_in_its_bucket_upright_and_cut_around_the_middle(tmp_path):
     order = more.order(7, torch.Generator())
     assert all(len(set(more.bucket[b].tolist())) == 1 for b in order.split(7))
     assert set(more.files[k] for k in order.tolist()) == set(own.files)
+    common = own.most_common()
+    assert common.files == ("2.png", "3.png") and common.shapes == [(40, 24)]
+    assert torch.equal(common[:][0], own[[2, 3]][0])
+    pressed, _ = own.squares(32)[[2, 3]]
+    expected = F.interpolate(common[:][0], (32, 32), mode="bilinear", antialias=True)
+    assert torch.equal(pressed, expected) and torch.equal(own.squares(32)[[1]][0], own[[1]][0])
 
 
 # ---------------------------------------------------------------- trained
@@ -240,14 +250,16 @@ def captioned(tmp_path):
 
 @pytest.mark.parametrize(
     ("pace", "channels", "updates"),
-    [(1e-3, 96, 6250), (2e-3, 48, 6250), (5e-3, 32, 3750), (1e-1, 32, 187), (1e3, 32, 1)],
+    [(7e-4, 96, 5803), (1.5e-3, 48, 5416), (3e-3, 32, 4062), (1e-1, 32, 121), (1e3, 32, 1)],
 )
-def test_the_network_is_the_largest_that_gets_enough_updates(
+def test_the_unet_is_the_widest_that_gets_enough_updates(
     monkeypatch, classes, pace, channels, updates
 ):
-    monkeypatch.setattr(own_room, "_unet_pace", lambda own, plan, device: pace * plan.channels)
+    paces = lambda own, plan, device: {"vae": 0.1, "clip": 0.05, "unet": pace * plan.channels}
+    monkeypatch.setattr(own_room, "_paces", paces)
     plan = fitted(own_pictures(classes, 16), 600)
     assert (plan.channels, plan.updates, plan.by) == (channels, updates, "class")
+    assert (plan.updates_vae, plan.updates_clip) == (1500, 1200)
 
 
 def test_pictures_are_read_as_large_as_they_are_worth(tmp_path):
@@ -269,16 +281,19 @@ def test_the_pace_of_each_part_is_measured(captioned, classes):
     assert (plan.by, plan.updates, plan.updates_vae, plan.updates_clip) == ("caption", 2, 2, 2)
     plan = fitted(suited(classes, size=16), 0.5)
     assert plan.channels == 32 and 1 <= plan.updates < 500
+    nothing = own_pictures(captioned, 16, captions="none")  # no text to learn
+    plan = fitted(nothing, 60)
+    assert (plan.by, plan.updates_clip) == ("nothing", 1) and plan.updates > 10
 
 
-def test_train_a_folder_of_classes_and_sample_one(classes, tmp_path, capsys):
+def test_train_a_folder_of_classes_and_ask_for_one(classes, tmp_path, capsys):
     (classes / "cats" / "7.jpg").write_bytes(b"\xff\xd8 nothing")
     out = tmp_path / "pets.safetensors"
     train = ["train", str(classes), "--steps", "2", "--size", "16", "--out", str(out)]
     with pytest.warns(UserWarning, match="7.jpg"):
         assert main(train) == 0
     said = capsys.readouterr()
-    assert "6 pictures in 2 classes" in said.err and f"sample --model {out}" in said.out
+    assert "6 pictures in 2 classes" in said.err and f"txt2img cats --model {out}\n" in said.out
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["pets", "pets-loss.png", "pets-samples.png", "pets.safetensors"]
     told = json.loads(Image.open(tmp_path / "pets-samples.png").text["ddpm_edu"])
@@ -288,20 +303,45 @@ def test_train_a_folder_of_classes_and_sample_one(classes, tmp_path, capsys):
         "cats",
     ]
     curve = json.loads(Image.open(tmp_path / "pets-loss.png").text["ddpm_edu"])
-    assert len(curve["losses"]) == 2 and curve["losses"] == load(out).meta["train"]["loss"]
+    sd = load(out)
+    assert len(curve["losses"]) == 2 and curve["losses"] == sd.meta["train"]["unet"]["loss"]
+    assert sd.meta["words"] == ["cats", "dogs", "red"]
     drawn = str(tmp_path / "a.png")
-    sample = ["sample", "--model", str(out), "--steps", "2", "--out", drawn, "--zoom", "1"]
-    assert main([*sample, "--labels", "red dogs,cats,cats"]) == 0
-    assert Image.open(drawn).size == (48, 16)
-    assert json.loads(Image.open(drawn).text["ddpm_edu"])["labels"] == "100"
-    for labels in ("2", "red dogs,cows", ""):
-        assert main([*sample, "--labels", labels]) == 2 and "red dogs" in capsys.readouterr().err
+    draw = ["txt2img", "red dogs", "--model", str(out), "--steps", "2", "--out", drawn]
+    assert main([*draw, "--zoom", "1"]) == 0
+    assert Image.open(drawn).size == (16, 16)
+
+
+def test_pictures_of_two_shapes_that_nothing_is_told_of(tmp_path, capsys):
+    for k in range(40):
+        picture(tmp_path / "mine" / f"{k}.png", k, (60, 96) if k < 24 else (64, 64))
+    out = tmp_path / "mine.safetensors"
+    assert main(["train", str(tmp_path / "mine"), "--steps", "1", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "40 pictures (none), 48x80, 64x64" in said.err
+    assert f"txt2img '' --model {out} --size 48x80" in said.out
+    told = Image.open(tmp_path / "mine-samples.png")
+    assert told.size == (4 * 50, 4 * 82) and load(out).config.guidance == 1
+    drawn = tmp_path / "a.png"
+    draw = ["txt2img", "", "--model", str(out), "--zoom", "1", "--out", str(drawn)]
+    assert main([*draw, "--size", "48x80"]) == 0 and Image.open(drawn).size == (48, 80)
+
+
+def test_of_their_sizes_the_unet_is_told_what_it_is_told_in_drawing(classes):
+    """The originals are 20 x 16, and drawn as 16 x 16."""
+    own, sd = suited(classes, size=16), []
+    plan = fitted(own, updates=1)
+    log = lambda part, run, system=None: lambda steps: sd.append(system) or iter(steps)
+    train_parts(own, plan, log=log)
+    _, cond = latents(sd[-1], own, plan)[torch.tensor([0])]
+    size = dict(original_size=(16, 16), crop=(0, 0), target_size=(16, 16))
+    expected = condition(sd[-1], [own.captions[0]], **size)
+    torch.testing.assert_close(cond.vector, expected.vector)
+    torch.testing.assert_close(cond.context, expected.context)
 
 
 def test_a_run_that_stopped_goes_on_to_the_last_bit(classes, tmp_path, monkeypatch):
-    usual = OwnPlan.run
-    often = lambda self, **changes: replace(usual(self, **changes), save_every=1)
-    monkeypatch.setattr(OwnPlan, "run", often)
+    monkeypatch.setattr(own_room, "SAVE_EVERY", 1)
     own = suited(classes, size=16)
     plan = fitted(own, updates=4)
     whole = train_own(own, plan, tmp_path / "whole.safetensors")
@@ -317,7 +357,7 @@ def test_a_run_that_stopped_goes_on_to_the_last_bit(classes, tmp_path, monkeypat
     seen = []
     later = train_own(own, plan, tmp_path / "later.safetensors", checkpoint=run, watch=seen.append)
     assert [s.step for s in seen] == [3, 4] and len(seen[-1].losses) == 2
-    pairs = zip(load(whole).model.parameters(), load(later).model.parameters(), strict=True)
+    pairs = zip(load(whole).parameters(), load(later).parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     with refuses(CheckpointError, "other updates"):
         begun(run, own, updates=5)
@@ -333,7 +373,7 @@ def test_train_a_folder_with_captions_in_ten_scripts(captioned, tmp_path, capsys
     out = tmp_path / "cups.safetensors"
     train = ["train", str(captioned), "--steps", "1", "--size", "16", "--out", str(out)]
     assert main([*train, "--checkpoint", str(tmp_path / "run")]) == 0
-    assert f"txt2img PROMPT --model {out}" in capsys.readouterr().out
+    assert f"txt2img 'a red cup' --model {out}" in capsys.readouterr().out
     sd = load(out)
     assert sd.config.size == 16 and {"red", "красная", "红", "빨간"} <= set(sd.meta["words"])
     told = json.loads(Image.open(tmp_path / "cups-samples.png").text["ddpm_edu"])

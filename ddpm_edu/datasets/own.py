@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..diffusion import Cond, class_cond
 from ..errors import DataError, ResourceError, one_of, warn, whole
 from ..systems.pictures import upright_size
 from .buckets import bucket_order, nearest_bucket, one_bucket
@@ -65,32 +65,45 @@ class Own:
         """An epoch in which each batch comes from one bucket, see `bucket_order`."""
         return bucket_order(self.bucket, batch_size, generator)
 
-    def repeated(self, n: int) -> "Own":
-        """The same pictures over and over until each bucket has at least n."""
-        again = [self.bucket.eq(k).nonzero()[:, 0] for k in self.bucket.unique()]
-        index = torch.cat([own.repeat(max(1, -(-n // len(own)))) for own in again])
+    def at(self, index: Tensor) -> "Own":
+        """These pictures, each as often as it is named; the buckets stay."""
         labels = None if self.labels is None else self.labels[index]
         texts = {k: tuple(getattr(self, k)[i] for i in index) for k in ("files", "captions")}
         rows = {k: getattr(self, k)[index] for k in ("bucket", "row", "sizes")}
         return replace(self, labels=labels, **texts, **rows)
 
-    def classes(self) -> "OwnClasses":
-        """The same with a one-hot condition of the sub-folder instead of a caption."""
-        return OwnClasses(self)
+    def repeated(self, n: int) -> "Own":
+        """The same pictures over and over until each bucket has at least n."""
+        again = [self.bucket.eq(k).nonzero()[:, 0] for k in self.bucket.unique()]
+        return self.at(torch.cat([own.repeat(max(1, -(-n // len(own)))) for own in again]))
+
+    def most_common(self) -> "Own":
+        """Those of the largest bucket, as the only one."""
+        k = int(self.bucket.bincount().argmax())
+        own = self.at(self.bucket.eq(k).nonzero()[:, 0])
+        one = torch.zeros_like(own.bucket)
+        return replace(own, shapes=[self.shapes[k]], images=(self.images[k],), bucket=one)
+
+    def squares(self, size: int) -> "Squares":
+        """The same, each pressed into a square, as CLIP takes pictures."""
+        return Squares(self, size)
 
 
 @dataclass(frozen=True, eq=False)
-class OwnClasses:
-    """classes[index] -> (x_0, Cond(vector=one-hot)), an empty Cond where there are no classes."""
+class Squares:
+    """squares[index] -> (x_0 (B, 3, size, size), captions: B)."""
 
     own: Own
+    size: int
 
     def __len__(self) -> int:
         return len(self.own)
 
-    def __getitem__(self, index) -> tuple[Tensor, Cond]:
-        x_0, labels = self.own.pictures(_flat(index)), self.own.labels
-        return x_0, Cond() if labels is None else class_cond(labels[index], len(self.own.names))
+    def __getitem__(self, index) -> tuple[Tensor, list[str]]:
+        x_0, captions = self.own[index]
+        if x_0.shape[2:] != (self.size, self.size):
+            x_0 = F.interpolate(x_0, (self.size, self.size), mode="bilinear", antialias=True)
+        return x_0, captions
 
     def order(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """An epoch, see `bucket_order`."""

@@ -1,17 +1,17 @@
 """A model of your own pictures, from nothing, in the time that you have. Notebook 17.
 
     own = suited("my-pictures")              as large as they are worth
-    plan = fitted(own, seconds=600)          measured here: the network and its number of updates
+    plan = fitted(own, seconds=600)          measured here: the network and its numbers of updates
     written = train_own(own, plan, "mine.safetensors")       `ddpm-edu train my-pictures/`
 
-Without conditions, or with sub-folders as classes, a UNet of pixels learns. With captions a small
-Stable Diffusion does: VAE and CLIP, then a UNet of latents. Its VAE starts from the emoji system's,
-which has seen 1,911 drawings and no photograph.
+A small Stable Diffusion, all of it from random weights: VAE, CLIP, then a UNet of latents. Where
+sub-folders are classes, a picture is asked for by their names; where nothing is told, by no text.
 """
 
 import hashlib
 import itertools
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -24,38 +24,30 @@ from torch import Tensor, nn
 
 from ..datasets.buckets import buckets
 from ..datasets.own import Own, own_pictures
-from ..diffusion import Cond, class_cond, guided, last, noise
 from ..errors import CheckpointError, OptionError, multiple, one_of, sizes, warn, whole
 from ..files.folder import Folder
-from ..files.load import load, save
+from ..files.load import save
 from ..networks.tokenizer import known_words
-from ..networks.unet import SpaceToDepth, UNet, UNetConfig
-from ..samplers import SAMPLERS
-from ..schedule import Schedule
+from ..networks.vae import VAE
 from ..systems.pipeline import draw
 from ..systems.system import StableDiffusion, with_denoiser
 from .autoencoder import measure_scale, with_scale
-from .latents import Latents, encode
-from .recipes import DENOISE, EMOJI, Recipe, start_at_zero
-from .train import TrainConfig, TrainStep, train
-from .whole_system import (
-    assemble,
-    checkpoints,
-    fit_vae,
-    last_step,
-    logged,
-    machine,
-    train_clip,
-    train_unet,
-)
+from .cuts import CutLatents, encode_cuts
+from .recipes import FIVE_MINUTES, Recipe
+from .train import TrainStep
+from .whole_system import assemble, checkpoints, fit_vae, logged, machine, train_clip, train_unet
 
 BY = ("nothing", "class", "caption")  # what a picture is asked for by
-GUIDANCE = {"nothing": 1.0, "class": 1.5, "caption": 2.0}
+GUIDANCE = {"nothing": 1.0, "class": 2.0, "caption": 2.0}
 SECONDS = 600.0
-ENOUGH = 4000  # updates; where a network gets fewer in the time, a smaller one learns more
-PIXELS = {32: (0, 0), 48: (0, 1), 64: (0, 1), 96: (1, 1), 128: (1, 1)}  # channels: depth
-LATENTS = (32, 48, 64)  # channels
-SHARES = {"vae": 0.25, "clip": 0.15, "unet": 0.6}  # of the time, with captions
+ENOUGH = 4000  # updates; where a UNet gets fewer in the time, a narrower one learns more
+CHANNELS = (32, 48, 64, 96)  # of the UNet
+SHARES = {"vae": 0.25, "clip": 0.1, "unet": 0.65}  # of the time
+NO_TEXT = {"clip": 0.0, "unet": 0.75}  # where there is nothing to ask for
+PARTS = tuple(SHARES)
+TIMED = 4  # updates from which a pace is taken
+LEAST = 16  # pictures of a bucket
+SAVE_EVERY = 200  # updates between two checkpoints
 SHEET = 16  # pictures that are drawn now and then
 
 
@@ -65,72 +57,53 @@ class OwnPlan:
 
     by: str  # one of BY
     size: int  # the pictures' area is about size x size
-    shapes: tuple[tuple[int, int], ...]  # (h, w) of each bucket
-    pictures: str  # a digest of their names and captions
+    shape: tuple[int, int]  # (h, w) that most of them have; samples are drawn so
+    pictures: str  # a digest of their names, captions and shapes
     channels: int  # of the UNet
     updates: int  # of the UNet
-    updates_vae: int = 0
-    updates_clip: int = 0
-    batch_size: int = 16
+    updates_vae: int = 1
+    updates_clip: int = 1
+    batch_size: int = 48  # of the UNet
     seed: int = 0
 
     def __post_init__(self):
         one_of("OwnPlan.by", self.by, BY)
         sizes(self, size=(16, 256), channels=(8, 1024), updates=(1, 10**9), batch_size=(1, 10**4))
-        object.__setattr__(self, "shapes", tuple(map(tuple, self.shapes)))  # JSON has lists
+        object.__setattr__(self, "shape", tuple(self.shape))  # JSON has lists
 
     @property
     def name(self) -> str:
         return f"own-{self.by}"
 
-    def unet(self, classes: int) -> UNetConfig:
-        """Of patches of pixels as channels: it works on 16 x 16, or so."""
-        return UNetConfig(
-            in_channels=3 * self.patch**2,
-            channels=self.channels,
-            mult=(1, 2),
-            depth=PIXELS.get(self.channels, (0, 0)),
-            middle=0,
-            heads=(4, 4),
-            vector=classes,
-            blocks=1,
-            groups=8,
-        )
-
-    @property
-    def patch(self) -> int:
-        return 4 if self.size >= 64 else 2
-
     def recipe(self, own: Own) -> Recipe:
-        """With captions: the emoji system's, with these pictures and numbers of updates."""
-        vae = replace(EMOJI.train_vae, steps=self.updates_vae, lr=3e-3, ema=0.98)
-        clip = replace(EMOJI.train_clip, steps=self.updates_clip, batch_size=64)
+        """That of five minutes, with these pictures and numbers of updates. Its VAE folds pixels
+        into channels until 16 x 16 or so are left, and works there: latents of 8 x 8 x 8."""
+        base = FIVE_MINUTES
+        run = dict(seed=self.seed, save_every=SAVE_EVERY)
         return replace(
-            EMOJI,
+            base,
             name=self.name,
             dataset=lambda: own,
             captions=lambda: list(own.captions),
+            vocab=4096,
+            text=replace(base.text, length=40),
             size=self.size,
-            unet=replace(EMOJI.unet, channels=self.channels),
-            text=replace(EMOJI.text, length=40),
-            train_vae=replace(vae, seed=self.seed),
-            train_clip=replace(clip, seed=self.seed),
-            train_unet=self.run(),
+            vae=replace(base.vae, channels=32, mult=(1, 1), latent=8, patch=patch(self.size)),
+            unet=replace(base.unet, in_channels=8, channels=self.channels),
+            train_vae=replace(base.train_vae, steps=self.updates_vae, **run),
+            train_clip=replace(base.train_clip, steps=self.updates_clip, batch_size=64, **run),
+            train_unet=replace(
+                base.train_unet, steps=self.updates, batch_size=self.batch_size, **run
+            ),
+            guidance=GUIDANCE[self.by],
+            steps=20,
+            interval=None,
         )
 
-    def run(self, **changes) -> TrainConfig:
-        """Of the UNet. Of pixels it is asked for x_0: v holds all the noise of a patch, which is
-        more numbers than a narrow UNet can pass on."""
-        changes = {**DENOISE, "predict": "v" if self.by == "caption" else "x_0", **changes}
-        return TrainConfig(
-            steps=self.updates,
-            batch_size=self.batch_size,
-            ema=min(0.998, 1 - 5 / max(10, self.updates)),
-            t_mean=1.2 if self.by == "caption" else 0.5,
-            seed=self.seed,
-            save_every=200,
-            **changes,
-        )
+
+def patch(size: int) -> int:
+    """Side of the squares of pixels that the VAE folds."""
+    return 4 if size >= 64 else 2
 
 
 # ---------------------------------------------------------------- fitted to pictures and machine
@@ -138,7 +111,7 @@ class OwnPlan:
 
 def suited(folder, captions: str = "auto", size: int | None = None, device: str = "cpu") -> Own:
     """The pictures as large as they are worth: 64 pixels a side, 32 where most are smaller, on a
-    GPU up to 128; in buckets, but with captions in squares. Errors: see `own_pictures`."""
+    GPU up to 128; in buckets. Errors: see `own_pictures`."""
     if size is not None:
         whole("size", size, 16, 256, "pixels a side")
         multiple("size", size, "a step", 16)
@@ -148,8 +121,8 @@ def suited(folder, captions: str = "auto", size: int | None = None, device: str 
         size = next(s for s in (128, 64, 32) if s <= most and (side >= 0.75 * s or s == 32))
     if len(own) == 1:
         warn(f"{folder} holds a single picture: it will be learned by heart, and nothing else")
-    shapes = [(size, size)] if by_of(own) == "caption" else buckets(size, 8, 2)
-    return own_pictures(folder, size, captions=captions, shapes=shapes, least=OwnPlan.batch_size)
+    shapes = buckets(size, 4 * patch(size), 2)  # the VAE halves a side once, and the UNet once more
+    return own_pictures(folder, size, captions=captions, shapes=shapes, least=LEAST)
 
 
 def by_of(own: Own) -> str:
@@ -162,27 +135,33 @@ def by_of(own: Own) -> str:
 def fitted(
     own: Own, seconds: float = SECONDS, updates: int | None = None, device: str = "cpu"
 ) -> OwnPlan:
-    """The largest network that gets ENOUGH updates in the time, by the pace of a few of them.
+    """The widest UNet that gets ENOUGH updates in the time, by the pace of a few of them.
 
-    updates: of the UNet (and at most so many of VAE and CLIP), then the smallest network.
+    updates: of the UNet (and at most so many of VAE and CLIP), then the narrowest.
     """
-    by, (h, w) = by_of(own), own.shapes[0]
-    size = max(16, round((h * w) ** 0.5 / 16) * 16)
-    plan = OwnPlan(by, size, tuple(own.shapes), digest(own), 32, updates or 1)
-    if by == "caption":
-        for part, pace in _caption_paces(own, plan, device).items():
-            its = max(1, int(SHARES[part] * seconds / pace))
-            plan = replace(plan, **{f"updates_{part}": min(its, updates or its)})
-        seconds = SHARES["unet"] * seconds
-    for channels in () if updates else LATENTS if by == "caption" else PIXELS:
-        larger = replace(plan, channels=channels)
-        room = int(seconds / _unet_pace(own, larger, device))
-        if room < ENOUGH and channels > 32:
+    h, w = shape = own.shapes[own.bucket.bincount().argmax()]
+    by, size, plan = by_of(own), max(16, round((h * w) ** 0.5 / 16) * 16), None
+    for channels in CHANNELS:
+        wider = OwnPlan(by, size, shape, digest(own), channels, 1)
+        paces, shares = _paces(own, wider, device), SHARES | (NO_TEXT if by == "nothing" else {})
+        room = {part: max(1, int(shares[part] * seconds / paces[part])) for part in PARTS}
+        if plan and room["unet"] < ENOUGH:
             break
-        plan = replace(larger, updates=max(1, room))
-        if room < 2 * ENOUGH:  # the next one is about twice as slow
+        vae, clip = (min(room[part], updates or room[part]) for part in ("vae", "clip"))
+        wider = replace(wider, updates_vae=vae, updates_clip=clip, updates=updates or room["unet"])
+        plan = wider
+        if updates or plan.updates < 2 * ENOUGH:  # the next one is about twice as slow
             break
     return plan
+
+
+def _paces(own: Own, plan: OwnPlan, device) -> dict[str, float]:
+    """Seconds an update of each part, with some of the pictures."""
+    paces, common = {part: [] for part in PARTS}, own.most_common()
+    plan = replace(plan, updates=100, updates_vae=100, updates_clip=100)
+    some = common.at(torch.arange(min(64, len(common))))
+    train_parts(some, plan, log=lambda part, *_: timed(paces[part]), device=device)
+    return {part: pace[0] for part, pace in paces.items()}
 
 
 def timed(paces: list) -> Callable:
@@ -191,38 +170,10 @@ def timed(paces: list) -> Callable:
     def log(steps):
         yield next(steps)  # it prepares
         started = time.perf_counter()
-        yield from itertools.islice(steps, 2)
-        paces.append((time.perf_counter() - started) / 2)
+        yield from itertools.islice(steps, TIMED)
+        paces.append((time.perf_counter() - started) / TIMED)
 
     return log
-
-
-def _unet_pace(own: Own, plan: OwnPlan, device) -> float:
-    """Seconds an update of the plan's UNet; one of latents needs no more than their shapes."""
-    paces, plan = [], replace(plan, updates=100)
-    if plan.by != "caption":
-        train_pixels(own, plan, log=timed(paces), device=device)
-        return paces[0]
-    recipe, n = plan.recipe(own), plan.batch_size
-    side, texts = plan.size // 8, torch.randn(1, recipe.text.length, recipe.text.width)
-    z = torch.randn(n, recipe.vae.latent, side, side)
-    latents = Latents(z, texts, torch.zeros(n, dtype=torch.long), Cond(texts))
-    unet = UNet(recipe.unet).to(device)
-    last_step(timed(paces)(train(unet, recipe.schedule(), latents, recipe.train_unet)))
-    return paces[0]
-
-
-def _caption_paces(own: Own, plan: OwnPlan, device) -> dict[str, float]:
-    """Seconds an update of VAE and CLIP."""
-    recipe, paces = replace(plan, updates_vae=100, updates_clip=100).recipe(_enough(own)), []
-    for part in (train_vae, train_clip):
-        part(recipe, log=timed(paces), device=device)
-    return dict(zip(("vae", "clip"), paces))
-
-
-def _enough(own: Own) -> Own:
-    """For batches of the CLIP."""
-    return own.repeated(64)
 
 
 def digest(own: Own) -> str:
@@ -283,34 +234,19 @@ def watched(watch: Callable | None, steps: int, sheet: Callable) -> Callable:
     return each
 
 
-def draw_pixels(model: nn.Module, own: Own, plan: OwnPlan, n: int = SHEET, seed: int = 0):
-    """(n pictures, their captions), classes in turn, in the shape that most pictures have."""
-    shape = own.shapes[own.bucket.bincount().argmax()]
-    labels = torch.arange(n) % len(own.names) if plan.by == "class" else None
-    cond = Cond() if labels is None else class_cond(labels, len(own.names))
-    like = next(model.parameters())
-    x_T = noise((3, *shape), range(seed, seed + n)).to(like.device)
-    cond, model = cond.map(lambda c: c.to(like.device)), guided(model, GUIDANCE[plan.by])
-    ask = dict(predict="x_0", clip=1.0)
-    x = last(SAMPLERS["dpmpp_2m"](model, PIXEL_SCHEDULE, x_T, 20, cond, **ask))
-    return x.cpu(), [""] * n if labels is None else [own.names[k] for k in labels.tolist()]
-
-
 def some(captions, n: int = SHEET) -> list[str]:
     """n captions, different ones first, then once more."""
     texts = list(dict.fromkeys(captions))
     return [texts[k % len(texts)] for k in range(n)]
 
 
-def draw_captions(sd: StableDiffusion, texts: list[str], seed: int = 0):
+def draw_captions(sd: StableDiffusion, texts: list[str], seed: int = 0, size=None):
     """(pictures, texts), one a text."""
     seeds = list(range(seed, seed + len(texts)))
-    return draw(sd, texts, seeds=seeds, progress=False).float().cpu(), texts
+    return draw(sd, texts, size=size, seeds=seeds, progress=False).float().cpu(), texts
 
 
 # ---------------------------------------------------------------- trained
-
-PIXEL_SCHEDULE = Schedule.cosine()
 
 
 def follow_own(
@@ -325,8 +261,8 @@ def follow_own(
     dtype: str = "float32",
     checkpoint=None,
     watch: Callable | None = None,
-) -> OwnPlan:
-    """`ddpm-edu train FOLDER`: the plan that was followed, after saying what it is.
+) -> str:
+    """`ddpm-edu train FOLDER`, after saying what it will do: the command that draws from `out`.
 
     steps: updates of the UNet.  seconds: SECONDS unless given; a run that goes on keeps its plan.
     """
@@ -344,7 +280,8 @@ def follow_own(
     )
     how = dict(checkpoint=checkpoint, device=device, dtype=dtype, watch=watch)
     train_own(own, plan, out, **how)
-    return plan
+    (h, w), prompt = plan.shape, shlex.quote(asked_for(own, plan).captions[0])
+    return f"txt2img {prompt} --model {out}" + (f" --size {w}x{h}" if h != w else "")
 
 
 def train_own(
@@ -357,63 +294,67 @@ def train_own(
     dtype: str = "float32",
     watch: Callable | None = None,
 ) -> Path:
-    """Follow the plan and write the model, for `load`, `ddpm-edu sample` or `txt2img`.
+    """Follow the plan and write the system, for `load` and `ddpm-edu txt2img`.
 
     checkpoint: a folder; a run that stopped goes on from what is there.  watch: called with a
     `Seen` now and then.
     """
-    captioned = plan.by == "caption"
-    parts = ("vae", "clip", "unet") if captioned else ("unet",)
-    files, record, started = checkpoints(plan, checkpoint, parts), {}, time.perf_counter()
-    train_it = _train_captions if captioned else _train_pixels
-    model, meta, how = train_it(own, plan, files, record, watch, device, dtype)
+    files, record, started = checkpoints(plan, checkpoint, PARTS), {}, time.perf_counter()
+    texts = some(asked_for(own, plan).captions)
+
+    def log(part, run, sd=None):
+        sheet = lambda step: draw_captions(_with_unet(sd, step.ema), texts, size=plan.shape)
+        each = watched(watch, plan.updates, sheet) if sd else lambda step: None
+        return logged(part, run, record.setdefault(part, {}), each)
+
+    sd = train_parts(own, plan, files, log, device, dtype)
+    record["scale"] = round(sd.vae.config.scale, 5)
     card = {**asdict(plan), **record, **machine(plan.name, started, device), "number": len(own)}
-    save(out, model, {**meta, "train": card}, dtype=torch.float16, **how)
+    save(out, sd, {**sd.meta, "train": card}, dtype=torch.float16)
     return Path(out)
 
 
-def train_pixels(
-    own: Own, plan: OwnPlan, checkpoint=None, log: Callable = iter, device="cpu", dtype="float32"
-) -> TrainStep:
-    """Algorithm 1 on pixels, by class or by nothing: the last step."""
-    torch.manual_seed(plan.seed)
-    unet = start_at_zero(UNet(plan.unet(len(own.names) if plan.by == "class" else 0)))
-    model, data = SpaceToDepth(unet, plan.patch).to(device), own.repeated(plan.batch_size)
-    run = plan.run(dtype=dtype)
-    steps = train(model, PIXEL_SCHEDULE, data.classes(), run, checkpoint=checkpoint)
-    return last_step(log(steps))
+def train_parts(
+    own: Own,
+    plan: OwnPlan,
+    files=None,
+    log: Callable = lambda *_: iter,
+    device="cpu",
+    dtype="float32",
+) -> StableDiffusion:
+    """VAE, CLIP, UNet, one after the other.
 
-
-def train_vae(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu"):
-    """The emoji system's VAE goes on with these pictures, and gets their scale."""
-    vae, own = load("emoji").vae.requires_grad_(True), recipe.dataset()
-    vae = fit_vae(vae, recipe.losses, recipe.train_vae, own, checkpoint, log, device)
-    return with_scale(vae, measure_scale(vae, own))
-
-
-def _train_pixels(own, plan, files, record, watch, device, dtype):
-    each = watched(watch, plan.updates, lambda step: draw_pixels(step.ema, own, plan))
-    log = logged("UNet", plan.run(), record, each)
-    step = train_pixels(own, plan, files["unet"], log, device, dtype)
-    shape = own.shapes[own.bucket.bincount().argmax()]
-    meta = {"shape": [3, *shape], "guidance": GUIDANCE[plan.by], "sampler": "dpmpp_2m", "clip": 1.0}
-    meta["classes"] = list(own.names) if plan.by == "class" else []
-    return step.ema.cpu(), meta, {"schedule": PIXEL_SCHEDULE, "predict": "x_0"}
-
-
-def _train_captions(own, plan, files, record, watch, device, dtype):
-    recipe, record["scale"] = plan.recipe(_enough(own)), None
-    log = lambda part, run, **more: logged(part, run, record.setdefault(part, {}), **more)
+    files: {part: its checkpoint}.  log(part, run, system, of the UNet only): see `train_vae`.
+    """
+    own, files = asked_for(own, plan), files or dict.fromkeys(PARTS)
+    recipe = plan.recipe(own.repeated(64))
     vae = train_vae(recipe, files["vae"], log("vae", recipe.train_vae), device)
-    clip = train_clip(recipe, files["clip"], log("clip", recipe.train_clip), device)
+    squares = replace(recipe, dataset=lambda: own.repeated(64).squares(plan.size))
+    clip = train_clip(squares, files["clip"], log("clip", recipe.train_clip), device)
     sd = assemble(recipe, vae.cpu(), clip.cpu()).to(device)
     sd.meta = {"words": sorted(known_words(own.captions))}
-    record["scale"], run = round(vae.config.scale, 5), replace(recipe.train_unet, dtype=dtype)
-    sheet = lambda step: draw_captions(_with_unet(sd, step.ema), some(own.captions))
-    each = watched(watch, plan.updates, sheet)
-    latents = encode(sd, own.repeated(plan.batch_size))
-    train_unet(sd, latents, run, files["unet"], log("unet", run, each=each))
-    return sd.cpu(), sd.meta, {}
+    run = replace(recipe.train_unet, dtype=dtype)
+    train_unet(sd, latents(sd, own, plan), run, files["unet"], log("unet", run, sd))
+    return sd.cpu()
+
+
+def asked_for(own: Own, plan: OwnPlan) -> Own:
+    """With the texts that the model learns: none, where they would tell nothing apart."""
+    return replace(own, captions=("",) * len(own)) if plan.by == "nothing" else own
+
+
+def train_vae(recipe: Recipe, checkpoint=None, log: Callable = iter, device="cpu") -> VAE:
+    """From random weights, on pictures of one bucket a batch; the scale is the largest bucket's."""
+    own, run = recipe.dataset(), recipe.train_vae
+    torch.manual_seed(run.seed)
+    vae = fit_vae(VAE(recipe.vae), recipe.losses, run, own, checkpoint, log, device)
+    return with_scale(vae, measure_scale(vae, own.most_common()))
+
+
+def latents(sd: StableDiffusion, own: Own, plan: OwnPlan) -> CutLatents:
+    """Through VAE and text encoder; of their sizes the UNet is told what it is told in drawing."""
+    shown = replace(own, sizes=torch.tensor(own.shapes)[own.bucket])
+    return encode_cuts(sd, shown.repeated(plan.batch_size))
 
 
 def _with_unet(sd: StableDiffusion, unet: nn.Module) -> StableDiffusion:

@@ -32,7 +32,11 @@ def folder(args) -> dict:
     near the drawn ones are to the 200 says how much was learned by heart: compared with the VAE's
     copies of the 200, and with other painted digits, which the model never saw.
 
-    MEASURED
+    Measured (2026-11-29, one thread, torch 2.14.1): in 241 seconds (--seconds 210) 65 % read as
+    asked, by chance 10 %; 94 % of the VAE's copies, 33.0 dB. The nearest of the 200 is 0.14 away,
+    of a copy 0.05, of other painted digits 0.26: much is learned by heart.
+    A UNet on patches of pixels, ten minutes long, had 20 %: which of the 20 pictures of its class a
+    noisy one was made of is open only above sigma = 8, where 2.6 % of its times lay.
     """
     place = made(args)
     pictures, others = painted(place / "digits", each=20)
@@ -58,7 +62,10 @@ def captions(args) -> dict:
 
     Asked for by these, and by sentences of the same words that none of the 200 has.
 
-    MEASURED
+    Measured (2026-11-29, 190 seconds of one thread beside another, torch 2.14.1): of the 200's own
+    sentences 81 % are obeyed in all five, of new ones 5 % (the digit 17 %): each was learned by
+    heart. The copies 30.0 dB. The VAE of the emoji system, trained on for the same time: 2 and 2 %,
+    21.9 dB.
     """
     place = made(args)
     own, plan, sd, took = trained(captioned(place / "captions", 200), place, args)

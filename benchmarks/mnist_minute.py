@@ -22,6 +22,7 @@ from ddpm_edu.datasets.images import mnist, to_uint8
 from ddpm_edu.metrics import frechet as metrics
 from ddpm_edu.training.optim import new_optimizer
 from ddpm_edu.training.recipes import MINUTE
+from ddpm_edu.training.share import shared
 from ddpm_edu.training.train import progress, train
 
 
@@ -58,7 +59,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
     parser.add_argument("--sampler", choices=list(SAMPLERS), help="(default: the recipe's)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="that draw")
+    parser.add_argument("--processes", type=int, default=2, help="that share each batch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -71,7 +73,8 @@ if __name__ == "__main__":
         new_optimizer(model, MINUTE.train_unet)
         left = args.seconds - (time.perf_counter() - started)
         config = dataclasses.replace(MINUTE.train_unet, seconds=left)
-        for step in progress(train(model, schedule, dataset, config)):
+        given = (model, schedule, dataset, config)
+        for step in progress(shared(train, *given, processes=args.processes)):
             pass
         trained = time.perf_counter() - started
         model, predict, meta = step.ema, config.predict, {"clip": 1.0}
@@ -113,6 +116,7 @@ if __name__ == "__main__":
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": args.threads,
+        "processes": args.processes,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

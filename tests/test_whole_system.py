@@ -238,13 +238,15 @@ def test_by_the_clock():
         name: dataclasses.replace(getattr(TINY, name), steps=10**9)
         for name in ("train_vae", "train_clip", "train_unet")
     }
-    record = train_system(dataclasses.replace(TINY, shares=(0.1, 0.05), **runs), seconds=2).record
+    record = train_system(
+        dataclasses.replace(TINY, shares=(0.1, 0.05, 0.1), **runs), seconds=2
+    ).record
     assert record["seconds"] >= 2 and all(record[part]["updates"] >= 1 for part in PARTS)
     assert all(1 <= len(record[part]["loss"]) <= 200 for part in PARTS)  # thinned
 
 
 @pytest.mark.slow
-def test_a_decoder_that_goes_on_beside_the_unet(tmp_path, monkeypatch):
+def test_a_decoder_that_goes_on_at_the_end(tmp_path, monkeypatch):
     """Its encoder stays, so latents and UNet do; a stop in the middle changes nothing."""
     whole = train_system(LINEAR)
     assert whole.record["decoder"]["updates"] == len(whole.record["decoder"]["loss"]) == 7
@@ -265,7 +267,7 @@ def test_a_decoder_that_goes_on_beside_the_unet(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_decoder_by_the_clock():
     started = time.perf_counter()
-    record = train_system(dataclasses.replace(LINEAR, shares=(0.1, 0.05)), seconds=2).record
+    record = train_system(dataclasses.replace(LINEAR, shares=(0.1, 0.05, 0.1)), seconds=2).record
     assert record["seconds"] >= 2 and record["decoder"]["updates"] >= 1
     assert time.perf_counter() - started < 60
 
@@ -428,7 +430,7 @@ def test_another_plan_is_refused_at_once(change, words, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert (
         module.checkpoints(
-            dataclasses.replace(TINY, steps=20, guidance=1.0, shares=(0.5, 0.4)),
+            dataclasses.replace(TINY, steps=20, guidance=1.0, shares=(0.5, 0.4, 0.1)),
             tmp_path,
             ("vae", "clip", "unet"),
         )["vae"]

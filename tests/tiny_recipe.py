@@ -70,7 +70,7 @@ TINY = Recipe(
     vision=dict(patch=4, width=16, layers=1, heads=2, hidden=32),
     train_clip=TrainConfig(steps=5, **MUON),
 )
-# And one whose VAE starts linear on patches, and whose decoder goes on beside the UNet.
+# And one whose VAE starts linear on patches, and whose decoder goes on at the end.
 LINEAR = dataclasses.replace(
     TINY,
     name="linear",

@@ -8,6 +8,7 @@ __getattr__, __dir__ = lazily(
     {
         "train": "TrainConfig TrainStep fit progress",
         "resume": "",
+        "share": "shared",
         "optim": "EMA Muon lr_at new_optimizer orthogonal",
         "autoencoder": (
             "Autoencoder LossWeights PatchDiscriminator "

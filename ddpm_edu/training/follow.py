@@ -18,6 +18,7 @@ from .few_steps import FEW_RECIPES, MeanFlowRecipe, train_few, train_mean_flow
 from .prior import PRIOR_RECIPES, train_prior
 from .recipes import RECIPES
 from .sdxl import SDXL_RECIPE, train_sdxl
+from .share import shared
 from .train import train
 from .whole_system import last_step, logged, machine, train_system
 
@@ -93,7 +94,9 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
     config = _run(recipe.train_unet, out, checkpoint, {"steps": steps, "seconds": seconds})
     dataset, started, record = recipe.dataset(), time.perf_counter(), {}
     model, schedule = recipe.model(dataset).to(device), recipe.schedule()
-    run = train(model, schedule, dataset, config, checkpoint=checkpoint)
+    processes = None if device == "cpu" else 1
+    given = (model, schedule, dataset, config)
+    run = shared(train, *given, checkpoint=checkpoint, processes=processes)
     step = last_step(logged("UNet", config, record)(run))
     meta = {
         "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),

@@ -42,7 +42,7 @@ class Recipe:
     size: int = 0  # side of a picture
     vae: VAEConfig | None = None
     train_vae: TrainConfig | None = None
-    train_decoder: TrainConfig | None = None  # goes on beside the UNet, the encoder is frozen
+    train_decoder: TrainConfig | None = None  # goes on at the end, the encoder is frozen
     losses: LossWeights = LossWeights()
     captions: Callable | None = None  # () -> all texts that the tokenizer learns its words from
     vocab: int = 1024  # most tokens
@@ -51,7 +51,8 @@ class Recipe:
     train_clip: TrainConfig | None = None
     latents: int = 0  # how many pictures the UNet sees, 0 for all
     interval: tuple[int, int] | None = None  # of the times that are guided
-    shares: tuple[float, float] = (0.25, 0.25)  # of the time, for VAE and CLIP side by side
+    # Of the time: for VAE and CLIP side by side, and for the decoder's last run
+    shares: tuple[float, float, float] = (0.25, 0.25, 0.1)
 
     def schedule(self) -> Schedule:
         return Schedule.cosine()
@@ -239,14 +240,16 @@ FIVE_MINUTES = dataclasses.replace(
     name="five_minutes",
     unet=dataclasses.replace(PAINTED.unet, channels=32, depth=(0, 0), vector=64 + 6 * 2),
     vae=VAEConfig(channels=16, mult=(1, 2), blocks=1, latent=4, groups=4, patch=2),
-    train_vae=dataclasses.replace(PAINTED.train_vae, steps=1500, ema=0.98),
-    train_clip=dataclasses.replace(PAINTED.train_clip, steps=800),
+    train_vae=dataclasses.replace(PAINTED.train_vae, steps=1200, ema=0.98),
+    train_clip=dataclasses.replace(PAINTED.train_clip, steps=700),
     train_unet=dataclasses.replace(
-        PAINTED.train_unet, steps=2500, lr=1.2e-2, ema=0.995, t_mean=1.2
+        PAINTED.train_unet, steps=1900, batch_size=96, lr=1.4e-2, ema=0.995, t_mean=1.2
     ),
-    train_decoder=dataclasses.replace(PAINTED.train_vae, steps=5000, lr=5e-3, ema=0.99),
+    train_decoder=dataclasses.replace(
+        PAINTED.train_vae, steps=500, batch_size=32, lr=5e-3, ema=0.98
+    ),
     latents=12000,
     interval=(300, 999),
-    shares=(0.22, 0.2),
+    shares=(0.2, 0.19, 0.1),
 )
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10, PAINTED, EMOJI, FIVE_MINUTES)}

@@ -55,6 +55,7 @@ class Run:
                 "processes: choose a multiple"
             )
         self.dataset, self.config, self.accelerator = dataset, config, accelerator
+        self.rank, self.world = rank, world
         self.checkpoint = None if checkpoint is None or rank else Path(checkpoint)
         self.constants = constants or {}  # tensors that must be the same when a run goes on
         self.share = slice(
@@ -173,8 +174,7 @@ class Run:
         self.optimizer.step()
         self.step += 1
         self.average.update(self.weights, self.step)
-        # one clock for all processes
-        self.elapsed = self._mean(torch.tensor(time.perf_counter() - self.started)).item()
+        self.elapsed = self._clock()
         if self.progress() >= 1:
             self.arrange(torch.contiguous_format)  # as a file has them: the same to the last bit
 
@@ -183,6 +183,11 @@ class Run:
         if self.accelerator:
             value = self.accelerator.reduce(value.to(self.accelerator.device), "mean")
         return value
+
+    def _clock(self) -> float:
+        """Seconds of training, by the first process's clock in all of them: they stop together."""
+        own = torch.tensor(0.0 if self.rank else time.perf_counter() - self.started)
+        return self._mean(own).item() * self.world
 
     def _finite(self, name: str, value: Tensor) -> float:
         if not math.isfinite(value := value.item()):

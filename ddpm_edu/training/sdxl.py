@@ -25,10 +25,11 @@ from ..networks.vae import VAE
 from ..schedule import Schedule
 from ..systems.system import SDXL_MINI, SDXL_MINI_REFINER, StableDiffusion, SystemConfig, build
 from .autoencoder import LossWeights, only_decoder, with_scale
+from .beside import Beside
 from .cuts import CutLatents, Cuts, cuts, encode_cuts, middle_cuts
 from .recipes import DENOISE, MUON, start_at_zero
 from .train import TrainConfig, fit
-from .whole_system import Beside, checkpoints, fit_vae, last_step, logged, machine, train_unet
+from .whole_system import checkpoints, fit_vae, last_step, logged, machine, train_unet
 
 SQUARE = [(32, 32)]
 BUCKETS = buckets(32, 4, 2.7)  # seven, from (48, 20) to (20, 48)
@@ -208,7 +209,6 @@ def train_sdxl(recipe: SDXLRecipe, folder=None) -> TrainedSDXL:
 
 
 def _train_clips(recipe, files):
-    torch.set_num_threads(1)
     clips, record = [], {"clip_1": {}, "clip_2": {}}
     for k, part in enumerate(record):
         log = logged(f"CLIP {k + 1}", recipe.train_clip, record[part])
@@ -217,7 +217,6 @@ def _train_clips(recipe, files):
 
 
 def _train_refiner(recipe, vae, clips, files):
-    torch.set_num_threads(1)
     record = {"refiner": {}, "decoder": {}}
     sd = assemble(recipe.refiner, recipe.schedule(), vae, clips, seed=1)
     log = logged("refiner", recipe.train_refiner, record["refiner"])

@@ -109,14 +109,20 @@ def train(
 
 
 def fit(
-    model: nn.Module, dataset, config: TrainConfig, objective: Callable, *, checkpoint=None
+    model: nn.Module,
+    dataset,
+    config: TrainConfig,
+    objective: Callable,
+    *,
+    checkpoint=None,
+    accelerator=None,
 ) -> Iterator[TrainStep]:
     """The same loop for any other loss: objective(model, batch, generator) -> scalar.
 
     dataset: len() and dataset[indices] -> a batch of any kind, pictures or codes first. All chance
     belongs to `generator`. p_uncond, predict, t_distribution and t_mean are for `train`.
     """
-    run = Run(model, dataset, config, checkpoint)
+    run = Run(model, dataset, config, checkpoint, accelerator)
     if run.progress() >= 1:
         yield report(run)
     while run.progress() < 1:

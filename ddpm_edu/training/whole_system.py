@@ -2,31 +2,25 @@
 
 1. VAE: pictures to small latents and back                               (autoencoder.py)
 2. CLIP: a tokenizer, and a text encoder that knows what captions mean   (beside 1)
-3. UNet: denoises latents, reading the text                              (latents.py, train.py)
-4. the VAE's decoder goes on, where the recipe says so                   (beside 3)
+3. UNet: denoises latents, reading the text         (latents.py, train.py, two cores: share.py)
+4. the VAE's decoder goes on, where the recipe says so
 """
 
 import dataclasses
 import datetime
 import json
 import math
-import multiprocessing
-import os
-import pickle
 import platform
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ..errors import CheckpointError, OptionError, TrainingError, check_writable, in_range
+from ..errors import CheckpointError, OptionError, check_writable, in_range
 from ..files.folder import Folder
 from ..files.load import load_state
 from ..files.tensors import load_tensors
@@ -38,8 +32,10 @@ from ..paths import replacing
 from ..systems.system import NUMBERS, StableDiffusion, SystemConfig, build
 from . import autoencoder
 from .autoencoder import Autoencoder, LossWeights, measure_scale, only_decoder, with_scale
+from .beside import Beside
 from .latents import Latents, encode
 from .recipes import Recipe, start_at_zero
+from .share import shared
 from .train import TrainConfig, fit, progress, train
 
 # ---------------------------------------------------------------- the three parts
@@ -64,15 +60,17 @@ def train_decoder(
     recipe: Recipe, vae: VAE, checkpoint=None, log: Callable = iter, device="cpu"
 ) -> VAE:
     """Part 4: the same VAE with a better decoder; its latents stay what they are."""
-    config = recipe.train_decoder
-    pictures = recipe.dataset()
-    return fit_vae(only_decoder(vae), recipe.losses, config, pictures, checkpoint, log, device)
+    config, processes = recipe.train_decoder, None if device == "cpu" else 1
+    vae, pictures = only_decoder(vae), recipe.dataset()
+    return fit_vae(vae, recipe.losses, config, pictures, checkpoint, log, device, processes)
 
 
-def fit_vae(vae: VAE, losses: LossWeights, config, pictures, checkpoint, log, device) -> VAE:
+def fit_vae(
+    vae: VAE, losses: LossWeights, config, pictures, checkpoint, log, device, processes=1
+) -> VAE:
     """The averaged VAE."""
-    model = Autoencoder(vae, losses).to(device)
-    steps = fit(model, pictures, config, autoencoder.objective, checkpoint=checkpoint)
+    given = (Autoencoder(vae, losses).to(device), pictures, config, autoencoder.objective)
+    steps = shared(fit, *given, checkpoint=checkpoint, processes=processes)
     return last_step(log(steps)).ema.vae
 
 
@@ -127,10 +125,12 @@ def train_unet(
     config: TrainConfig,
     checkpoint=None,
     log: Callable = iter,
+    processes: int | None = 1,
 ) -> StableDiffusion:
-    """Part 3: Algorithm 1 on latents; sd then holds the averaged weights."""
-    unet = sd.unet.requires_grad_(True)
-    step = last_step(log(train(unet, sd.schedule, latents, config, checkpoint=checkpoint)))
+    """Part 3: Algorithm 1 on latents; sd then holds the averaged weights. processes: `shared`."""
+    given = (sd.unet.requires_grad_(True), sd.schedule, latents, config)
+    steps = shared(train, *given, checkpoint=checkpoint, processes=processes)
+    step = last_step(log(steps))
     sd.unet.load_state_dict(step.ema.state_dict())
     return sd.eval().requires_grad_(False)
 
@@ -157,10 +157,8 @@ def train_system(
     device: str = "cpu",
     watch: Callable = lambda sd, step: None,
 ) -> Trained:
-    """All parts: CLIP beside the VAE, the decoder beside the UNet, each a process on one core.
+    """All parts, on two cores: CLIP beside the VAE, then UNet and decoder, each batch shared.
 
-    Two processes of one thread each wait for nobody: a neighbour that wants a core costs them its
-    fair share, where two threads of one process would wait for each other after every layer.
     seconds: wall time for everything, shared out as the recipe says; then the number of updates is
     what the measured speed allows, and every learning rate falls to 0 in time. None: the recipe's
     own updates, however long they take here.
@@ -176,10 +174,10 @@ def train_system(
     if seconds is not None:
         in_range("seconds", seconds, 0.1, 10**7, "wall time for all parts")
         for run, share in zip(("train_vae", "train_clip"), recipe.shares):
-            config = dataclasses.replace(getattr(recipe, run), seconds=share * seconds)
-            recipe = dataclasses.replace(recipe, **{run: config})
+            recipe = by_clock(recipe, run, share * seconds)
+    left = lambda: seconds - (time.perf_counter() - started)
     parts = ("vae", "clip", "unet", *(("decoder",) if recipe.train_decoder else ()))
-    files, record = checkpoints(recipe, folder, parts), {"vae": {}, "clip": {}, "unet": {}}
+    files, record = checkpoints(recipe, folder, parts), {part: {} for part in parts}
 
     with Beside(_train_clip, recipe, files["clip"], device) as other:
         log = logged("VAE", recipe.train_vae, record["vae"], other.attend, recipe.shares[0])
@@ -187,42 +185,33 @@ def train_system(
         clip, record["clip"] = other.result()
     sd = assemble(recipe, vae.cpu(), clip).to(device)
     latents = encode(sd, recipe.dataset(), recipe.latents or None)
-    for run in ("train_unet", "train_decoder") if seconds is not None else ():
-        left = max(1.0, seconds - (time.perf_counter() - started))
-        config = getattr(recipe, run) and dataclasses.replace(getattr(recipe, run), seconds=left)
-        recipe = dataclasses.replace(recipe, **{run: config})
-    decoder = recipe.train_decoder and Beside(
-        _train_decoder, recipe, vae, files["decoder"], device, time.time()
-    )
-    with decoder or nullcontext():
-        each = lambda step: (decoder and decoder.attend(), watch(sd, step))
-        log = logged("UNet", recipe.train_unet, record["unet"], each)
-        sd = train_unet(sd, latents, recipe.train_unet, files["unet"], log).cpu()
-        if decoder:
-            vae, record["decoder"] = decoder.result()
+    if seconds is not None:
+        decoder = recipe.shares[2] if recipe.train_decoder else 0
+        recipe = by_clock(recipe, "train_unet", left() - decoder * seconds)
+    log = logged("UNet", recipe.train_unet, record["unet"], lambda step: watch(sd, step))
+    processes = None if device == "cpu" else 1
+    sd = train_unet(sd, latents, recipe.train_unet, files["unet"], log, processes).cpu()
+    if recipe.train_decoder:
+        if seconds is not None:
+            recipe = by_clock(recipe, "train_decoder", left())
+        log = logged("decoder", recipe.train_decoder, record["decoder"])
+        vae = train_decoder(recipe, vae, files["decoder"], log, device).cpu()
     sd.vae.load_state_dict(vae.state_dict())
     sd.meta = {"words": sorted(known_words(recipe.captions()))}
     scale = {"scale": round(vae.config.scale, 5)}
     return Trained(sd, clip, {**record, **scale, **machine(recipe.name, started, device)})
 
 
+def by_clock(recipe: Recipe, run: str, seconds: float) -> Recipe:
+    """The recipe with a run that lasts so long, whatever its number of updates."""
+    config = dataclasses.replace(getattr(recipe, run), seconds=max(1.0, seconds))
+    return dataclasses.replace(recipe, **{run: config})
+
+
 def _train_clip(recipe, checkpoint, device):
-    torch.set_num_threads(1)
     record = {}
     log = logged("CLIP", recipe.train_clip, record)
     return train_clip(recipe, checkpoint, log, device).cpu(), record
-
-
-def _train_decoder(recipe, vae, checkpoint, device, asked):
-    torch.set_num_threads(1)
-    if left := recipe.train_decoder.seconds:  # counted from when it was asked for
-        config = dataclasses.replace(
-            recipe.train_decoder, seconds=max(1.0, left - (time.time() - asked))
-        )
-        recipe = dataclasses.replace(recipe, train_decoder=config)
-    record = {}
-    log = logged("decoder", recipe.train_decoder, record)
-    return train_decoder(recipe, vae, checkpoint, log, device).cpu(), record
 
 
 def logged(
@@ -324,62 +313,3 @@ def _plan(recipe: Recipe) -> dict:
     entries = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in later}
     name = lambda f: f"{f.__module__}.{getattr(f, '__qualname__', type(f).__name__)}"
     return json.loads(json.dumps(entries, default=name))
-
-
-# ---------------------------------------------------------------- a second process
-
-
-class Beside:
-    """function(*args) in a process of its own that ends when this block, or this process, does.
-
-    Inside the block this process has one thread less."""
-
-    def __init__(self, function: Callable, *args):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe(duplex=False)
-        self.process = context.Process(target=_run, args=(there, function, args), daemon=True)
-        self.process.start()
-        there.close()
-        self.answer, self.threads = None, torch.get_num_threads()
-
-    def __enter__(self):
-        torch.set_num_threads(max(1, self.threads - 1))
-        return self
-
-    def __exit__(self, *_):
-        torch.set_num_threads(self.threads)
-        if self.process.is_alive():
-            os.kill(self.process.pid, signal.SIGINT)  # it saves its checkpoint
-            self.process.join(20)
-            self.process.kill()
-
-    def attend(self, step=None) -> None:
-        """Raises what the function raised: no need to wait for anything else."""
-        if self.answer is None and self.pipe.poll():
-            self.result()
-
-    def result(self):
-        """What the function returned, once it does."""
-        if self.answer is None:
-            try:
-                self.answer = pickle.loads(self.pipe.recv_bytes())
-            except EOFError:
-                self.process.join()
-                raise TrainingError(
-                    f"the process that trains the CLIP ended (exit code {self.process.exitcode}): "
-                    "was it killed for memory? A run with checkpoints goes on from them"
-                ) from None
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        return self.answer
-
-
-def _run(pipe, function, args):
-    os.setpgrp()  # a Ctrl-C is for the other process, which passes it on
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    try:
-        answer = function(*args)
-    except BaseException as e:
-        answer = e
-    pipe.send_bytes(pickle.dumps(answer))

@@ -250,6 +250,6 @@ FIVE_MINUTES = dataclasses.replace(
     ),
     latents=12000,
     interval=(300, 999),
-    shares=(0.2, 0.19, 0.1),
+    shares=(0.28, 0.27, 0.08),
 )
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10, PAINTED, EMOJI, FIVE_MINUTES)}

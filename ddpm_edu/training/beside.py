@@ -40,7 +40,7 @@ class Beside:
 
     def __exit__(self, *_):
         torch.set_num_threads(self.threads)
-        if self.process.is_alive():
+        if self.answer is None and self.process.is_alive():  # else it is on its way out
             os.kill(self.process.pid, signal.SIGINT)  # it saves its checkpoint
             self.process.join(20)
             self.process.kill()

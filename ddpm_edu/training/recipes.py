@@ -122,7 +122,7 @@ MINUTE = dataclasses.replace(
     SMALL,
     name="minute",
     unet=dataclasses.replace(_pixels(32, (1,), (0,), 1, patch=4), groups=4),
-    train_unet=dataclasses.replace(SMALL.train_unet, batch_size=64, lr=3e-2, t_mean=0.4),
+    train_unet=dataclasses.replace(SMALL.train_unet, batch_size=128, lr=3e-2, t_mean=0.4),
     guidance=2.2,
     sampler="dpmpp_2m",
     patch=4,

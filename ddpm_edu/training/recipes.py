@@ -240,16 +240,14 @@ FIVE_MINUTES = dataclasses.replace(
     name="five_minutes",
     unet=dataclasses.replace(PAINTED.unet, channels=32, depth=(0, 0), vector=64 + 6 * 2),
     vae=VAEConfig(channels=16, mult=(1, 2), blocks=1, latent=4, groups=4, patch=2),
-    train_vae=dataclasses.replace(PAINTED.train_vae, steps=1200, ema=0.98),
-    train_clip=dataclasses.replace(PAINTED.train_clip, steps=700),
+    train_vae=dataclasses.replace(PAINTED.train_vae, steps=1900, ema=0.98),
+    train_clip=dataclasses.replace(PAINTED.train_clip, steps=1200),
     train_unet=dataclasses.replace(
         PAINTED.train_unet, steps=1900, batch_size=96, lr=1.4e-2, ema=0.995, t_mean=1.2
     ),
-    train_decoder=dataclasses.replace(
-        PAINTED.train_vae, steps=500, batch_size=32, lr=5e-3, ema=0.98
-    ),
+    train_decoder=dataclasses.replace(PAINTED.train_vae, steps=800, lr=5e-3, ema=0.98),
     latents=12000,
     interval=(300, 999),
-    shares=(0.28, 0.27, 0.08),
+    shares=(0.28, 0.27, 0.1),
 )
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10, PAINTED, EMOJI, FIVE_MINUTES)}

@@ -245,9 +245,12 @@ FIVE_MINUTES = dataclasses.replace(
     train_unet=dataclasses.replace(
         PAINTED.train_unet, steps=1900, batch_size=96, lr=1.4e-2, ema=0.995, t_mean=1.2
     ),
-    train_decoder=dataclasses.replace(PAINTED.train_vae, steps=800, lr=5e-3, ema=0.98),
+    train_decoder=dataclasses.replace(
+        PAINTED.train_vae, steps=500, batch_size=32, lr=5e-3, ema=0.98
+    ),
+    guidance=4.0,
     latents=12000,
     interval=(300, 999),
-    shares=(0.28, 0.27, 0.1),
+    shares=(0.28, 0.27, 0.07),
 )
 RECIPES = {r.name: r for r in (MINUTE, MNIST, CIFAR10, PAINTED, EMOJI, FIVE_MINUTES)}

@@ -15,9 +15,11 @@ instead, and wait for each other after each: for a small network that is hardly 
 import multiprocessing
 import os
 import pickle
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +46,15 @@ def shared(function: Callable, *args, processes: int | None = None, checkpoint=N
     pipes, threads = [], torch.get_num_threads()
     room = sum(p.numel() for p in args[0].parameters() if p.requires_grad)
     rows = torch.zeros(processes, room).share_memory_()
-    sent = pickle.dumps((function, args, checkpoint))  # the rest is copied
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        file = Path(folder, "run.pickle")  # of ours; a pipe would wait until the other one reads
+        file.write_bytes(pickle.dumps((function, args, checkpoint)))
         others = []
         for rank in range(1, processes):
             here, there = multiprocessing.Pipe()
             pipes.append(stack.enter_context(here))
-            others.append(stack.enter_context(Beside(take_part, rank, rows, there, sent)))
+            others.append(stack.enter_context(Beside(take_part, rank, rows, there, file)))
             there.close()
         try:
             torch.set_num_threads(1)
@@ -65,8 +69,8 @@ def shared(function: Callable, *args, processes: int | None = None, checkpoint=N
             torch.set_num_threads(threads)
 
 
-def take_part(rank: int, rows: Tensor, pipe, sent: bytes) -> None:
-    function, args, checkpoint = pickle.loads(sent)
+def take_part(rank: int, rows: Tensor, pipe, file: Path) -> None:
+    function, args, checkpoint = pickle.loads(file.read_bytes())
     share = Share(rank, rows, [pipe])
     deque(function(*args, checkpoint=checkpoint, accelerator=share), maxlen=0)
 

@@ -68,7 +68,8 @@ class Beside:
 
 
 def _run(pipe, function, args):
-    os.setpgrp()  # a Ctrl-C is for the other process, which passes it on
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()  # a Ctrl-C is for the other process, which passes it on
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(1)

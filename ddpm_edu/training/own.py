@@ -94,7 +94,11 @@ class OwnPlan:
             train_vae=replace(base.train_vae, steps=self.updates_vae, **run),
             train_clip=replace(base.train_clip, steps=self.updates_clip, batch_size=64, **run),
             train_unet=replace(
-                base.train_unet, steps=self.updates, batch_size=self.batch_size, **run
+                base.train_unet,
+                steps=self.updates,
+                batch_size=self.batch_size,
+                lr=1.2e-2,  # for half the batch
+                **run,
             ),
             guidance=GUIDANCE[self.by],
             steps=20,

@@ -94,9 +94,7 @@ def _follow_pixels(recipe, out, checkpoint, steps, seconds, device) -> list[Path
     config = _run(recipe.train_unet, out, checkpoint, {"steps": steps, "seconds": seconds})
     dataset, started, record = recipe.dataset(), time.perf_counter(), {}
     model, schedule = recipe.model(dataset).to(device), recipe.schedule()
-    processes = None if device == "cpu" else 1
-    given = (model, schedule, dataset, config)
-    run = shared(train, *given, checkpoint=checkpoint, processes=processes)
+    run = shared(train, model, schedule, dataset, config, checkpoint=checkpoint)
     step = last_step(logged("UNet", config, record)(run))
     meta = {
         "shape": list(dataset[torch.zeros(1, dtype=torch.long)][0].shape[1:]),

@@ -146,15 +146,15 @@ def fitted(
     """
     h, w = shape = own.shapes[own.bucket.bincount().argmax()]
     by, size, plan = by_of(own), max(16, round((h * w) ** 0.5 / 16) * 16), None
+    shares = SHARES | (NO_TEXT if by == "nothing" else {})
     for channels in CHANNELS:
         wider = OwnPlan(by, size, shape, digest(own), channels, 1)
-        paces, shares = _paces(own, wider, device), SHARES | (NO_TEXT if by == "nothing" else {})
+        paces = _paces(own, wider, device)
         room = {part: max(1, int(shares[part] * seconds / paces[part])) for part in PARTS}
         if plan and room["unet"] < ENOUGH:
             break
         vae, clip = (min(room[part], updates or room[part]) for part in ("vae", "clip"))
-        wider = replace(wider, updates_vae=vae, updates_clip=clip, updates=updates or room["unet"])
-        plan = wider
+        plan = replace(wider, updates_vae=vae, updates_clip=clip, updates=updates or room["unet"])
         if updates or plan.updates < 2 * ENOUGH:  # the next one is about twice as slow
             break
     return plan

@@ -229,8 +229,8 @@ EMOJI = Recipe(
 # From nothing, on two cores of a laptop (benchmarks/stable_diffusion_from_nothing.py, notebook 09).
 # Its VAE folds 2 x 2 pixels into channels, for layers on single pixels are the dearest: after 40
 # processor seconds 77 % of its copies are read right, 32 % of those of PAINTED's VAE. The better
-# VAE and CLIP are, the sooner the UNet learns: after 500 updates it draws 42 % of the digits right
-# with a CLIP of 1,000 updates, 17 % with one of 350. The UNet is narrow: many cheap updates teach
+# VAE and CLIP are, the sooner the UNet learns: after 500 updates it draws 43 % of the digits right
+# with a CLIP of 1,000 updates, 18 % with one of 350. The UNet is narrow: many cheap updates teach
 # more than few dear ones. It gets pooled text and sizes too, as in SDXL, and so binds words to
 # colours sooner. Its last steps are not guided: so young a UNet drives the ink past its colour
 # there. (A VAE that starts linear, `VAEConfig.linear`, has sharper copies sooner, but keeps the

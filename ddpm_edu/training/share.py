@@ -32,32 +32,33 @@ from .train import TrainConfig
 def shared(function: Callable, *args, processes: int | None = None, checkpoint=None) -> Iterator:
     """The steps of function(*args, checkpoint=...), `train` or `fit`, in several processes.
 
-    args: the model, on the CPU, first; all are copied for the other processes.
-    processes: of one thread each, this one is the first; None: `worth_sharing`. The losses of
-    `train` are those of one process, but for rounding. What another process raises is raised here.
+    args: the model first; all are copied for the other processes.
+    processes: of one thread each, this one is the first; None: two for a model on the CPU where it
+    is `worth_sharing`, else one. The losses of `train` are those of one process, but for rounding.
+    What another process raises is raised here.
     """
     if processes is None:
         config = next(arg for arg in args if isinstance(arg, TrainConfig))
-        processes = 2 if worth_sharing(config) else 1
+        on_cpu = next(args[0].parameters()).device.type == "cpu"
+        processes = 2 if on_cpu and worth_sharing(config) else 1
     whole("processes", processes, 1, 64, "that share a batch")
     if processes == 1:
         yield from function(*args, checkpoint=checkpoint)
         return
-    pipes, threads = [], torch.get_num_threads()
     room = sum(p.numel() for p in args[0].parameters() if p.requires_grad)
     rows = torch.zeros(processes, room).share_memory_()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         file = Path(folder, "run.pickle")  # of ours; a pipe would wait until the other one reads
         file.write_bytes(pickle.dumps((function, args, checkpoint)))
-        others = []
+        pipes, others = [], []
         for rank in range(1, processes):
             here, there = multiprocessing.Pipe()
             pipes.append(stack.enter_context(here))
             others.append(stack.enter_context(Beside(take_part, rank, rows, there, file)))
             there.close()
+        torch.set_num_threads(1)  # until `Beside` ends, which brings back what was before
         try:
-            torch.set_num_threads(1)
             yield from function(*args, checkpoint=checkpoint, accelerator=Share(0, rows, pipes))
             for other in others:
                 other.result()
@@ -65,8 +66,6 @@ def shared(function: Callable, *args, processes: int | None = None, checkpoint=N
             for other in others:
                 other.result()
             raise
-        finally:
-            torch.set_num_threads(threads)
 
 
 def take_part(rank: int, rows: Tensor, pipe, file: Path) -> None:
@@ -97,7 +96,7 @@ class Share:
     """What a run asks of an `accelerate.Accelerator`: rows of shared memory hold what is to be
     added up, one row a process; a pipe to the first process says when a row is written."""
 
-    device, scaler = torch.device("cpu"), None
+    device = torch.device("cpu")
 
     def __init__(self, rank: int, rows: Tensor, pipes: list):
         self.process_index, self.num_processes = rank, len(rows)

@@ -86,7 +86,8 @@ def train(
     config.save_every steps, at the end, and on Ctrl-C. A run that was over already yields its last
     step once more, with a loss of NaN.
     accelerator: an `accelerate.Accelerator` that shares each batch among its processes, started by
-    `accelerate launch --multi_gpu --num_processes 2`; on the CPU with Accelerator(cpu=True).
+    `accelerate launch --multi_gpu --num_processes 2`; on the CPU with Accelerator(cpu=True), or by
+    `shared` (share.py).
     Raises, at the first step, DataError for an empty dataset, OptionError for a batch larger than
     it, CheckpointError for the checkpoint of another run; and TrainingError for NaN in the data,
     the loss or its gradient, before the update: weights and checkpoint stay as they were.
@@ -120,7 +121,8 @@ def fit(
     """The same loop for any other loss: objective(model, batch, generator) -> scalar.
 
     dataset: len() and dataset[indices] -> a batch of any kind, pictures or codes first. All chance
-    belongs to `generator`. p_uncond, predict, t_distribution and t_mean are for `train`.
+    belongs to `generator`; of several processes each draws the same for its part. p_uncond,
+    predict, t_distribution and t_mean are for `train`.
     """
     run = Run(model, dataset, config, checkpoint, accelerator)
     if run.progress() >= 1:

@@ -60,9 +60,8 @@ def train_decoder(
     recipe: Recipe, vae: VAE, checkpoint=None, log: Callable = iter, device="cpu"
 ) -> VAE:
     """Part 4: the same VAE with a better decoder; its latents stay what they are."""
-    config, processes = recipe.train_decoder, None if device == "cpu" else 1
-    vae, pictures = only_decoder(vae), recipe.dataset()
-    return fit_vae(vae, recipe.losses, config, pictures, checkpoint, log, device, processes)
+    vae, config, pictures = only_decoder(vae), recipe.train_decoder, recipe.dataset()
+    return fit_vae(vae, recipe.losses, config, pictures, checkpoint, log, device, processes=None)
 
 
 def fit_vae(
@@ -189,8 +188,7 @@ def train_system(
         decoder = recipe.shares[2] if recipe.train_decoder else 0
         recipe = by_clock(recipe, "train_unet", left() - decoder * seconds)
     log = logged("UNet", recipe.train_unet, record["unet"], lambda step: watch(sd, step))
-    processes = None if device == "cpu" else 1
-    sd = train_unet(sd, latents, recipe.train_unet, files["unet"], log, processes).cpu()
+    sd = train_unet(sd, latents, recipe.train_unet, files["unet"], log, processes=None).cpu()
     if recipe.train_decoder:
         if seconds is not None:
             recipe = by_clock(recipe, "train_decoder", left())
